@@ -1,0 +1,1 @@
+"""Kernels of qsjax, usable without the rest: named implementations, explicit choice, reasons."""

@@ -1,0 +1,10 @@
+"""Checkpoints: one directory, many small Orbax items, and a manifest that is written last."""
+
+from qsjax.checkpoint.manifest import FORMAT_VERSION as FORMAT_VERSION
+from qsjax.checkpoint.manifest import MANIFEST as MANIFEST
+from qsjax.checkpoint.manifest import Manifest as Manifest
+from qsjax.checkpoint.restore import load_item as load_item
+from qsjax.checkpoint.restore import restore as restore
+from qsjax.checkpoint.writer import CheckpointWriter as CheckpointWriter
+from qsjax.checkpoint.writer import digest as digest
+from qsjax.checkpoint.writer import write_atomically as write_atomically

@@ -1,0 +1,133 @@
+"""Config is data: frozen dataclasses from TOML or JSON, where an unknown key is an error.
+
+A configuration class is a plain frozen dataclass with typed fields and a `__post_init__` that checks
+relations between them. `from_mapping` builds one from untrusted data (a TOML preset, the JSON beside a
+PyTorch checkpoint, a manifest), `to_mapping` goes back.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qsjax.errors import InputError
+
+T = TypeVar("T")
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """A hint that names the closest candidate and the full list, for the end of an error message."""
+    names = sorted(candidates)
+    close = difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names)}"
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
+    """Build the frozen dataclass `cls` from a mapping.
+
+    Args:
+        cls: dataclass; fields may be bool, int, float, str, tuples of these, nested dataclasses or `X | None`.
+        values: keys are field names; fields with defaults may be absent.
+        source: where the values come from, for messages ("configs/models/tiny.toml").
+
+    Raises:
+        InputError: unknown key (the nearest valid one is named), missing key, or a value of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{source}: expected a table of {cls.__name__} fields, found {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise InputError(f"{source}: unknown key {key!r}; {nearest(key, fields)}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(f"{source}: missing {', '.join(missing)} for {cls.__name__}")
+    converted = {
+        key: _convert(hints[key], value, source=f"{source}: {key}") for key, value in values.items()
+    }
+    return cls(**converted)
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The plain-data form of a config dataclass, ready for JSON or TOML; inverse of `from_mapping`."""
+    return dataclasses.asdict(config)
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        InputError: the file is absent or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give an existing TOML file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not valid TOML ({error})") from error
+
+
+def configs_directory() -> Path:
+    """The presets: inside the installed package, or the checkout's `configs/` for an editable install."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def preset(kind: str, name: str) -> dict[str, Any]:
+    """The contents of `configs/<kind>/<name>.toml`.
+
+    Raises:
+        InputError: no such preset; the message lists those that exist.
+    """
+    directory = configs_directory() / kind
+    path = directory / f"{name}.toml"
+    if not path.is_file():
+        raise InputError(
+            f"no preset {name!r} in {kind}; {nearest(name, [p.stem for p in directory.glob('*.toml')])}"
+        )
+    return load_toml(path)
+
+
+def _convert(hint: Any, value: Any, *, source: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        (inner,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        return _convert(inner, value, source=source)
+    if origin is tuple:
+        args = typing.get_args(hint)
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{source}: expected a list, found {value!r}")
+        variadic = len(args) == 2 and args[1] is Ellipsis
+        if not variadic and len(value) != len(args):
+            raise InputError(f"{source}: expected {len(args)} values, found {len(value)}")
+        inner_hints = [args[0]] * len(value) if variadic else args
+        return tuple(
+            _convert(inner, item, source=source)
+            for inner, item in zip(inner_hints, value, strict=True)
+        )
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, source=source)  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (bool, int, float, str):
+        if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+            raise InputError(f"{source}: expected {hint.__name__}, found {value!r}")
+        return value
+    raise TypeError(f"{source}: config fields of type {hint} are not supported")

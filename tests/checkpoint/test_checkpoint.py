@@ -1,0 +1,134 @@
+"""The checkpoint directory: atomic, resumable, complete or refused."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, restore
+from qsjax.errors import CheckpointError, InputError
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.proj = nnx.Linear(3, 4, rngs=rngs)
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Param(jnp.zeros((6, 3)))
+        self.blocks = nnx.vmap(Block)(rngs.split(2))
+        self.tail = nnx.List([nnx.Linear(4, 1, rngs=rngs)])
+
+
+def build():
+    return Model(nnx.Rngs(0))
+
+
+def leaves():
+    rng = np.random.default_rng(0)
+
+    def array(*shape):
+        return rng.standard_normal(shape).astype(jnp.bfloat16)
+
+    blocks = {
+        f"blocks.{i}.proj.{leaf}": array(*shape)
+        for i in range(2)
+        for leaf, shape in (("kernel", (3, 4)), ("bias", (4,)))
+    }
+    return {"embed": array(6, 3), **blocks, "tail.0.kernel": array(4, 1), "tail.0.bias": array(1)}
+
+
+def write(destination, tree, **options):
+    writer = CheckpointWriter(destination, identity="one", **options)
+    names = [name for name in tree if name != "embed"]
+    writer.write_item("model", "a", {"embed": tree["embed"][:4]}, rows={"embed": (0, 4)})
+    writer.write_item("model", "b", {"embed": tree["embed"][4:]}, rows={"embed": (4, 6)})
+    writer.write_item("model", "c", {name: tree[name] for name in names})
+    data = {"components": {"model": {"config": {}}}}
+    return writer.finish(data, {"model": ["a", "b", "c"]})
+
+
+def test_round_trip_stacks_blocks_and_joins_rows(tmp_path):
+    tree = leaves()
+    write(tmp_path / "ckpt", tree)
+    model = restore(Manifest.read(tmp_path / "ckpt"), "model", build, dtype=jnp.dtype("bfloat16"))
+    np.testing.assert_array_equal(model.embed.get_value(), tree["embed"])
+    np.testing.assert_array_equal(
+        model.blocks.proj.kernel.get_value()[1], tree["blocks.1.proj.kernel"]
+    )
+    np.testing.assert_array_equal(model.tail[0].bias.get_value(), tree["tail.0.bias"])
+    assert not (tmp_path / "ckpt.tmp").exists()
+
+
+def test_nothing_appears_before_finish_and_work_resumes(tmp_path):
+    tree = leaves()
+    writer = CheckpointWriter(tmp_path / "ckpt", identity="one")
+    writer.write_item("model", "a", {"embed": tree["embed"]})
+    assert not (tmp_path / "ckpt").exists()
+    again = CheckpointWriter(tmp_path / "ckpt", identity="one")
+    assert list(again.finished_items()) == ["model/a"]
+    with pytest.raises(InputError, match="unfinished"):
+        CheckpointWriter(tmp_path / "ckpt", identity="two")
+    assert not CheckpointWriter(tmp_path / "ckpt", identity="two", overwrite=True).finished_items()
+
+
+def test_overwrite_is_explicit_and_only_for_checkpoints(tmp_path):
+    tree = leaves()
+    write(tmp_path / "ckpt", tree)
+    with pytest.raises(InputError, match="--overwrite"):
+        CheckpointWriter(tmp_path / "ckpt", identity="one")
+    tree["tail.0.bias"] += 1
+    write(tmp_path / "ckpt", tree, overwrite=True)
+    model = restore(Manifest.read(tmp_path / "ckpt"), "model", build, dtype=jnp.dtype("bfloat16"))
+    np.testing.assert_array_equal(model.tail[0].bias.get_value(), tree["tail.0.bias"])
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match="not a checkpoint"):
+        CheckpointWriter(tmp_path / "photos", identity="one", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data.update(format_version=99), "upgrade"),
+        (lambda data: data.pop("components"), "not a qsjax manifest"),
+    ],
+)
+def test_unreadable_manifests_are_refused(tmp_path, damage, message):
+    write(tmp_path / "ckpt", leaves())
+    path = tmp_path / "ckpt" / MANIFEST
+    data = json.loads(path.read_text())
+    damage(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=message):
+        Manifest.read(tmp_path / "ckpt")
+
+
+def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no manifest"):
+        Manifest.read(tmp_path)
+    with pytest.raises(CheckpointError, match="nothing there"):
+        Manifest.read(tmp_path / "absent")
+
+
+def test_missing_surplus_and_misshapen_leaves_are_reported_together(tmp_path):
+    tree = leaves()
+    del tree["blocks.1.proj.bias"]
+    tree["blocks.7.proj.bias"] = np.zeros(4, jnp.bfloat16)
+    tree["tail.0.kernel"] = np.zeros((4, 2), jnp.bfloat16)
+    write(tmp_path / "ckpt", tree)
+    with pytest.raises(CheckpointError, match=r"surplus blocks\.7\.proj\.bias") as caught:
+        restore(Manifest.read(tmp_path / "ckpt"), "model", build)
+    assert "missing blocks.proj.bias from index 1" in str(caught.value)
+    assert "tail.0.kernel has shape (4, 2)" in str(caught.value)
+
+
+def test_damaged_items_are_named(tmp_path):
+    write(tmp_path / "ckpt", leaves())
+    for path in (tmp_path / "ckpt" / "model" / "c").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="model/c"):
+        restore(Manifest.read(tmp_path / "ckpt"), "model", build)
