@@ -1,0 +1,57 @@
+"""Named implementations of an operation, explicit choice, and the reasons why one cannot be used.
+
+Nothing falls back silently: a caller who names an implementation gets it or an error; `auto` takes
+the first that has no reason against it, and anybody can ask for all the reasons (`qsjax doctor`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an operation.
+
+    Attributes:
+        function: does it.
+        objection: takes the facts of a call (backend, dtype, sizes) as keywords; returns why this
+            implementation cannot serve them, in one clause, or None.
+    """
+
+    function: Callable[..., Any]
+    objection: Callable[..., str | None]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation and its implementations, in the order in which `auto` prefers them."""
+
+    name: str
+    implementations: Mapping[str, Implementation] = field(default_factory=dict)
+
+    def objections(self, **facts: Any) -> dict[str, str | None]:
+        """Implementation name -> why it cannot serve a call with these facts, or None where it can."""
+        return {name: one.objection(**facts) for name, one in self.implementations.items()}
+
+    def choose(self, implementation: str = AUTO, **facts: Any) -> str:
+        """The name of the implementation that serves a call.
+
+        Raises:
+            ValueError: no implementation of that name.
+            ExceptionGroup: none can serve it; one NotImplementedError with the reason for each.
+        """
+        if implementation != AUTO and implementation not in self.implementations:
+            known = ", ".join([AUTO, *self.implementations])
+            raise ValueError(
+                f"{self.name} has no implementation {implementation!r}; known: {known}"
+            )
+        wanted = list(self.implementations) if implementation == AUTO else [implementation]
+        objections = self.objections(**facts)
+        for name in wanted:
+            if objections[name] is None:
+                return name
+        reasons = [NotImplementedError(f"{name}: {objections[name]}") for name in wanted]
+        raise ExceptionGroup(f"{self.name}: no implementation for {facts}", reasons)

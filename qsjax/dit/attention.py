@@ -1,0 +1,131 @@
+"""Dense attention for the attention slot: exact, in bounded memory, in the form each backend runs best.
+
+No implementation holds a full [heads, tokens, tokens] score matrix: at 720x1280x129 that would be 680 GB.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pallas_kernels.dispatch import AUTO, Implementation, Operation
+
+# Finite, so that a row without any valid key gives finite numbers instead of NaN.
+_MASKED = -1e30
+# Queries a step: 256 rows of scores stay in a CPU core's cache; an accelerator wants larger matmuls.
+_CPU_QUERIES = 256
+_SCORE_BYTES = 256 * 2**20
+
+
+def dense_attention(
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L H D"],
+    v: Float[Array, "B L H D"],
+    kv_valid: Bool[Array, "B L"],
+    state: Any = (),
+    *,
+    implementation: str = AUTO,
+) -> tuple[Float[Array, "B L H D"], Any]:
+    """softmax(q k^T / sqrt(D)) v over the valid keys, softmax in float32; the state passes through.
+
+    Args:
+        q, k, v: one layer's heads.
+        kv_valid: keys that may be seen; at least one a sample.
+        state: untouched.
+        implementation: "auto" or a name of `DENSE_ATTENTION.implementations`.
+
+    Raises:
+        ExceptionGroup: the implementation cannot serve this backend or dtype; the reasons are inside.
+    """
+    name = DENSE_ATTENTION.choose(
+        implementation, backend=jax.default_backend(), dtype=q.dtype, head_dim=q.shape[-1]
+    )
+    return DENSE_ATTENTION.implementations[name].function(q, k, v, kv_valid), state
+
+
+def masked_attention(
+    q: Float[Array, "*B Q D"], k: Float[Array, "*B K D"], v: Float[Array, "*B K D"], bias: Array
+) -> Float[Array, "*B Q D"]:
+    """softmax(q k^T / sqrt(D) + bias) v with all scores in memory; float32 softmax, result in q's dtype."""
+    scores = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
+    scores = scores * jnp.float32(q.shape[-1] ** -0.5) + bias
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum(
+        "...qk,...kd->...qd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return (mixed / total).astype(q.dtype)
+
+
+def key_bias(kv_valid: Bool[Array, "*B L"]) -> Float[Array, "*B L"]:
+    """0 for valid keys, a large negative number for the others."""
+    return jnp.where(kv_valid, jnp.float32(0), jnp.float32(_MASKED))
+
+
+def _per_head(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
+    """One head and 256 queries at a time, as 2-D matmuls: XLA:CPU runs these 3 times faster than a batch."""
+    batch, length, heads, size = q.shape
+    q, k, v = (x.transpose(0, 2, 1, 3).reshape(batch * heads, length, size) for x in (q, k, v))
+    chunks = -(-length // _CPU_QUERIES)
+    rows = -(-length // chunks)
+    q = jnp.pad(q, ((0, 0), (0, chunks * rows - length), (0, 0)))
+    bias = jnp.repeat(key_bias(kv_valid), heads, axis=0)
+
+    def head(one: tuple[Array, Array, Array, Array]) -> Array:
+        q, k, v, bias = one
+        parts = q.reshape(chunks, rows, size)
+        return jax.lax.map(lambda part: masked_attention(part, k, v, bias[None]), parts)
+
+    out = jax.lax.map(head, (q, k, v, bias)).reshape(batch, heads, chunks * rows, size)
+    return out[:, :, :length].transpose(0, 2, 1, 3)
+
+
+def _chunked(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
+    """All heads, as many queries at a time as fit 256 MB of scores."""
+    batch, length, heads, size = q.shape
+    fitting = max(1, _SCORE_BYTES // (4 * batch * heads * length))
+    chunks = -(-length // fitting)
+    rows = -(-length // chunks)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    q = jnp.pad(q, ((0, 0), (0, chunks * rows - length), (0, 0), (0, 0)))
+    parts = q.reshape(batch, chunks, rows, heads, size).transpose(1, 0, 3, 2, 4)
+    bias = key_bias(kv_valid)[:, None, None]
+    out = jax.lax.map(lambda part: masked_attention(part, k, v, bias), parts)
+    out = out.transpose(1, 0, 3, 2, 4).reshape(batch, chunks * rows, heads, size)
+    return out[:, :length]
+
+
+def _cudnn(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
+    """cuDNN's flash attention; padded text is the tail of the sequence, so a length says it all."""
+    lengths = kv_valid.sum(axis=1, dtype=jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+
+
+def _only_on(*backends: str, backend: str, **_: Any) -> str | None:
+    return None if backend in backends else f"is for {' or '.join(backends)}, not {backend}"
+
+
+def _cudnn_objection(*, backend: str, dtype: Any, head_dim: int, **_: Any) -> str | None:
+    if backend not in ("gpu", "cuda"):
+        return f"needs an NVIDIA GPU, not {backend}"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"takes bfloat16 or float16, not {jnp.dtype(dtype).name}"
+    return (
+        None
+        if head_dim % 8 == 0 and head_dim <= 128
+        else f"head size {head_dim} must be a multiple of 8 up to 128"
+    )
+
+
+DENSE_ATTENTION = Operation(
+    "dense_attention",
+    {
+        "cudnn": Implementation(_cudnn, _cudnn_objection),
+        "xla_per_head": Implementation(_per_head, partial(_only_on, "cpu")),
+        "xla_chunked": Implementation(_chunked, lambda **_: None),
+    },
+)

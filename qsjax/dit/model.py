@@ -1,0 +1,243 @@
+"""HunyuanVideo's diffusion transformer: latents, time, text in; velocity out.
+
+It knows neither quantization nor sparsity. A linear layer may be replaced by any module that is
+called the same way (see `norms.modulated_input`), and attention is an argument of the call.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from qsjax.dit.attention import dense_attention
+from qsjax.dit.blocks import Attention, Context, DoubleBlock, SingleBlock
+from qsjax.dit.config import DiTConfig
+from qsjax.dit.embedders import FREQUENCIES, Embedder, sinusoid
+from qsjax.dit.norms import modulate
+from qsjax.dit.refiner import TokenRefiner
+from qsjax.dit.rope import rope_tables
+from qsjax.dit.stack import over_layers, scan_layers, stacked
+from qsjax.errors import InputError
+
+
+class Modulation(NamedTuple):
+    """Every modulation vector of one denoising step (or, with one more leading axis, of all steps).
+
+    Attributes:
+        img: [double blocks, B, 6D]; shift, scale, gate of attention, then of the MLP.
+        txt: [double blocks, B, 6D].
+        single: [single blocks, B, 3D].
+        final: [B, 2D]; shift, scale.
+    """
+
+    img: Array
+    txt: Array
+    single: Array
+    final: Array
+
+
+class FinalLayer(nnx.Module):
+    """Modulated norm and the projection of a token to its patch."""
+
+    def __init__(self, config: DiTConfig, patch: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        zeros = nnx.initializers.zeros
+        width = config.hidden_size
+        self.modulation = nnx.Linear(
+            width, 2 * width, param_dtype=dtype, rngs=rngs, kernel_init=zeros
+        )
+        self.linear = nnx.Linear(width, patch, param_dtype=dtype, rngs=rngs, kernel_init=zeros)
+
+
+class DiT(nnx.Module):
+    """The transformer.
+
+    Example:
+        >>> dit = DiT(DiTConfig.preset("tiny"), rngs=nnx.Rngs(0))
+        >>> velocity = jax.jit(DiT.__call__)(dit, latents, timestep, text, text_mask, pooled, guidance)
+
+    Args:
+        config: all sizes.
+        dtype: dtype of parameters and matmuls. Sinusoids, rotary tables and rotation, norm statistics,
+            softmax and the mean of the text are float32 in any case, as in the original.
+        rngs: for the initial values.
+    """
+
+    def __init__(
+        self, config: DiTConfig, *, dtype: jnp.dtype | type = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
+        dtype = jnp.dtype(dtype)
+        self.config = config
+        width, patch = config.hidden_size, _volume(config.patch_size)
+        self.patch_embed = nnx.Linear(
+            config.in_channels * patch, width, param_dtype=dtype, rngs=rngs
+        )
+        self.time_embed = Embedder(2 * FREQUENCIES, width, dtype=dtype, rngs=rngs)
+        self.pooled_embed = Embedder(config.pooled_dim, width, dtype=dtype, rngs=rngs)
+        if config.guidance_embeds:
+            self.guidance_embed = Embedder(2 * FREQUENCIES, width, dtype=dtype, rngs=rngs)
+        self.refiner = TokenRefiner(config, dtype=dtype, rngs=rngs)
+        self.double_blocks = stacked(
+            lambda rngs: DoubleBlock(config, dtype=dtype, rngs=rngs), config.num_double_blocks, rngs
+        )
+        self.single_blocks = stacked(
+            lambda rngs: SingleBlock(config, dtype=dtype, rngs=rngs), config.num_single_blocks, rngs
+        )
+        self.final = FinalLayer(config, config.out_channels * patch, dtype=dtype, rngs=rngs)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Dtype of the residual stream."""
+        return self.patch_embed.kernel.dtype
+
+    def __call__(
+        self,
+        latents: Float[Array, "B C T H W"],
+        timestep: Float[Array, " B"],
+        text: Float[Array, "B L E"],
+        text_mask: Bool[Array, "B L"],
+        pooled: Float[Array, "B P"],
+        guidance: Float[Array, " B"] | None = None,
+        *,
+        modulation: Modulation | None = None,
+    ) -> Float[Array, "B O T H W"]:
+        """Velocity of the flow, float32, with dense attention.
+
+        Args:
+            latents: noisy latents, float32.
+            timestep: 1000 sigma, in [0, 1000].
+            text: states of the language model, right-padded.
+            text_mask: which of them are valid; at least one a sample.
+            pooled: pooled text embedding.
+            guidance: 1000 times the guidance scale; required by guidance-distilled models, else None.
+            modulation: this step's row of `modulation(...)`; then no modulation weight is read.
+
+        Raises:
+            InputError: guidance given to a model without it, or missing; latents not divisible by the patch.
+        """
+        velocity, _ = self.forward(
+            latents, timestep, text, text_mask, pooled, guidance, modulation=modulation
+        )
+        return velocity
+
+    def forward(
+        self,
+        latents: Float[Array, "B C T H W"],
+        timestep: Float[Array, " B"],
+        text: Float[Array, "B L E"],
+        text_mask: Bool[Array, "B L"],
+        pooled: Float[Array, "B P"],
+        guidance: Float[Array, " B"] | None = None,
+        *,
+        modulation: Modulation | None = None,
+        attention: Attention | None = None,
+        state: Any = (),
+    ) -> tuple[Float[Array, "B O T H W"], Any]:
+        """The same with the attention slot open: `attention` and its state, stacked over all blocks.
+
+        The DiT threads `state` through its blocks (double, then single) and never looks inside.
+        """
+        if modulation is None:
+            modulation = self._modulation(timestep, pooled, guidance)
+        grid = self._grid(latents)
+        cos, sin = map(jnp.asarray, rope_tables(self.config, grid))
+        txt = self.refiner(text, text_mask, timestep)
+        img = self.patch_embed(self._patchify(latents, grid).astype(self.dtype))
+        valid = jnp.ones(img.shape[:2], bool)
+        kv_valid = jnp.concatenate([valid, text_mask], axis=1)
+        context = Context(cos, sin, kv_valid, attention or dense_attention)
+
+        def double(block: DoubleBlock, streams: Any, rows: Any, mine: Any) -> tuple[Any, Any]:
+            return block(streams, rows, context, mine)
+
+        def single(block: SingleBlock, x: Array, row: Array, mine: Any) -> tuple[Array, Any]:
+            return block(x, row, context, mine)
+
+        (img, txt), state = scan_layers(
+            self.double_blocks, double, (img, txt), (modulation.img, modulation.txt), state
+        )
+        x, state = scan_layers(
+            self.single_blocks,
+            single,
+            jnp.concatenate([img, txt], axis=1),
+            modulation.single,
+            state,
+            first=self.config.num_double_blocks,
+        )
+        shift, scale = jnp.split(modulation.final, 2, axis=-1)
+        patches = self.final.linear(modulate(x[:, : img.shape[1]], shift, scale))
+        return self._unpatchify(patches, grid).astype(jnp.float32), state
+
+    def modulation(
+        self,
+        timesteps: Float[Array, " S"],
+        pooled: Float[Array, "B P"],
+        guidance: Float[Array, " B"] | None = None,
+    ) -> Modulation:
+        """All steps' modulation vectors at once: they depend on time, guidance and pooled text only.
+
+        Returns:
+            A `Modulation` whose leaves have a leading step axis; index it with
+            `jax.tree.map(lambda leaf: leaf[step], table)` to get the row of one step.
+        """
+        steps, batch = timesteps.shape[0], pooled.shape[0]
+        rows = self._modulation(  # steps as batch: the weights are read once for all of them
+            jnp.repeat(timesteps, batch),
+            jnp.tile(pooled, (steps, 1)),
+            None if guidance is None else jnp.tile(guidance, steps),
+        )
+
+        def by_step(leaf: Array) -> Array:
+            return jnp.moveaxis(leaf.reshape(*leaf.shape[:-2], steps, batch, -1), -3, 0)
+
+        return jax.tree.map(by_step, rows)
+
+    def _modulation(self, timestep: Array, pooled: Array, guidance: Array | None) -> Modulation:
+        if self.config.guidance_embeds != (guidance is not None):
+            raise InputError(
+                "this model is guidance-distilled and needs guidance (1000 times the scale)"
+                if guidance is None
+                else "this model has no guidance embedder; pass guidance=None and use true CFG"
+            )
+        conditioning = self.time_embed(sinusoid(timestep))
+        if guidance is not None:
+            conditioning = conditioning + self.guidance_embed(sinusoid(guidance))
+        active = jax.nn.silu(conditioning + self.pooled_embed(pooled))
+        return Modulation(
+            img=over_layers(self.double_blocks, lambda block: block.img.modulation(active)),
+            txt=over_layers(self.double_blocks, lambda block: block.txt.modulation(active)),
+            single=over_layers(self.single_blocks, lambda block: block.modulation(active)),
+            final=self.final.modulation(active),
+        )
+
+    def _grid(self, latents: Array) -> tuple[int, int, int]:
+        if latents.shape[1] != self.config.in_channels:
+            raise InputError(
+                f"latents have {latents.shape[1]} channels, the model takes {self.config.in_channels}"
+            )
+        sizes = latents.shape[2:]
+        if any(size % patch for size, patch in zip(sizes, self.config.patch_size, strict=True)):
+            raise InputError(
+                f"latents of {sizes} (frames, height, width) are not divisible by the patch {self.config.patch_size}"
+            )
+        t, h, w = (size // patch for size, patch in zip(sizes, self.config.patch_size, strict=True))
+        return t, h, w
+
+    def _patchify(self, latents: Array, grid: tuple[int, int, int]) -> Array:
+        """[B, C, T, H, W] -> [B, tokens, C * patch]; features in the order channel, time, height, width."""
+        (t, h, w), (pt, ph, pw) = grid, self.config.patch_size
+        x = latents.reshape(latents.shape[0], -1, t, pt, h, ph, w, pw)
+        x = x.transpose(0, 2, 4, 6, 1, 3, 5, 7)
+        return x.reshape(latents.shape[0], t * h * w, -1)
+
+    def _unpatchify(self, tokens: Array, grid: tuple[int, int, int]) -> Array:
+        """Inverse of `_patchify`."""
+        (t, h, w), (pt, ph, pw) = grid, self.config.patch_size
+        x = tokens.reshape(tokens.shape[0], t, h, w, -1, pt, ph, pw)
+        x = x.transpose(0, 4, 1, 5, 2, 6, 3, 7)
+        return x.reshape(tokens.shape[0], -1, t * pt, h * ph, w * pw)
+
+
+def _volume(patch: tuple[int, int, int]) -> int:
+    return patch[0] * patch[1] * patch[2]

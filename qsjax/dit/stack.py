@@ -1,0 +1,68 @@
+"""Blocks of one kind as a single module with stacked parameters, run under `jax.lax.scan`.
+
+Sixty blocks compile as two. The carry may hold a state stacked over layers; each layer reads and
+writes its own slice in place, so that a donated state is never held twice.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+Block = TypeVar("Block", bound=nnx.Module)
+
+
+def stacked(build: Callable[[nnx.Rngs], Block], count: int, rngs: nnx.Rngs) -> Block:
+    """`count` blocks made by `build`, every parameter with a leading axis of that length."""
+    return nnx.vmap(build)(rngs.split(count))
+
+
+def over_layers(blocks: Block, function: Callable[[Block], Any]) -> Any:
+    """`function` of every block at once (vmap), results stacked over layers."""
+    graph, parameters = nnx.split(blocks)
+    return jax.vmap(lambda one: function(nnx.merge(graph, one)))(parameters)
+
+
+def scan_layers(
+    blocks: Block,
+    step: Callable[[Block, Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    inputs: Any,
+    state: Any,
+    *,
+    first: int = 0,
+) -> tuple[Any, Any]:
+    """Run blocks one after the other.
+
+    Args:
+        blocks: a stacked module.
+        step: `(block, carry, input, layer_state) -> (carry, layer_state)`.
+        carry: passes from block to block.
+        inputs: pytree with a leading layer axis, one slice a block.
+        state: pytree with a leading axis over all layers of the model (not only of this stack), or ().
+        first: index of this stack's first block in `state`.
+
+    Returns:
+        The last carry and the updated state.
+    """
+    graph, parameters = nnx.split(blocks)
+    count = jax.tree.leaves(parameters)[0].shape[0]
+
+    def body(loop: tuple[Any, Any], scanned: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any], None]:
+        carry, state = loop
+        one, given, index = scanned
+        mine = jax.tree.map(
+            lambda whole: jax.lax.dynamic_index_in_dim(whole, index, keepdims=False), state
+        )
+        carry, mine = step(nnx.merge(graph, one), carry, given, mine)
+        state = jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, index, 0),
+            state,
+            mine,
+        )
+        return (carry, state), None
+
+    indices = jax.numpy.arange(first, first + count)
+    (carry, state), _ = jax.lax.scan(body, (carry, state), (parameters, inputs, indices))
+    return carry, state

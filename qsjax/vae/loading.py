@@ -1,0 +1,39 @@
+"""Loading the VAE of a checkpoint directory."""
+
+import os
+
+import jax.numpy as jnp
+from flax import nnx
+
+from qsjax.checkpoint import Manifest, restore
+from qsjax.config import from_mapping
+from qsjax.vae.config import VAEConfig
+from qsjax.vae.model import VAE
+
+
+def load_vae(
+    directory: str | os.PathLike[str],
+    *,
+    dtype: jnp.dtype | type | None = None,
+    progress: bool = False,
+) -> VAE:
+    """The autoencoder of a checkpoint that `qsjax convert` wrote.
+
+    Args:
+        directory: the checkpoint.
+        dtype: parameters and convolutions; None means float32, as the weights are released.
+        progress: show a bar in bytes.
+
+    Raises:
+        CheckpointError: not a checkpoint, without a VAE, or one that does not fit its configuration.
+    """
+    manifest = Manifest.read(directory)
+    config = from_mapping(VAEConfig, manifest.config("vae"), source=f"{directory}: vae config")
+    chosen = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    return restore(
+        manifest,
+        "vae",
+        lambda: VAE(config, dtype=chosen, rngs=nnx.Rngs(0)),
+        dtype=chosen,
+        progress=progress,
+    )

@@ -1,0 +1,65 @@
+"""How a video too large for one pass is cut into overlapping tiles."""
+
+from dataclasses import dataclass
+
+from qsjax.errors import InputError
+from qsjax.vae.config import VAEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """Tile sizes in frames and pixels; the defaults are those of Tencent's HunyuanVideo.
+
+    Neighbouring tiles overlap by size minus stride, and are blended linearly there. A tile is decoded or
+    encoded as if it were a whole video (GroupNorm and attention see only the tile), so different tile
+    sizes give slightly different videos.
+
+    Attributes:
+        frames: frames of a tile, not counting the one extra frame that every tile begins with; None
+            together with `frame_stride` means that time is not tiled.
+        frame_stride: frames from one tile to the next.
+        pixels: side of a tile along height and width; None together with `pixel_stride` means that
+            space is not tiled.
+        pixel_stride: pixels from one tile to the next.
+    """
+
+    frames: int | None = 64
+    frame_stride: int | None = 48
+    pixels: int | None = 256
+    pixel_stride: int | None = 192
+
+    def __post_init__(self) -> None:
+        for size_name, stride_name in (("frames", "frame_stride"), ("pixels", "pixel_stride")):
+            size, stride = getattr(self, size_name), getattr(self, stride_name)
+            if (size is None) != (stride is None):
+                raise InputError(
+                    f"tiling has {size_name}={size} but {stride_name}={stride}; give both, or neither to not tile"
+                )
+            if size is not None and not 0 < stride <= size:
+                raise InputError(
+                    f"tiling has {stride_name}={stride}; it must be between 1 and {size_name}={size}"
+                )
+
+    @classmethod
+    def diffusers(cls) -> "Tiling":
+        """The tile sizes of diffusers' `AutoencoderKLHunyuanVideo` after `enable_tiling()`."""
+        return cls(frames=16, frame_stride=12)
+
+    def check(self, config: VAEConfig) -> None:
+        """Refuse tiles that do not end on latent cells.
+
+        Raises:
+            InputError: a size or stride is not a multiple of the compression; names the nearest one that is.
+        """
+        for names, ratio in (
+            (("frames", "frame_stride"), config.temporal_compression_ratio),
+            (("pixels", "pixel_stride"), config.spatial_compression_ratio),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and value % ratio:
+                    nearest = max(ratio, round(value / ratio) * ratio)
+                    raise InputError(
+                        f"tiling has {name}={value}, which the VAE's compression {ratio} does not divide;"
+                        f" the nearest valid value is {nearest}"
+                    )
