@@ -1,0 +1,97 @@
+"""Opening any container as a Source."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from convert.containers.folder import INDEX, SHARD, TORCH_SUFFIXES, find_weights
+from convert.containers.listing import first_few
+from convert.containers.safetensors_file import SafetensorsFile
+from convert.containers.scaled_fp8 import ScaledFp8, float8_names
+from convert.containers.sharded import ShardedSafetensors
+from convert.containers.source import Source
+from convert.containers.strict_json import read_object
+from convert.containers.torch_file import TorchFile
+from qsjax.errors import CheckpointError, InputError
+
+
+def open_source(path: str | os.PathLike[str], component: str) -> Source:
+    """Open the weights of a component for reading tensor by tensor.
+
+    Args:
+        path: a safetensors file, a shard index, a `.pt`, or a folder that holds one of these.
+        component: "dit", "vae", "llama" or "clip"; decides where a folder of several components is
+            searched, and for "vae" that a leading `vae.` is stripped from the names.
+
+    Returns:
+        The open source; close it, or use it as a context manager. Float8 weights with scales show as bfloat16.
+
+    Raises:
+        InputError: nothing usable is there, or more than one thing; or a `.pt` and no PyTorch.
+        CheckpointError: the files are damaged or contradict each other.
+    """
+    given = Path(path)
+    weights = find_weights(given, component) if given.is_dir() else given
+    source = _open(weights)
+    try:
+        if component == "vae" and any(name.startswith("vae.") for name in source.tensors):
+            source = _VaePart(source)
+        config = weights.parent / "config.json"
+        if config.is_file():
+            source.config = read_object(config)
+            source.files = (*source.files, config)
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def _open(path: Path) -> Source:
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file or folder; name a safetensors file, a .pt or a folder with one"
+        )
+    if SHARD.search(path.name) and not path.name.endswith("-00001-of-00001.safetensors"):
+        raise InputError(f"{path}: is one shard of several; name the folder {path.parent} instead")
+    if INDEX.search(path.name):
+        source: Source = ShardedSafetensors(path)
+    elif path.suffix == ".safetensors":
+        source = SafetensorsFile(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        file = TorchFile(path)
+        return ScaledFp8(file) if float8_names(file) else file
+    else:
+        raise InputError(
+            f"{path}: files of this kind are not read; name .safetensors, .safetensors.index.json, {', '.join(TORCH_SUFFIXES)} or a folder"
+        )
+    unscaled = float8_names(source)
+    if unscaled:
+        source.close()
+        raise CheckpointError(
+            f"{path}: holds {len(unscaled)} float8 tensors ({first_few(unscaled, 2)}) whose scales are not known; use a bfloat16 or float16 file, or HunyuanVideo's fp8 .pt with its map"
+        )
+    return source
+
+
+class _VaePart(Source):
+    """Of a larger model's weights the part under `vae.`, without that prefix."""
+
+    def __init__(self, whole: Source) -> None:
+        self._whole = whole
+        self.container, self.files = whole.container, whole.files
+        self.tensors = {
+            name.removeprefix("vae."): info
+            for name, info in whole.tensors.items()
+            if name.startswith("vae.")
+        }
+        others = (name for name in whole.tensors if not name.startswith("vae."))
+        self.ignored = (*whole.ignored, *others)
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Source.read`."""
+        return self._whole.read(f"vae.{name}")
+
+    def close(self) -> None:
+        """Close the whole."""
+        self._whole.close()

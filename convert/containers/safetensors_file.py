@@ -1,0 +1,134 @@
+"""One safetensors file: the header is checked against the file, then tensors are read by offset.
+
+Format: 8 bytes little-endian header length, a JSON header name -> {dtype, shape, data_offsets}, then the
+data, which the tensors must cover exactly, without holes or overlaps (https://huggingface.co/docs/safetensors).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from convert.containers.byte_ranges import ByteRanges
+from convert.containers.source import Source, TensorInfo
+from convert.containers.strict_json import parse_object
+from qsjax.errors import CheckpointError
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+METADATA = "__metadata__"
+_LARGEST_HEADER = 100_000_000  # the format's own limit
+
+
+class SafetensorsFile(Source):
+    """A safetensors file, also of float8 tensors, as it is.
+
+    Raises:
+        InputError: the file cannot be opened.
+        CheckpointError: it is truncated, or its header contradicts itself or the file.
+    """
+
+    container = "safetensors"
+
+    def __init__(self, path: Path) -> None:
+        self.files = (path,)
+        self._file = ByteRanges(path)
+        try:
+            self.tensors, self._offsets, self.metadata = _header(self._file)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Source.read`."""
+        info = self.tensors[name]
+        return self._file.array(self._offsets[name], info.shape, info.dtype)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _header(file: ByteRanges) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
+    path = file.path
+    if file.size < 8:
+        raise CheckpointError(
+            f"{path}: is no safetensors file, it has only {file.size} bytes; download it again"
+        )
+    length = int.from_bytes(file.raw(0, 8), "little")
+    if length > _LARGEST_HEADER:
+        raise CheckpointError(
+            f"{path}: is no safetensors file (its header would have {length} bytes, {_LARGEST_HEADER} are allowed); download it again"
+        )
+    if 8 + length > file.size:
+        raise CheckpointError(
+            f"{path}: is truncated, expected at least {8 + length} bytes for its header, found {file.size}; download it again"
+        )
+    header = parse_object(file.raw(8, length), f"{path}: the header")
+    metadata = header.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path}: {METADATA} is not a table of strings; write the file again")
+    tensors: dict[str, TensorInfo] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for name, entry in header.items():
+        tensors[name], spans[name] = _entry(path, name, entry)
+    edge, previous = 0, "the header"
+    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin != edge:
+            fault = "a hole" if begin > edge else "an overlap"
+            raise CheckpointError(
+                f"{path}: {fault} between {previous[:80]!r}, which ends at byte {edge} of the data, and {name[:80]!r}, which begins at {str(begin)[:24]}; write the file again"
+            )
+        edge, previous = end, name
+    expected = 8 + length + edge
+    if file.size != expected:
+        fault = "is truncated" if file.size < expected else "has bytes after its last tensor"
+        raise CheckpointError(
+            f"{path}: {fault}, expected {expected} bytes, found {file.size}; download it again"
+        )
+    return tensors, {name: 8 + length + begin for name, (begin, _) in spans.items()}, metadata
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+    """One header entry, checked in itself; Python integers do not overflow, so products are exact."""
+    if not name.isprintable():
+        raise CheckpointError(
+            f"{path}: a tensor has the unprintable name {name[:80]!r}; write the file again"
+        )
+    entry = entry if isinstance(entry, dict) else {}
+    dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(
+            f"{path}: tensor {name[:80]!r} has dtype {str(dtype)[:40]!r}, known are {', '.join(DTYPES)}; save it in one of these"
+        )
+    info = TensorInfo(tuple(shape) if _naturals(shape) else (), DTYPES[dtype])
+    if not _naturals(shape) or not info.possible:
+        raise CheckpointError(
+            f"{path}: tensor {name[:80]!r} has the impossible shape {str(shape)[:80]}; write the file again"
+        )
+    if not _naturals(span) or len(span) != 2 or span[1] - span[0] != info.nbytes:
+        raise CheckpointError(
+            f"{path}: tensor {name[:80]!r} of shape {str(shape)[:80]} and {dtype} needs {info.nbytes} bytes, its offsets are {str(span)[:80]}; write the file again"
+        )
+    return info, (span[0], span[1])
+
+
+def _naturals(values: Any) -> bool:
+    # bool is an int in Python, and not a size
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)

@@ -1,0 +1,100 @@
+"""Sharded safetensors: an index file that says in which shard each tensor lies."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.containers.listing import first_few
+from convert.containers.safetensors_file import SafetensorsFile
+from convert.containers.source import Source
+from convert.containers.strict_json import read_object
+from qsjax.errors import CheckpointError
+
+
+class ShardedSafetensors(Source):
+    """The shards of an index (`*.safetensors.index.json`), seen as one container.
+
+    Raises:
+        InputError: a file cannot be opened.
+        CheckpointError: the index does not describe the shards beside it exactly, or a shard is damaged.
+    """
+
+    container = "sharded safetensors"
+
+    def __init__(self, index: Path) -> None:
+        content = read_object(index)
+        weight_map = _weight_map(index, content)
+        names = sorted(set(weight_map.values()))
+        missing = [name for name in names if not (index.parent / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{index}: names {len(names)} shards, absent are {first_few(missing)}; download them into {index.parent}"
+            )
+        with contextlib.ExitStack() as stack:
+            shards: dict[str, SafetensorsFile] = {}
+            for name in names:
+                shards[name] = SafetensorsFile(index.parent / name)
+                stack.callback(shards[name].close)
+            _compare(index, weight_map, shards)
+            self.tensors = {name: shards[shard].tensors[name] for name, shard in weight_map.items()}
+            _check_total(index, content, sum(info.nbytes for info in self.tensors.values()))
+            self._stack = stack.pop_all()
+        self._shards, self._weight_map = shards, weight_map
+        self.files = (index, *(index.parent / name for name in names))
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Source.read`."""
+        return self._shards[self._weight_map[name]].read(name)
+
+    def close(self) -> None:
+        """Close all shards."""
+        self._stack.close()
+
+
+def _weight_map(index: Path, content: dict[str, Any]) -> dict[str, str]:
+    weight_map = content.get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(shard, str) for shard in weight_map.values())
+    ):
+        raise CheckpointError(
+            f"{index}: has no weight_map of tensor names to shard files; download it again"
+        )
+    for shard in weight_map.values():
+        # Both separators and drive letters, so that no system takes it for a path to elsewhere.
+        if not shard.endswith(".safetensors") or any(c in shard for c in "/\\:\0"):
+            raise CheckpointError(
+                f"{index}: names the shard {shard[:80]!r}, which is not a plain .safetensors file name beside the index; download it again"
+            )
+    return weight_map
+
+
+def _compare(index: Path, weight_map: dict[str, str], shards: dict[str, SafetensorsFile]) -> None:
+    """Every tensor is in the shard that the index names, in no other, and nothing else is there."""
+    problems = [
+        f"{name[:80]!r} is not in {shard}"
+        for name, shard in weight_map.items()
+        if name not in shards[shard].tensors
+    ]
+    for shard, file in shards.items():
+        for name in file.tensors:
+            if name not in weight_map:
+                problems.append(f"{name[:80]!r} in {shard} is not in the index")
+            elif weight_map[name] != shard:
+                problems.append(f"{name[:80]!r} lies in {shard}")
+    if problems:
+        raise CheckpointError(
+            f"{index}: does not fit its shards: {first_few(problems)}; download index and shards again from one source"
+        )
+
+
+def _check_total(index: Path, content: dict[str, Any], total: int) -> None:
+    metadata = content.get("metadata")
+    announced = metadata.get("total_size", total) if isinstance(metadata, dict) else total
+    if announced != total:
+        raise CheckpointError(
+            f"{index}: total_size is {str(announced)[:40]}, the tensors have {total} bytes; download the shards again, or remove total_size if the index is known to be careless"
+        )

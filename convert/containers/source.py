@@ -1,0 +1,71 @@
+"""What every container offers: named tensors with shapes and dtypes, read one at a time."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """Shape and dtype of a stored tensor; bfloat16 and float8 are ml_dtypes'."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor's data in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def possible(self) -> bool:
+        """Whether numpy can express such an array; an empty one may have absurd other dimensions."""
+        if len(self.shape) > 16:
+            return False
+        return math.prod(size or 1 for size in self.shape) * self.dtype.itemsize < 1 << 62
+
+
+class Source:
+    """An open container. A context manager; after `close` nothing can be read any more.
+
+    Attributes:
+        tensors: name -> shape and dtype, names exactly as stored (VAE: without a leading `vae.`).
+        container: what was found, for the report ("safetensors", "torch .pt (module)", ...).
+        files: every file the tensors and the configuration come from.
+        config: the `config.json` beside the weights, or None.
+        ignored: entries of the container that are no part of the weights (a step counter).
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    container: str
+    files: tuple[Path, ...]
+    config: dict[str, Any] | None = None
+    ignored: tuple[str, ...] = ()
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor `name` in a fresh C-contiguous array of the announced shape and dtype.
+
+        Raises:
+            CheckpointError: the file no longer holds what it held when it was opened.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the files."""
+        raise NotImplementedError
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,198 @@
+"""PyTorch `.pt` files, read by offset without executing or mapping anything.
+
+torch reads the pickle (weights_only, never anything else) under FakeTensorMode, which yields shapes,
+strides and the place of each storage in the file, and touches no tensor data. `mmap=True` is not used:
+torch maps privately and writable, which Linux refuses for a file larger than the memory (25.6 GB here), and
+mapped pages would count as resident. The bytes are then read with the file's own offsets.
+"""
+
+import dataclasses
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from convert.containers.byte_ranges import ByteRanges
+from convert.containers.listing import first_few
+from convert.containers.source import Source, TensorInfo
+from convert.containers.torch_archive import storage_records
+from qsjax.errors import CheckpointError, InputError
+
+# Before 2.10 the weights_only unpickler itself could be abused (CVE-2025-32434, CVE-2026-24747).
+_OLDEST_TORCH = (2, 10)
+_WRAPPERS = ("model", "module", "state_dict", "ema")
+# torch's names of the dtypes that are read; numpy knows them all once ml_dtypes is imported.
+_DTYPES = {
+    name: np.dtype(getattr(ml_dtypes, name, name))
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """`extent` elements from byte `offset` of the file on contain the tensor; `strides` count elements."""
+
+    offset: int
+    extent: int
+    strides: tuple[int, ...]
+
+
+class TorchFile(Source):
+    """A `.pt` as it is: a dict of tensors, or one such dict under `model`, `module`, `state_dict` or `ema`.
+
+    Attributes:
+        wrapper: the keys that were unwrapped, joined by dots, or "bare".
+
+    Raises:
+        InputError: the file cannot be opened, or torch is missing or too old.
+        CheckpointError: damaged, not a state dict, or a pickle that asks for more than tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.files = (path,)
+        self._file = ByteRanges(path)
+        try:
+            records = storage_records(self._file)
+            tree, wrapper = _unwrap(_load(path))
+            self.wrapper = wrapper
+            self.container = f"torch .pt ({wrapper})"
+            tensors, self.ignored = _tensors_of(path, tree)
+            self.tensors: dict[str, TensorInfo] = {}
+            self._places: dict[str, _Place] = {}
+            for name, tensor in tensors.items():
+                self.tensors[name], self._places[name] = _place(path, name, tensor, records)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Source.read`."""
+        info, place = self.tensors[name], self._places[name]
+        if place.strides == _contiguous(info.shape) or 0 in info.shape:
+            return self._file.array(place.offset, info.shape, info.dtype)
+        stored = self._file.array(place.offset, (place.extent,), info.dtype)
+        strides = tuple(stride * info.dtype.itemsize for stride in place.strides)
+        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(stored, info.shape, strides))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _load(path: Path) -> Any:
+    """What the pickle holds, with tensors that know their place in the file and have no data."""
+    try:
+        import torch
+        from torch._subclasses.fake_tensor import FakeTensorMode
+    except ImportError as error:
+        raise InputError(
+            f"{path}: reading .pt files needs PyTorch; install it with `pip install 'qsjax[convert]'` or give safetensors"
+        ) from error
+    if torch.__version__ < _OLDEST_TORCH:
+        raise InputError(
+            f"{path}: torch {torch.__version__} does not read untrusted .pt files safely; install torch 2.10 or newer, or give safetensors"
+        )
+    try:
+        with FakeTensorMode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except Exception as error:  # a malformed pickle makes torch raise nearly anything
+        text = str(error)
+        asked = re.search(r"GLOBAL (\S+)", text)
+        if asked:
+            raise CheckpointError(
+                f"{path}: its pickle asks for {asked[1][:80]}, which is no part of a tensor and could run code; it was not executed, get the bare state dict or safetensors"
+            ) from error
+        reason = (text.split("WeightsUnpickler error:")[-1].strip() or "?").splitlines()[0][:200]
+        raise CheckpointError(
+            f"{path}: torch cannot read it as weights ({type(error).__name__}: {reason}); download it again or get safetensors"
+        ) from error
+
+
+def _unwrap(tree: Any) -> tuple[Any, str]:
+    unwrapped: list[str] = []
+    for key in _WRAPPERS:
+        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
+            tree = tree[key]
+            unwrapped.append(key)
+    return tree, ".".join(unwrapped) or "bare"
+
+
+def _tensors_of(path: Path, tree: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The tensors of a state dict, and the names of plain figures beside them (a step counter)."""
+    import torch
+
+    if not isinstance(tree, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(tree).__name__} instead of a state dict; save model.state_dict()"
+        )
+    tensors: dict[str, Any] = {}
+    ignored: list[str] = []
+    problems: list[str] = []
+    for name, value in tree.items():
+        if not isinstance(name, str) or not name.isprintable():
+            problems.append(f"the name {str(name)[:80]!r}")
+        elif isinstance(value, torch.Tensor):
+            tensors[name] = value
+        elif value is None or isinstance(value, bool | int | float | str):
+            ignored.append(name)
+        else:
+            problems.append(f"{name!r} of type {type(value).__name__}")
+    if problems or not tensors:
+        found = first_few(problems) or "no tensor at all"
+        raise CheckpointError(
+            f"{path}: is not a plain state dict, it holds {found}; save only model.state_dict()"
+        )
+    return tensors, tuple(ignored)
+
+
+def _place(
+    path: Path, name: str, tensor: Any, records: dict[int, int]
+) -> tuple[TensorInfo, _Place]:
+    """Shape, dtype and place of a tensor, checked against the archive's record of its storage."""
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if (
+        kind not in _DTYPES
+        or tensor.layout is not torch.strided
+        or tensor.is_quantized
+        or tensor.is_neg()
+        or not TensorInfo(tuple(map(int, tensor.shape)), _DTYPES[kind]).possible
+    ):
+        raise CheckpointError(
+            f"{path}: tensor {name[:80]!r} is a {kind} tensor of a kind that is not read ({tensor.layout}); save it as dense {', '.join(_DTYPES)}"
+        )
+    info = TensorInfo(tuple(map(int, tensor.shape)), _DTYPES[kind])
+    strides = tuple(map(int, tensor.stride()))
+    storage = tensor.untyped_storage()
+    start = storage._checkpoint_offset
+    begin = int(tensor.storage_offset()) * info.dtype.itemsize
+    extent = 1 + sum((n - 1) * s for n, s in zip(info.shape, strides, strict=True))
+    if info.nbytes == 0:
+        return info, _Place(0, 0, strides)
+    if (
+        start is None
+        or min(begin, *strides, 0) < 0
+        or int(storage.nbytes()) > records.get(start, -1)
+        or begin + extent * info.dtype.itemsize > int(storage.nbytes())
+        or info.nbytes > extent * info.dtype.itemsize  # a broadcast view would unfold here
+    ):
+        raise CheckpointError(
+            f"{path}: tensor {name[:80]!r} of shape {info.shape} does not lie in the data stored for it; save the checkpoint again"
+        )
+    return info, _Place(start + begin, extent, strides)
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
