@@ -41,7 +41,7 @@ class ByteRanges:
         array = np.empty(shape, dtype)
         if array.nbytes == 0:
             return array
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = array.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(view):
             try:

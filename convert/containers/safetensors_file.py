@@ -117,18 +117,21 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, in
         raise CheckpointError(
             f"{path}: tensor {name[:80]!r} has dtype {str(dtype)[:40]!r}, known are {', '.join(DTYPES)}; save it in one of these"
         )
-    info = TensorInfo(tuple(shape) if _naturals(shape) else (), DTYPES[dtype])
-    if not _naturals(shape) or not info.possible:
+    info = TensorInfo(_naturals(shape) or (), DTYPES[dtype])
+    if _naturals(shape) is None or not info.possible:
         raise CheckpointError(
             f"{path}: tensor {name[:80]!r} has the impossible shape {str(shape)[:80]}; write the file again"
         )
-    if not _naturals(span) or len(span) != 2 or span[1] - span[0] != info.nbytes:
+    ends = _naturals(span)
+    if ends is None or len(ends) != 2 or ends[1] - ends[0] != info.nbytes:
         raise CheckpointError(
             f"{path}: tensor {name[:80]!r} of shape {str(shape)[:80]} and {dtype} needs {info.nbytes} bytes, its offsets are {str(span)[:80]}; write the file again"
         )
-    return info, (span[0], span[1])
+    return info, (ends[0], ends[1])
 
 
-def _naturals(values: Any) -> bool:
-    # bool is an int in Python, and not a size
-    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+def _naturals(values: Any) -> tuple[int, ...] | None:
+    """The list as a tuple if it holds sizes only; bool is an int in Python, and not a size."""
+    if not isinstance(values, list) or any(type(v) is not int or v < 0 for v in values):
+        return None
+    return tuple(values)

@@ -60,7 +60,7 @@ def write_safetensors(
                 raise CheckpointError(
                     f"{path}: tensor {name!r} was announced as {info.dtype} {info.shape} and came as {array.dtype} {array.shape}; nothing was written"
                 )
-            file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             del array  # before the next one is made
 
 

@@ -76,7 +76,7 @@ def dequantize(stored: np.ndarray, scale: float) -> np.ndarray:
     factor = np.asarray(scale, np.float32).astype(_BFLOAT16)  # torch goes by way of float32 too
     codes = np.arange(256, dtype=np.uint8).view(stored.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        table = codes.astype(_BFLOAT16) * factor
+        table = np.multiply(codes.astype(_BFLOAT16), factor)
     result = np.empty(stored.shape, _BFLOAT16)
     indices, flat = stored.reshape(-1).view(np.uint8), result.reshape(-1)
     for start in range(0, flat.size, _CHUNK):

@@ -63,10 +63,9 @@ class TorchFile(Source):
             self.wrapper = wrapper
             self.container = f"torch .pt ({wrapper})"
             tensors, self.ignored = _tensors_of(path, tree)
-            self.tensors: dict[str, TensorInfo] = {}
-            self._places: dict[str, _Place] = {}
-            for name, tensor in tensors.items():
-                self.tensors[name], self._places[name] = _place(path, name, tensor, records)
+            places = {name: _place(path, name, tensor, records) for name, tensor in tensors.items()}
+            self.tensors = {name: info for name, (info, _) in places.items()}
+            self._places = {name: place for name, (_, place) in places.items()}
         except BaseException:
             self._file.close()
             raise
@@ -94,7 +93,7 @@ def _load(path: Path) -> Any:
         raise InputError(
             f"{path}: reading .pt files needs PyTorch; install it with `pip install 'qsjax[convert]'` or give safetensors"
         ) from error
-    if torch.__version__ < _OLDEST_TORCH:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _OLDEST_TORCH:
         raise InputError(
             f"{path}: torch {torch.__version__} does not read untrusted .pt files safely; install torch 2.10 or newer, or give safetensors"
         )

@@ -140,4 +140,4 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def digest(array: np.ndarray) -> str:
     """sha256 of the array's bytes in C order."""
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()

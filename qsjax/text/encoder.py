@@ -1,0 +1,226 @@
+"""Prompts to what the DiT reads: text states of the LLaMA and the pooled vector of the CLIP."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from qsjax.checkpoint import Manifest, restore
+from qsjax.config import from_mapping, nearest
+from qsjax.errors import CheckpointError, InputError
+from qsjax.text.clip import Clip
+from qsjax.text.config import ClipConfig, LlamaConfig
+from qsjax.text.int8 import restore_int8
+from qsjax.text.llama import Llama
+from qsjax.text.template import PromptTemplate
+from qsjax.text.tokenize import PromptTokenizer, require_tokens, warn_if_truncated
+
+
+class EncodedPrompt(NamedTuple):
+    """A batch of encoded prompts, the text input of the DiT.
+
+    Attributes:
+        text: LLaMA states.
+        mask: True for tokens, False for padding, which follows them.
+        pooled: CLIP vectors.
+    """
+
+    text: Float[Array, "B L D"]
+    mask: Bool[Array, "B L"]
+    pooled: Float[Array, "B P"]
+
+
+class TextEncoder:
+    """Both text encoders with their tokenizers.
+
+    >>> encoder = TextEncoder.load("checkpoints/hunyuan", storage="int8")
+    >>> encoder(["a red circle moves left"]).text.shape
+    (1, 256, 4096)
+
+    Args:
+        llama: gives the text states.
+        clip: gives the pooled vector.
+        llama_tokenizer: of window `template.window`.
+        clip_tokenizer: of window `clip.config.max_position_embeddings` or less.
+        template: what surrounds a prompt for the LLaMA; the CLIP reads it bare.
+
+    Raises:
+        CheckpointError: tokenizers and models do not belong together.
+        InputError: the LLaMA tokenizer's window is not the template's.
+    """
+
+    def __init__(
+        self,
+        llama: Llama,
+        clip: Clip,
+        *,
+        llama_tokenizer: PromptTokenizer,
+        clip_tokenizer: PromptTokenizer,
+        template: PromptTemplate,
+    ) -> None:
+        self.llama, self.clip, self.template = llama, clip, template
+        self._llama_tokenizer, self._clip_tokenizer = llama_tokenizer, clip_tokenizer
+        _require_vocabulary(llama.config, llama_tokenizer, "LLaMA")
+        _require_vocabulary(clip.config, clip_tokenizer, "CLIP")
+        if llama_tokenizer.length != template.window:
+            raise InputError(
+                f"the LLaMA tokenizer has a window of {llama_tokenizer.length} tokens, its template one of "
+                f"{template.window}; make it with length=template.window"
+            )
+        eos = clip.config.eos_token_id
+        if eos != 2 and eos not in clip_tokenizer([""]).ids:
+            raise CheckpointError(
+                f"the CLIP tokenizer does not end a text with token {eos}, which the model pools; "
+                f"convert again with the tokenizer of this CLIP"
+            )
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        dtype: DTypeLike | None = None,
+        storage: str | None = None,
+        progress: bool = False,
+    ) -> "TextEncoder":
+        """Read both encoders from a converted checkpoint.
+
+        Args:
+            directory: the checkpoint.
+            dtype: of parameters and activations; None takes that of the stored embeddings.
+            storage: "int8" holds linear weights as 8-bit integers (half the memory of bfloat16); None as `dtype`.
+            progress: show a bar while reading.
+
+        Raises:
+            CheckpointError: a part is missing, damaged, or does not fit the others.
+            InputError: unknown storage.
+        """
+        if storage not in (None, "int8"):
+            raise InputError(f"unknown storage {storage!r}; {nearest(str(storage), ['int8'])}")
+        manifest = Manifest.read(directory)
+        template = _read_template(manifest)
+        llama_config = _read_config(manifest, "llama", LlamaConfig)
+        clip_config = _read_config(manifest, "clip", ClipConfig)
+        tokenizers = manifest.directory / "tokenizers"
+        # Tokenizers first: their faults show before gigabytes are read.
+        llama_tokenizer = PromptTokenizer(tokenizers / "llama", length=template.window)
+        clip_tokenizer = PromptTokenizer(
+            tokenizers / "clip", length=clip_config.max_position_embeddings
+        )
+        read = partial(_read_model, manifest, dtype=dtype, storage=storage, progress=progress)
+        return cls(
+            read("llama", Llama, llama_config),
+            read("clip", Clip, clip_config),
+            llama_tokenizer=llama_tokenizer,
+            clip_tokenizer=clip_tokenizer,
+            template=template,
+        )
+
+    def __call__(self, prompts: Sequence[str]) -> EncodedPrompt:
+        """Encode a batch of prompts; compiled once per batch size.
+
+        Args:
+            prompts: may be empty texts where the tokenizer adds begin-of-text.
+
+        Returns:
+            `text` [batch, template.max_length, llama width] and `pooled` [batch, clip width] in their models' dtypes.
+
+        Raises:
+            InputError: not a list of texts, or a prompt without any token.
+
+        Warns:
+            PromptTruncatedWarning: a prompt does not fit the window of one of the encoders.
+        """
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise InputError(f"prompts should be a list of texts, found {prompts!r}; wrap it in []")
+        if not prompts:
+            raise InputError("no prompt was given; give a list of at least one text")
+        crop = self.template.crop_start
+        tokens = self._llama_tokenizer([self.template.fill(prompt) for prompt in prompts])
+        words = self._clip_tokenizer([prompt.strip() for prompt in prompts])
+        require_tokens(prompts, tokens, encoder="the LLaMA text encoder", crop_start=crop)
+        require_tokens(prompts, words, encoder="the CLIP text encoder")
+        warn_if_truncated(prompts, tokens, encoder="the LLaMA text encoder", crop_start=crop)
+        warn_if_truncated(prompts, words, encoder="the CLIP text encoder")
+        return encode(
+            self.llama,
+            self.clip,
+            jnp.asarray(tokens.ids),
+            jnp.asarray(tokens.mask),
+            jnp.asarray(words.ids),
+            crop_start=crop,
+        )
+
+
+@partial(jax.jit, static_argnames="crop_start")
+def encode(
+    llama: Llama,
+    clip: Clip,
+    ids: Int[Array, "B S"],
+    mask: Bool[Array, "B S"],
+    clip_ids: Int[Array, "B C"],
+    *,
+    crop_start: int,
+) -> EncodedPrompt:
+    """Run both encoders on tokens and drop the first `crop_start` positions of the LLaMA's states and mask."""
+    return EncodedPrompt(llama(ids, mask)[:, crop_start:], mask[:, crop_start:], clip(clip_ids))
+
+
+def _read_model(
+    manifest: Manifest,
+    component: str,
+    make: type,
+    config: Any,
+    *,
+    dtype: DTypeLike | None,
+    storage: str | None,
+    progress: bool,
+) -> Any:
+    chosen = jnp.dtype(_stored_dtype(manifest, component) if dtype is None else dtype)
+    read = restore if storage is None else restore_int8
+    return read(
+        manifest,
+        component,
+        lambda: make(config, dtype=chosen, rngs=nnx.Rngs(0)),
+        dtype=chosen,
+        progress=progress,
+    )
+
+
+def _read_config(manifest: Manifest, component: str, kind: type) -> Any:
+    source = f"{manifest.directory}: {component} config"
+    return from_mapping(kind, manifest.config(component), source=source)
+
+
+def _read_template(manifest: Manifest) -> PromptTemplate:
+    if "prompt" not in manifest.data:
+        raise CheckpointError(
+            f"{manifest.directory}: has no prompt template; convert again with its text encoders"
+        )
+    source = f"{manifest.directory}: prompt"
+    return from_mapping(PromptTemplate, manifest.data["prompt"], source=source)
+
+
+def _stored_dtype(manifest: Manifest, component: str) -> str:
+    for _, leaf, specification in manifest.leaves(component):
+        if leaf.endswith(".embedding"):
+            return specification["dtype"]
+    raise CheckpointError(
+        f"{manifest.directory}: {component} has no embedding; convert the checkpoint again"
+    )
+
+
+def _require_vocabulary(
+    config: LlamaConfig | ClipConfig, tokenizer: PromptTokenizer, name: str
+) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"the {name} tokenizer has ids up to {tokenizer.vocab_size - 1}, the model only {config.vocab_size} "
+            f"embeddings; convert again with the tokenizer of this model"
+        )

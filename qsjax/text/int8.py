@@ -1,0 +1,171 @@
+"""Weight-only int8 storage of the text encoders' linear layers.
+
+Each output channel has a scale: w[:, n] ~ scale[n] * q[:, n], q = round(w / scale), scale = max |w[:, n]| / 127.
+The 8B LLaMA then takes 7.6 GB of memory instead of 14.1 in bfloat16. Weights become floating point one layer at a time,
+inside the scan over layers; activations, norms and embeddings stay as they are.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int8
+
+from qsjax.checkpoint import Manifest, load_item
+from qsjax.errors import CheckpointError
+from qsjax.progress import Progress
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+class Int8Linear(nnx.Module):
+    """Takes the place of an `nnx.Linear`, with `kernel` int8 and one float32 `scale` per output channel.
+
+    Args:
+        linear: whose weights to store; stacked layers keep their leading axis.
+    """
+
+    def __init__(self, linear: nnx.Linear) -> None:
+        kernel, scale = quantize_kernel(linear.kernel[...])
+        self.kernel, self.scale = nnx.Param(kernel), nnx.Param(scale)
+        self.bias = nnx.data(None if linear.bias is None else nnx.Param(linear.bias[...]))
+
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        """x w + b in x's dtype; integers up to 127 are exact in bfloat16, sums and scale are float32."""
+        y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32)
+        leading = (1,) * (x.ndim - 1)
+        y = y * self.scale[...].reshape(*leading, -1)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(jnp.float32).reshape(*leading, -1)
+        return y.astype(x.dtype)
+
+
+@jax.jit
+def quantize_kernel(
+    kernel: Float[Array, "*N I O"],
+) -> tuple[Int8[Array, "*N I O"], Float[Array, "*N O"]]:
+    """Symmetric int8 with a float32 scale per output channel; |error| <= scale / 2 for each weight."""
+    wide = kernel.astype(jnp.float32)
+    peak = jnp.max(jnp.abs(wide), axis=-2)
+    scale = jnp.where(peak > 0, peak / 127, 1)
+    return jnp.round(wide / scale[..., None, :]).astype(jnp.int8), scale
+
+
+def store_int8(module: Module) -> Module:
+    """Swap every `nnx.Linear` inside `module` (in place) for an `Int8Linear` with the same weights."""
+    for _, parent in list(nnx.iter_modules(module)):
+        for name, child in list(vars(parent).items()):
+            if isinstance(child, nnx.Linear):
+                setattr(parent, name, Int8Linear(child))
+    return module
+
+
+def restore_int8(
+    manifest: Manifest,
+    component: str,
+    build: Callable[[], Module],
+    *,
+    dtype: DTypeLike | None = None,
+    progress: bool = False,
+) -> Module:
+    """Load a component as `restore` does, quantizing each linear layer as it comes off the disk.
+
+    The whole model never exists in floating point: at most one stored item does.
+
+    Args:
+        manifest: the checkpoint.
+        component: "llama" or "clip".
+        build: makes the floating-point module; only evaluated abstractly.
+        dtype: of the parameters that stay floating; None keeps what `build` says.
+        progress: show a bar, in items.
+
+    Raises:
+        CheckpointError: a parameter is missing, surplus or of another shape.
+    """
+    shapes = {name: leaf.shape for name, (_, leaf) in _leaves(nnx.eval_shape(build)).items()}
+    _require_whole(manifest, component, shapes)
+    module = nnx.eval_shape(lambda: store_int8(build()))
+    variables = _leaves(module)
+    arrays = {
+        name: jnp.zeros(
+            leaf.shape,
+            dtype if dtype is not None and name in shapes and _floats(leaf) else leaf.dtype,
+        )
+        for name, (_, leaf) in variables.items()
+    }
+    items = manifest.data["components"][component]["items"]
+    with Progress(len(items), f"load {component}", unit="item", enabled=progress) as bar:
+        for item, specifications in items.items():
+            for leaf, value in load_item(manifest, component, item).items():
+                name, first = _place(leaf, specifications[leaf])
+                row = np.int32(first)
+                if _floats(variables[name][1]):
+                    arrays[name] = _write(arrays[name], value, row)
+                else:
+                    scale = name.removesuffix("kernel") + "scale"
+                    arrays[name], arrays[scale] = _write_int8(
+                        arrays[name], arrays[scale], value, row
+                    )
+            bar.advance()
+    flat = [(path, leaf.replace(arrays[name])) for name, (path, leaf) in variables.items()]
+    return nnx.merge(nnx.graphdef(module), nnx.from_flat_state(flat))
+
+
+@partial(jax.jit, donate_argnums=0)
+def _write(whole: Array, rows: Array, first: Array) -> Array:
+    """Rows of `whole`, or one row without its leading axis."""
+    rows = rows.reshape(-1, *whole.shape[1:]).astype(whole.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(whole, rows, first, axis=0)
+
+
+@partial(jax.jit, donate_argnums=(0, 1))
+def _write_int8(integers: Array, scales: Array, kernel: Array, first: Array) -> tuple[Array, Array]:
+    quantized, scale = quantize_kernel(kernel)
+    return _write(integers, quantized, first), _write(scales, scale, first)
+
+
+def _leaves(module: nnx.Module) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    return {
+        ".".join(map(str, path)): (path, leaf)
+        for path, leaf in nnx.to_flat_state(nnx.state(module))
+    }
+
+
+def _floats(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _place(leaf: str, specification: Mapping[str, Any]) -> tuple[str, int]:
+    """The parameter that a stored leaf belongs to, and its first row there."""
+    group, _, rest = leaf.partition(".")
+    index, _, rest = rest.partition(".")
+    if group == "layers" and index.isdecimal():
+        return f"{group}.{rest}", int(index)
+    return leaf, specification.get("rows", [0])[0]
+
+
+def _require_whole(
+    manifest: Manifest, component: str, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    left = {name: set(range(shape[0])) for name, shape in shapes.items()}
+    problems = []
+    for _, leaf, specification in manifest.leaves(component):
+        name, first = _place(leaf, specification)
+        shape = tuple(specification["shape"])
+        shape = shape if name == leaf else (1, *shape)
+        rows = set(range(first, first + shape[0]))
+        if name not in shapes or shape[1:] != shapes[name][1:] or not rows <= left[name]:
+            problems.append(f"unexpected {leaf} of shape {tuple(specification['shape'])}")
+        else:
+            left[name] -= rows
+    problems += [f"missing {name} from index {min(rows)} on" for name, rows in left.items() if rows]
+    if problems:
+        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
+        raise CheckpointError(
+            f"{manifest.directory}: {component} does not fit its own configuration ({shown}); convert it again"
+        )

@@ -1,0 +1,75 @@
+"""HunyuanVideo's prompt template: instructions around the prompt, whose states are cropped away again.
+
+Source: the text encoder of HunyuanVideo (`PROMPT_TEMPLATE_ENCODE_VIDEO`, crop_start 95). The wording is data and
+comes with the checkpoint.
+"""
+
+from dataclasses import dataclass
+
+from qsjax.errors import InputError
+from qsjax.text.tokenize import PromptTokenizer
+
+PLACEHOLDER = "{}"
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """What surrounds a prompt, and which part of the encoder's states is kept.
+
+    Attributes:
+        template: text with one "{}" where the prompt goes.
+        crop_start: tokens dropped at the start, begin-of-text and instructions (95 for HunyuanVideo's videos).
+        max_length: tokens kept after them (256 for HunyuanVideo).
+    """
+
+    template: str
+    crop_start: int
+    max_length: int
+
+    def __post_init__(self) -> None:
+        found = self.template.count(PLACEHOLDER)
+        if found != 1:
+            raise InputError(
+                f"prompt template: expected exactly one {PLACEHOLDER} for the prompt, found {found}; correct the template"
+            )
+        if self.crop_start < 0:
+            raise InputError(
+                f"prompt template: crop_start = {self.crop_start} is negative; give the tokens before the prompt"
+            )
+        if self.max_length < 1:
+            raise InputError(
+                f"prompt template: max_length = {self.max_length} keeps no token; give at least 1"
+            )
+
+    @property
+    def window(self) -> int:
+        """Tokens that the encoder sees: those cropped and those kept."""
+        return self.crop_start + self.max_length
+
+    def fill(self, prompt: str) -> str:
+        """The text to tokenize.
+
+        The prompt is stripped: a leading newline could merge with the template's own into another token, which
+        would shift the crop.
+        """
+        return self.template.replace(PLACEHOLDER, prompt.strip())
+
+
+def measure_crop_start(template: str, tokenizer: PromptTokenizer) -> int:
+    """Number of tokens before the prompt, begin-of-text included; 0 for a template that starts with the prompt.
+
+    Raises:
+        InputError: the template has not exactly one placeholder, or its last characters before the placeholder
+            merge with those of a prompt, so that no crop separates them.
+    """
+    PromptTemplate(template, crop_start=0, max_length=1)
+    before, _, after = template.partition(PLACEHOLDER)
+    if not before:
+        return 0
+    prefix = tokenizer.ids(before)
+    if tokenizer.ids(f"{before}a{after}")[: len(prefix)] != prefix:
+        raise InputError(
+            f"prompt template: its text before {PLACEHOLDER} merges with the prompt's first token; "
+            f"end it with a newline or a special token"
+        )
+    return len(prefix)
