@@ -1,0 +1,35 @@
+"""What to do in each denoising step, as data that is known before anything runs."""
+
+from dataclasses import dataclass
+
+from qsjax.errors import InputError
+from qsjax.sample.schedule import SHIFT, sigmas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The settings of one sampling run; hashable, so that a compiled sampler can be kept by plan.
+
+    Attributes:
+        steps: model evaluations (twice as many with true guidance).
+        shift: of the flow-match schedule.
+        guidance: embedded guidance scale, an input of guidance-distilled models; ignored by others.
+        true_cfg: scale of classifier-free guidance with a negative prompt; 1 switches it off.
+    """
+
+    steps: int = 50
+    shift: float = SHIFT
+    guidance: float = 6.0
+    true_cfg: float = 1.0
+
+    def __post_init__(self) -> None:
+        sigmas(self.steps, self.shift)
+        if not self.true_cfg >= 1:
+            raise InputError(f"true_cfg={self.true_cfg}: must be at least 1, which switches it off")
+        if not self.guidance >= 0:
+            raise InputError(f"guidance={self.guidance}: must not be negative; HunyuanVideo uses 6")
+
+    @property
+    def uses_negative(self) -> bool:
+        """Whether a negative prompt takes part."""
+        return self.true_cfg > 1

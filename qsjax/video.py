@@ -1,0 +1,151 @@
+"""Writing what was sampled: mp4 files and contact sheets, each whole or not at all."""
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from qsjax.errors import InputError
+
+Video = np.ndarray
+
+
+def write_video(
+    video: Video,
+    path: str | os.PathLike[str],
+    *,
+    fps: int = 24,
+    comment: str = "",
+    overwrite: bool = True,
+) -> Path:
+    """Write an H.264 mp4 that browsers play (yuv420p, faststart).
+
+    Args:
+        video: uint8 [T, H, W, 3]; H and W even.
+        path: the file; its folder is made.
+        fps: frames a second.
+        comment: kept in the file's metadata (seed, model).
+        overwrite: replace a file of that name.
+
+    Raises:
+        InputError: not a video, an odd size, or a place that cannot be written.
+    """
+    import av
+
+    _check(video)
+    if video.shape[1] % 2 or video.shape[2] % 2:
+        raise InputError(
+            f"video of {video.shape[1]}x{video.shape[2]} pixels: mp4 needs even sizes; crop a row or column"
+        )
+    target = Path(path)
+    with (
+        _replacing(target, overwrite) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        if comment:
+            container.metadata["comment"] = comment
+        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "16"})
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in video:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return target
+
+
+def write_contact_sheet(
+    videos: Sequence[Video],
+    captions: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    columns: int = 8,
+    zoom: int = 1,
+    overwrite: bool = True,
+) -> Path:
+    """Write a PNG with one row of evenly spaced frames a video, its caption above.
+
+    Args:
+        videos: uint8 [T, H, W, 3] each, of one size.
+        captions: one a video.
+        path: the file; its folder is made.
+        columns: frames shown of each video.
+        zoom: pixels of the sheet a pixel of video.
+        overwrite: replace a file of that name.
+
+    Raises:
+        InputError: no videos, or a place that cannot be written.
+    """
+    from PIL import Image, ImageDraw
+
+    if not videos or len(videos) != len(captions):
+        raise InputError(
+            f"{len(videos)} videos and {len(captions)} captions: give one caption a video"
+        )
+    for video in videos:
+        _check(video)
+    height, width = (zoom * size for size in videos[0].shape[1:3])
+    gap, band = 4, 16
+    size = (columns * (width + gap) + gap, len(videos) * (height + band + gap) + gap)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (video, caption) in enumerate(zip(videos, captions, strict=True)):
+        top = gap + row * (height + band + gap)
+        draw.text((gap, top), caption, fill="black")
+        for column, index in enumerate(np.linspace(0, len(video) - 1, columns).round().astype(int)):
+            frame = Image.fromarray(video[index]).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(frame, (gap + column * (width + gap), top + band))
+    target = Path(path)
+    with _replacing(target, overwrite) as temporary:
+        sheet.save(temporary, format="PNG")
+    return target
+
+
+class _replacing:
+    """A temporary name beside `target`, moved into place when the block ends without an error."""
+
+    def __init__(self, target: Path, overwrite: bool) -> None:
+        self._target, self._overwrite = target, overwrite
+        self._temporary = target.with_name(f".{target.name}.tmp")
+
+    def __enter__(self) -> Path:
+        check_writable(self._target, overwrite=self._overwrite)
+        return self._temporary
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self._temporary.replace(self._target)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def check_writable(target: Path, *, overwrite: bool) -> None:
+    """Make the folder of `target` and see that a file can be put there, before the work it will hold.
+
+    Raises:
+        InputError: the file exists and `overwrite` is off, or the folder cannot be written.
+    """
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder; name a file in it")
+    if target.exists() and not overwrite:
+        raise InputError(
+            f"{target}: exists already; pass --overwrite to replace it or name another file"
+        )
+    probe = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror}); name a writable place"
+        ) from error
+
+
+def _check(video: Video) -> None:
+    if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not len(video):
+        raise InputError(
+            f"a video is uint8 [frames, height, width, 3], not {video.dtype} {list(video.shape)}"
+        )
