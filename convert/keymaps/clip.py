@@ -35,11 +35,11 @@ def table(config: ClipConfig) -> tuple[Entry, ...]:
     }
     return (
         copied(
-            "token_embed.embedding", (config.vocab_size, d), "embed",
+            "token_embed.embedding", (config.vocab_size, d), "ends",
             transformers="embeddings.token_embedding.weight",
         ),
         copied(
-            "position_embed.embedding", (config.max_position_embeddings, d), "embed",
+            "position_embed.embedding", (config.max_position_embeddings, d), "ends",
             transformers="embeddings.position_embedding.weight",
         ),
         *(
@@ -58,5 +58,5 @@ def table(config: ClipConfig) -> tuple[Entry, ...]:
                 transformers=f"encoder.{layer}.{theirs}",
             )
         ),
-        *norm("final_norm", d, "final", transformers="final_layer_norm"),
+        *norm("final_norm", d, "ends", transformers="final_layer_norm"),
     )  # fmt: skip

@@ -26,37 +26,37 @@ def _ends(config: DiTConfig) -> tuple[Entry, ...]:
     d = config.hidden_size
     cells = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
     guidance = _embedder(
-        "guidance_embed", _SINUSOID, d, "embed",
+        "guidance_embed", _SINUSOID, d, "ends",
         tencent=("guidance_in.mlp.0", "guidance_in.mlp.2"),
         diffusers="time_text_embed.guidance_embedder",
         comfy="guidance_in",
     )  # fmt: skip
     return (
         *linear(
-            "patch_embed", d, (config.in_channels, *config.patch_size), "embed", transform="patch",
+            "patch_embed", d, (config.in_channels, *config.patch_size), "ends", transform="patch",
             tencent="img_in.proj", diffusers="x_embedder.proj", comfy="img_in.proj",
         ),
         *_embedder(
-            "time_embed", _SINUSOID, d, "embed",
+            "time_embed", _SINUSOID, d, "ends",
             tencent=("time_in.mlp.0", "time_in.mlp.2"),
             diffusers="time_text_embed.timestep_embedder",
             comfy="time_in",
         ),
         *(guidance if config.guidance_embeds else ()),
         *_embedder(
-            "pooled_embed", config.pooled_dim, d, "embed",
+            "pooled_embed", config.pooled_dim, d, "ends",
             tencent=("vector_in.in_layer", "vector_in.out_layer"),
             diffusers="time_text_embed.text_embedder",
             comfy="vector_in",
         ),
         *linear(
-            "final.modulation", 2 * d, d, "final", swapped="diffusers",
+            "final.modulation", 2 * d, d, "ends", swapped="diffusers",
             tencent="final_layer.adaLN_modulation.1",
             diffusers="norm_out.linear",
             comfy="final_layer.adaLN_modulation.1",
         ),
         *linear(
-            "final.linear", cells * config.out_channels, d, "final",
+            "final.linear", cells * config.out_channels, d, "ends",
             tencent="final_layer.linear", diffusers="proj_out", comfy="final_layer.linear",
         ),
     )  # fmt: skip
@@ -69,19 +69,19 @@ def _refiner(config: DiTConfig) -> tuple[Entry, ...]:
     c = "txt_in.individual_token_refiner.blocks.{i}"
     return (
         *_embedder(
-            "refiner.time_embed", _SINUSOID, d, "refiner",
+            "refiner.time_embed", _SINUSOID, d, "ends",
             tencent=("txt_in.t_embedder.mlp.0", "txt_in.t_embedder.mlp.2"),
             diffusers="context_embedder.time_text_embed.timestep_embedder",
             comfy="txt_in.t_embedder",
         ),
         *_embedder(
-            "refiner.text_embed", config.text_dim, d, "refiner",
+            "refiner.text_embed", config.text_dim, d, "ends",
             tencent=("txt_in.c_embedder.linear_1", "txt_in.c_embedder.linear_2"),
             diffusers="context_embedder.time_text_embed.text_embedder",
             comfy="txt_in.c_embedder",
         ),
         *linear(
-            "refiner.proj_in", d, config.text_dim, "refiner",
+            "refiner.proj_in", d, config.text_dim, "ends",
             tencent="txt_in.input_embedder",
             diffusers="context_embedder.proj_in",
             comfy="txt_in.input_embedder",

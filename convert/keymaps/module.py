@@ -23,7 +23,8 @@ def load_module(
     """Fill a module with the tensors of a PyTorch state dict, converted to the parameters' dtypes.
 
     Args:
-        module: the Flax module to fill, in place.
+        module: the Flax module to fill, in place; an abstract one (`nnx.eval_shape`) will do, and spares its
+            random initialization.
         component: "dit", "vae", "llama" or "clip".
         layout: the names' layout ("tencent", "diffusers", "comfy", "hunyuan", "transformers"); None detects it.
         state_dict: PyTorch names -> numpy arrays.
@@ -40,7 +41,7 @@ def load_module(
         found = Layout(layout)
     shapes = {name: array.shape for name, array in state_dict.items()}
     rows, _ = check(component, config, found, shapes, source="state dict")
-    graph, state = nnx.split(module)
+    state = nnx.state(module)
     variables = {
         ".".join(map(str, path)): (path, value) for path, value in nnx.to_flat_state(state)
     }

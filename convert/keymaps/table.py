@@ -64,18 +64,31 @@ class Row:
         Raises:
             CheckpointError: tensors that are to be joined have different dtypes.
         """
-        parts = {
-            name: read(name) if dtype is None else read(name).astype(dtype, copy=False)
-            for name in self.sources
-        }
-        if len({part.dtype for part in parts.values()}) > 1:
-            found = ", ".join(f"{name} {part.dtype.name}" for name, part in parts.items())
-            raise CheckpointError(
-                f"the tensors of {self.leaf} have different dtypes ({found}); name one with --dtype"
-            )
-        arrays = list(parts.values())
-        joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if len(self.sources) == 1:
+            joined = read(next(iter(self.sources)))
+            joined = joined if dtype is None else joined.astype(dtype, copy=False)
+        else:
+            joined = self._join(read, dtype)
         return np.ascontiguousarray(TRANSFORMS[self.transform].forward(joined))
+
+    def _join(self, read: Callable[[str], np.ndarray], dtype: np.dtype | None) -> np.ndarray:
+        """The tensors one below the other; only one of them is held beside the result."""
+        names = list(self.sources)
+        part = read(names[0])
+        rows = sum(shape[0] for shape in self.sources.values())
+        joined = np.empty((rows, *part.shape[1:]), part.dtype if dtype is None else dtype)
+        joined[: len(part)] = part
+        edge = len(part)
+        for name in names[1:]:
+            part = read(name)
+            if dtype is None and part.dtype != joined.dtype:
+                raise CheckpointError(
+                    f"the tensors of {self.leaf} have different dtypes ({names[0]} {joined.dtype}, {name} {part.dtype}); "
+                    f"name one with --dtype"
+                )
+            joined[edge : edge + len(part)] = part
+            edge += len(part)
+        return joined
 
     def to_torch(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
         """Take the leaf apart into its PyTorch tensors; inverse of `to_leaf`."""

@@ -50,9 +50,7 @@ TRANSFORMS: Mapping[str, Transform] = {
         lambda leaf, shape: leaf.transpose(4, 3, 0, 1, 2),
     ),
     # diffusers' last modulation has scale before shift, everybody else's shift before scale.
-    "swap": Transform(
-        lambda shape: shape, _swap_halves, lambda leaf, shape: _swap_halves(leaf)
-    ),
+    "swap": Transform(lambda shape: shape, _swap_halves, lambda leaf, shape: _swap_halves(leaf)),
     "swap_linear": Transform(
         lambda shape: shape[::-1],
         lambda array: _swap_halves(array).T,

@@ -20,7 +20,7 @@ def table(config: VAEConfig) -> tuple[Entry, ...]:
 
 def _entries(config: VAEConfig) -> Iterator[Entry]:
     widths = config.block_out_channels
-    resampled = [any(ratio > 1 for ratio in level) for level in config.levels()]
+    resampled = [level.resamples for level in config.levels()]
     latent = config.latent_channels
     yield from _conv("encoder.conv_in", ".conv", config.in_channels, widths[0], 3)
     width = widths[0]

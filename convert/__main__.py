@@ -1,0 +1,149 @@
+"""`python -m convert SRC DST`: PyTorch weights of HunyuanVideo into a checkpoint, and back with --export."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from qsjax.errors import InputError, QsjaxError
+
+_PARTS = {
+    "transformer": "DiT weights: a .safetensors or .pt file, or a folder",
+    "vae": "VAE weights: a .safetensors or .pt file, or a folder",
+    "text_encoder": "LLaMA or LLaVA folder with config.json",
+    "text_encoder_2": "CLIP folder with config.json",
+    "tokenizer": "LLaMA's tokenizer folder (default: beside the text encoder)",
+    "tokenizer_2": "CLIP's tokenizer folder (default: beside the text encoder)",
+    "config": "sizes of a DiT whose weights carry no config.json: a TOML preset or diffusers' config.json "
+    "(default: HunyuanVideo 13B)",
+    "vae_config": "the same for the VAE (default: HunyuanVideo's)",
+    "prompt_template": 'JSON file {"template", "crop_start", "max_length"} (default: SRC/prompt_template.json, '
+    "else HunyuanVideo's from the installed diffusers)",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a conversion to a parser; those not given are absent from what it parses."""
+    absent = argparse.SUPPRESS
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        nargs="?",
+        type=Path,
+        # An optional positional cannot be absent; the empty format keeps "default: None" out of the help.
+        help="diffusers folder, folder of Tencent's files, or transformer file; with --export a checkpoint%(default).0s",
+    )
+    parser.add_argument("destination", metavar="DST", type=Path, help="folder to write")
+    for name, text in _PARTS.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, metavar="PATH", type=Path, default=absent, help=text)
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default=absent,
+        help="dtype of all stored weights (default: as in the source)",
+    )
+    flags = {
+        "verify": "re-read what was written and compare it with the source; if DST is a checkpoint already, only that",
+        "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
+        "overwrite": "replace DST once the new one is whole",
+        "json": "print the report as JSON",
+    }
+    for name, text in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `python -m convert`."""
+    parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
+    add_arguments(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, verify or export as asked; the report goes to stdout.
+
+    Raises:
+        QsjaxError: something the caller can mend, in one sentence.
+    """
+    return _export(args) if args.export else _convert(args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    logger, handler = logging.getLogger("qsjax"), logging.StreamHandler()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # Orbax gives the root logger a handler too
+    try:
+        return run(args)
+    except QsjaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _given(args: argparse.Namespace) -> dict[str, Path]:
+    return {name: getattr(args, name) for name in _PARTS if hasattr(args, name)}
+
+
+def _convert(args: argparse.Namespace) -> int:
+    # Imported late: they bring JAX, and `--help` should not wait for it.
+    from convert.report import as_text, describe
+    from convert.sources import Sources
+    from convert.stream import convert
+    from convert.verification import verify
+    from qsjax.checkpoint import MANIFEST
+
+    given, source = _given(args), args.source
+    report: dict[str, Any] = {"checkpoint": str(args.destination)}
+    lines: list[str] = []
+    if args.verify and not args.overwrite and (args.destination / MANIFEST).is_file():
+        sources = Sources.find(source, **given) if source is not None or given else None
+    else:
+        sources = Sources.find(source, **given)
+        dtype = getattr(args, "dtype", None)
+        report = describe(convert(sources, args.destination, dtype=dtype, overwrite=args.overwrite))
+        lines.append(as_text(report))
+    if args.verify:
+        found = verify(args.destination, sources)
+        report["verified"] = found._asdict()
+        lines.append(
+            f"verified: {found.leaves} leaves ({found.from_source} of them made again from the source) "
+            f"and {found.files} files are as written"
+        )
+    print(json.dumps(report, indent=1) if args.json else "\n".join(lines))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from convert.exporting import export
+
+    if args.source is None:
+        raise InputError("--export needs a checkpoint and a folder; give SRC and DST")
+    surplus = [
+        *_given(args),
+        *(["dtype"] if hasattr(args, "dtype") else []),
+        *(["verify"] if args.verify else []),
+    ]
+    if surplus:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in surplus)
+        raise InputError(f"--export writes what the checkpoint holds; run it without {named}")
+    files = [str(path) for path in export(args.source, args.destination, overwrite=args.overwrite)]
+    report = {"checkpoint": str(args.source), "files": files}
+    print(json.dumps(report, indent=1) if args.json else "wrote " + "\nwrote ".join(files))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

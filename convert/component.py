@@ -1,0 +1,114 @@
+"""One component of the source, opened and found complete: nothing is written before all of them are."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.configuration import configuration
+from convert.containers import Source, open_source
+from convert.keymaps import Row, check, detect
+from convert.keymaps.detect import TITLES, Layout
+from convert.sources import Sources
+from qsjax.config import to_mapping
+from qsjax.errors import CheckpointError
+
+_STORED = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component whose tensors are known to be exactly those its configuration asks for.
+
+    Attributes:
+        name: "dit", "vae", "llama" or "clip".
+        path: where the weights are.
+        source: its open container.
+        config: the component's config dataclass.
+        layout: how the source names its tensors.
+        rows: the leaves to write, with the tensors they are made of.
+        ignored: tensors left out on purpose.
+        dtype: dtype to store, None keeps the source's.
+    """
+
+    name: str
+    path: Path
+    source: Source
+    config: Any
+    layout: Layout
+    rows: tuple[Row, ...]
+    ignored: tuple[str, ...]
+    dtype: np.dtype | None
+
+    def stored_dtype(self, row: Row) -> np.dtype:
+        """The dtype in which a leaf is stored."""
+        if self.dtype is not None:
+            return self.dtype
+        return self.source.tensors[next(iter(row.sources))].dtype
+
+    def leaf(self, row: Row, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """A leaf as it is stored, or a range of rows of one that is not rearranged."""
+        if rows is None:
+            return row.to_leaf(self.source.read, self.dtype)
+        (name,) = row.sources
+        part = self.source.read(name)[rows[0] : rows[1]].copy()
+        return part if self.dtype is None else part.astype(self.dtype, copy=False)
+
+    def digest(self) -> str:
+        """What the source holds, without reading its tensors: files, names, shapes and dtypes."""
+        tensors = {
+            name: [list(info.shape), info.dtype.name] for name, info in self.source.tensors.items()
+        }
+        files = [
+            [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.source.files
+        ]
+        content = [self.name, files, tensors, to_mapping(self.config), str(self.dtype)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@contextmanager
+def open_components(sources: Sources, dtype: np.dtype | None) -> Iterator[dict[str, Component]]:
+    """Open every component of the sources; they are closed at the end of the block.
+
+    Raises:
+        InputError: a configuration is absent or does not describe this model.
+        CheckpointError: a container is damaged, or its tensors do not fit its configuration.
+    """
+    configs = {"dit": sources.config, "vae": sources.vae_config}
+    with ExitStack() as stack:
+        yield {
+            name: _open(stack, name, path, configs.get(name), dtype)
+            for name, path in sources.components().items()
+        }
+
+
+def _open(
+    stack: ExitStack, name: str, path: Path, config_path: Path | None, dtype: np.dtype | None
+) -> Component:
+    source = stack.enter_context(open_source(path, name))
+    config, origin = configuration(name, path, source, config_path)
+    shapes = {tensor: tuple(info.shape) for tensor, info in source.tensors.items()}
+    layout = detect(name, config, shapes, source=str(path))
+    rows, ignored = check(name, config, layout, shapes, source=f"{path} (sizes: {origin})")
+    _check_dtypes(name, path, source, rows, dtype)
+    return Component(name, path, source, config, layout, rows, ignored, dtype)
+
+
+def _check_dtypes(
+    name: str, path: Path, source: Source, rows: tuple[Row, ...], dtype: np.dtype | None
+) -> None:
+    """Weights are floating point; float64 only on its way to something smaller."""
+    dtypes = {tensor: source.tensors[tensor].dtype.name for row in rows for tensor in row.sources}
+    readable = _STORED if dtype is None else (*_STORED, "float64")
+    wrong = [f"{tensor} {found}" for tensor, found in dtypes.items() if found not in readable]
+    if wrong:
+        cure = "name a --dtype" if dtype is None else "give the unquantized weights"
+        raise CheckpointError(
+            f"{path}: {len(wrong)} tensors of the {TITLES[name]} are not {', '.join(readable)} "
+            f"({', '.join(wrong[:3])}); {cure}"
+        )

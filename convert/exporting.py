@@ -1,0 +1,150 @@
+"""The way back: a checkpoint as PyTorch files that diffusers loads, bit for bit what was converted."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.configuration import stored_configuration
+from convert.containers import TensorInfo, write_sharded
+from convert.keymaps import Row, expand
+from qsjax.checkpoint import Manifest, load_item, write_atomically
+from qsjax.errors import CheckpointError, InputError
+from qsjax.progress import Progress
+
+FOLDERS = {"dit": ("transformer", "diffusers"), "vae": ("vae", "hunyuan")}
+"""Component -> (folder of a diffusers pipeline, layout). The text encoders lack the layers nobody uses."""
+
+MARKER = "qsjax_export.json"
+"""Marks a folder that an export may replace."""
+
+_STEM = "diffusion_pytorch_model"
+_SHARD_BYTES = 5e9
+
+
+def export(
+    checkpoint: Path,
+    destination: Path,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    shard_bytes: float | int = _SHARD_BYTES,
+) -> tuple[Path, ...]:
+    """Write `transformer/` and `vae/` as diffusers names them: safetensors shards, index and config.json.
+
+    Args:
+        checkpoint: an unquantized checkpoint.
+        destination: folder to appear; it appears whole or not at all.
+        overwrite: replace a folder that an earlier export wrote.
+        progress: show a bar in bytes.
+        shard_bytes: largest size of a shard, in bytes.
+
+    Returns:
+        The files written.
+
+    Raises:
+        CheckpointError: not a checkpoint, a quantized one, or one without DiT and VAE.
+        InputError: the destination exists or cannot be written.
+    """
+    manifest = Manifest.read(checkpoint)
+    readers = {
+        name: _Tensors(manifest, name) for name in FOLDERS if name in manifest.data["components"]
+    }
+    if not readers:
+        raise CheckpointError(
+            f"{checkpoint}: has neither a transformer nor a VAE, and text encoders are not exported; name another checkpoint"
+        )
+    temporary = destination.with_name(destination.name + ".tmp")
+    if destination.exists() and not (overwrite and _is_export(destination)):
+        raise InputError(
+            f"{destination}: exists already; pass --overwrite to replace an earlier export or name another folder"
+        )
+    if temporary.exists() and not _is_export(temporary):
+        raise InputError(
+            f"{temporary}: is in the way and no export; name another folder than {destination}"
+        )
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_atomically(temporary / MARKER, json.dumps({"checkpoint": checkpoint.name}).encode())
+        written = _write(readers, temporary, float(shard_bytes), progress)
+        if destination.exists():
+            shutil.rmtree(destination)
+        temporary.rename(destination)
+    except OSError as error:
+        raise InputError(
+            f"{destination}: cannot be written ({error.strerror}); name a writable folder with enough space"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return tuple(destination / path.relative_to(temporary) for path in written)
+
+
+def _write(
+    readers: Mapping[str, "_Tensors"], folder: Path, shard_bytes: float, progress: bool
+) -> list[Path]:
+    written: list[Path] = []
+    total = sum(info.nbytes for reader in readers.values() for info in reader.infos.values())
+    with Progress(total, "export", unit="B", enabled=progress) as bar:
+        for name, reader in readers.items():
+            part = folder / FOLDERS[name][0]
+            part.mkdir()
+            reader.bar = bar
+            written += write_sharded(
+                part, _STEM, reader.infos, reader.read, shard_bytes=shard_bytes
+            )
+            written.append(part / "config.json")
+            content = json.dumps(reader.config.to_diffusers(), indent=2) + "\n"
+            write_atomically(written[-1], content.encode())
+    return written
+
+
+class _Tensors:
+    """The PyTorch tensors of a component, made from its leaves; one item and one leaf are held at a time."""
+
+    def __init__(self, manifest: Manifest, component: str) -> None:
+        self.config: Any = stored_configuration(manifest, component)
+        self.bar: Progress | None = None
+        self._manifest, self._component = manifest, component
+        rows = {row.leaf: row for row in expand(component, self.config, FOLDERS[component][1])}
+        self._items: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+        for item, leaf, spec in manifest.leaves(component):
+            self._items.setdefault(leaf, []).append((item, spec))
+        if set(self._items) != set(rows):
+            raise CheckpointError(
+                f"{manifest.directory}: {component} holds other leaves than its PyTorch original (it is quantized); "
+                f"export the checkpoint it was made from"
+            )
+        self._row_of: dict[str, Row] = {}
+        self.infos: dict[str, TensorInfo] = {}
+        for leaf, places in self._items.items():  # as stored, so that each item is loaded once
+            for name, shape in rows[leaf].sources.items():
+                self._row_of[name] = rows[leaf]
+                self.infos[name] = TensorInfo(shape, np.dtype(places[0][1]["dtype"]))
+        self._item: tuple[str, dict[str, Any]] = ("", {})
+        self._tensors: tuple[str, dict[str, np.ndarray]] = ("", {})
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor; cheap if its neighbours were read before."""
+        row = self._row_of[name]
+        if self._tensors[0] != row.leaf:
+            self._tensors = ("", {})
+            parts = [self._load(item)[row.leaf] for item, _ in self._items[row.leaf]]
+            whole = np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
+            self._tensors = (row.leaf, row.to_torch(whole))
+        if self.bar is not None:
+            self.bar.advance(self.infos[name].nbytes)
+        return self._tensors[1][name]
+
+    def _load(self, item: str) -> dict[str, Any]:
+        if self._item[0] != item:
+            self._item = ("", {})
+            self._item = (item, load_item(self._manifest, self._component, item))
+        return self._item[1]
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / MARKER).is_file()

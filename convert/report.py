@@ -1,0 +1,81 @@
+"""What a conversion did, for people and for machines."""
+
+from typing import Any
+
+from qsjax.checkpoint import Manifest
+
+_COLUMNS = (
+    "component", "container", "layout", "tensors", "parameters", "read", "written", "ignored", "seconds",
+)  # fmt: skip
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """The report as plain data: per component what was read and written, and the peak memory in bytes."""
+    components = {
+        name: {
+            **component["source"],
+            "parameters": component["parameters"],
+            "bytes_written": component["bytes"],
+            "dtypes": sorted({spec["dtype"] for _, _, spec in manifest.leaves(name)}),
+            "items": len(component["items"]),
+            "seconds": component["seconds"],
+        }
+        for name, component in manifest.data["components"].items()
+    }
+    return {
+        "checkpoint": str(manifest.directory),
+        "format_version": manifest.data["format_version"],
+        "components": components,
+        "files": sorted(manifest.data["files"]),
+        "peak_memory_bytes": manifest.data["peak_memory_bytes"],
+    }
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report as a table, and below it every tensor that was left out, by pattern where there are many."""
+    lines = [_COLUMNS]
+    for name, part in report["components"].items():
+        prefix = f" ({part['prefix']})" if part["prefix"] else ""
+        lines.append(
+            (
+                name,
+                part["container"],
+                part["layout"] + prefix,
+                str(part["used"]),
+                f"{part['parameters']:,}",
+                _size(part["bytes"]),
+                f"{_size(part['bytes_written'])} {'/'.join(part['dtypes'])}",
+                str(len(part["ignored"])),
+                f"{part['seconds']:.1f}",
+            )
+        )
+    widths = [max(len(line[k]) for line in lines) for k in range(len(_COLUMNS))]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    for name, part in report["components"].items():
+        if part["ignored"]:
+            text.append(f"not used by {name}: {', '.join(_folded(part['ignored']))}")
+    text.append(
+        f"{report['checkpoint']}: complete, peak memory {_size(report['peak_memory_bytes'])}"
+    )
+    return "\n".join(text)
+
+
+def _folded(names: list[str]) -> list[str]:
+    """Names with the same first parts as one pattern: "layers.30.* (9)"."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        indexed = [k for k, part in enumerate(parts) if part.isdecimal()]
+        depth = indexed[0] + 1 if indexed and "vision" not in name else min(2, len(parts) - 1)
+        groups.setdefault(".".join(parts[:depth]), []).append(name)
+    return [
+        found[0] if len(found) == 1 else f"{group}.* ({len(found)})"
+        for group, found in groups.items()
+    ]
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"

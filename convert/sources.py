@@ -1,0 +1,179 @@
+"""Which files feed which component."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from qsjax.errors import InputError
+from qsjax.sample.settings import FILE
+
+PARTS = {"transformer": "dit", "vae": "vae", "text_encoder": "llama", "text_encoder_2": "clip"}
+"""The field of `Sources` (and folder of a diffusers pipeline) behind each component."""
+
+TEMPLATE_FILE = "prompt_template.json"
+"""A prompt template beside model_index.json; diffusers has no place for one."""
+
+_TENCENT = {
+    "transformer": "transformers/mp_rank_00_model_states.pt",
+    "vae": "vae/pytorch_model.pt",
+}
+_CLASSES = {
+    "HunyuanVideoTransformer3DModel": "transformer",
+    "AutoencoderKLHunyuanVideo": "vae",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The PyTorch files of one conversion; a component without a source is not converted.
+
+    Attributes:
+        transformer: DiT weights, a file or a folder.
+        vae: VAE weights, a file or a folder.
+        text_encoder: LLaMA (or LLaVA) folder with config.json.
+        text_encoder_2: CLIP folder with config.json.
+        tokenizer: folder of LLaMA's tokenizer.
+        tokenizer_2: folder of CLIP's tokenizer.
+        scheduler: folder with scheduler_config.json, for the shift.
+        config: sizes of the DiT, where its weights carry none: TOML preset or diffusers config.json.
+        vae_config: config.json of the VAE, where its weights carry none.
+        prompt_template: JSON file with template, crop_start and max_length.
+        generation: JSON file with the model's sampling settings (`qsjax.sample.settings.Settings`).
+    """
+
+    transformer: Path | None = None
+    vae: Path | None = None
+    text_encoder: Path | None = None
+    text_encoder_2: Path | None = None
+    tokenizer: Path | None = None
+    tokenizer_2: Path | None = None
+    scheduler: Path | None = None
+    config: Path | None = None
+    vae_config: Path | None = None
+    prompt_template: Path | None = None
+    generation: Path | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            path = getattr(self, field.name)
+            if path is not None and not path.exists():
+                raise InputError(
+                    f"{path}: does not exist; give an existing path for {field.name.replace('_', ' ')}"
+                )
+        if not any(getattr(self, part) for part in PARTS):
+            raise InputError(
+                "nothing to convert; give a diffusers folder, a transformer file, or one of "
+                "--transformer, --vae, --text-encoder, --text-encoder-2"
+            )
+        for config, part in (("config", "transformer"), ("vae_config", "vae")):
+            if getattr(self, config) is not None and getattr(self, part) is None:
+                raise InputError(
+                    f"{getattr(self, config)}: describes a {part}, and none is to be converted; name it or leave this out"
+                )
+        for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+            if getattr(self, part) is not None and getattr(self, tokenizer) is None:
+                raise InputError(
+                    f"{getattr(self, part)}: has no tokenizer beside it; name its folder with "
+                    f"--{tokenizer.replace('_', '-')}"
+                )
+
+    @classmethod
+    def find(cls, source: Path | None = None, **given: Path | None) -> "Sources":
+        """The sources inside `source`, with those named in `given` taking precedence.
+
+        Args:
+            source: a diffusers folder (model_index.json), a folder as Tencent publishes it (transformers/, vae/),
+                one component's folder, or a transformer file. None takes `given` alone.
+            given: fields of `Sources`.
+
+        Raises:
+            InputError: `source` does not exist or is none of these, or a part it announces is absent.
+        """
+        named: dict[str, Any] = {name: path for name, path in given.items() if path is not None}
+        found = {} if source is None else _look_into(source, frozenset(named))
+        merged = {**found, **named}
+        for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+            folder = merged.get(part)
+            if tokenizer not in merged and folder is not None and has_tokenizer(folder):
+                merged[tokenizer] = folder
+        return cls(**merged)
+
+    def components(self) -> dict[str, Path]:
+        """Component -> where its weights are, in the order in which they are converted."""
+        return {
+            component: getattr(self, part)
+            for part, component in PARTS.items()
+            if getattr(self, part) is not None
+        }
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer that can be converted."""
+    return (folder / "tokenizer.json").is_file() or (folder / "merges.txt").is_file()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: the file is absent, not JSON, or not an object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a JSON file") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON ({error}); correct the file") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
+    if source.is_file():
+        return {"transformer": source}
+    if not source.is_dir():
+        raise InputError(
+            f"{source}: does not exist; give a diffusers folder, a folder of Tencent's files or a transformer file"
+        )
+    if (source / "model_index.json").is_file():
+        return _diffusers(source, named)
+    if (source / "manifest.json").is_file():
+        raise InputError(
+            f"{source}: is a converted checkpoint already; add --export to write PyTorch files from it"
+        )
+    tencent = {part: source / path for part, path in _TENCENT.items() if (source / path).is_file()}
+    if tencent:
+        folders = {part: source / part for part in ("text_encoder", "text_encoder_2")}
+        return tencent | {part: path for part, path in folders.items() if path.is_dir()}
+    if (source / "config.json").is_file():
+        name = read_json(source / "config.json").get("_class_name")
+        if name in _CLASSES:
+            return {_CLASSES[name]: source}
+    raise InputError(
+        f"{source}: is not a diffusers folder (it has no model_index.json) nor one of Tencent's (no transformers/); "
+        f"name the parts with --transformer, --vae, --text-encoder, --text-encoder-2"
+    )
+
+
+def _diffusers(source: Path, named: frozenset[str]) -> dict[str, Path]:
+    index = read_json(source / "model_index.json")
+    if index.get("_class_name", "HunyuanVideoPipeline") != "HunyuanVideoPipeline":
+        raise InputError(
+            f"{source}: holds a {index['_class_name']}, only HunyuanVideoPipeline (text to video) is supported"
+        )
+    found: dict[str, Path] = {}
+    for part in (*PARTS, "tokenizer", "tokenizer_2", "scheduler"):
+        announced = isinstance(index.get(part), list) and all(index[part])
+        if (source / part).is_dir():
+            found[part] = source / part
+        elif announced and part not in named:
+            raise InputError(
+                f"{source}: model_index.json names {part}, but the folder is absent; download it, "
+                f"or name the parts you have (--transformer, --vae, ...) without the folder"
+            )
+    beside = {"prompt_template": TEMPLATE_FILE, "generation": FILE}
+    return found | {
+        name: source / file for name, file in beside.items() if (source / file).is_file()
+    }

@@ -1,0 +1,140 @@
+"""Conversion: tensor by tensor, in bounded memory, resumable at every item."""
+
+import errno
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.component import Component, open_components
+from convert.description import describe
+from convert.items import ITEM_BYTES, Item, plan_items
+from convert.memory import peak_memory
+from convert.sources import Sources
+from qsjax.checkpoint import CheckpointWriter, Manifest
+from qsjax.config import nearest
+from qsjax.errors import InputError
+from qsjax.progress import Progress
+
+DTYPES = ("bfloat16", "float32")
+_HASH_BLOCK = 8 << 20
+
+
+def convert(
+    sources: Sources,
+    destination: Path,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    item_bytes: int = ITEM_BYTES,
+) -> Manifest:
+    """Write a checkpoint from PyTorch weights.
+
+    Work happens under `destination` + ".tmp"; the same call after an interruption goes on where it stopped.
+    Besides every leaf's checksum the manifest gets the sha256 of every source file, so sources are read twice.
+
+    Args:
+        sources: the PyTorch files.
+        destination: checkpoint directory to appear.
+        dtype: "bfloat16" or "float32" for all weights; None keeps each component's own.
+        overwrite: replace an existing checkpoint, once the new one is whole.
+        progress: show one bar over everything, in bytes.
+        item_bytes: size of the pieces in which the checkpoint is stored, about a third of the peak memory.
+
+    Returns:
+        The manifest of the finished checkpoint.
+
+    Raises:
+        InputError: a source or configuration is absent or unsuitable, or the destination cannot be written.
+        CheckpointError: a source is damaged, or its tensors do not fit its configuration.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"no dtype {dtype!r}; {nearest(dtype, DTYPES)}")
+    stored = None if dtype is None else np.dtype(dtype)
+    with open_components(sources, stored) as components:
+        data, files = describe(sources, components)
+        plans = {name: plan_items(part, item_bytes) for name, part in components.items()}
+        identity = _identity(components, data, item_bytes)
+        writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
+        finished = writer.finished_items()
+        hashed = sum(
+            path.stat().st_size for part in components.values() for path in part.source.files
+        )
+        written = sum(item.nbytes for plan in plans.values() for item in plan)
+        left = [
+            item.nbytes
+            for name, plan in plans.items()
+            for item in plan
+            if f"{name}/{item.name}" not in finished
+        ]
+        _check_space(destination, sum(left))
+        with Progress(written + hashed, "convert", unit="B", enabled=progress) as bar:
+            try:
+                for name, part in components.items():
+                    start = time.perf_counter()
+                    for item in plans[name]:
+                        if f"{name}/{item.name}" not in finished:
+                            _write(writer, part, item)
+                        bar.advance(item.nbytes, part=name)
+                    data["components"][name]["source"]["sha256"] = {
+                        path.name: _sha256(path, bar) for path in part.source.files
+                    }
+                    data["components"][name]["seconds"] = round(time.perf_counter() - start, 2)
+                for relative, content in files.items():
+                    writer.write_file(relative, content)
+                data["peak_memory_bytes"] = peak_memory()
+                order = {name: [item.name for item in plan] for name, plan in plans.items()}
+                return writer.finish(data, order)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+                    raise
+                raise InputError(
+                    f"{destination}: writing stopped ({error.strerror}); "
+                    f"make room and run the same command again, it goes on where it stopped"
+                ) from error
+
+
+def _write(writer: CheckpointWriter, part: Component, item: Item) -> None:
+    """Read, rearrange and store one item; its arrays are gone when this returns."""
+    leaves = {piece.row.leaf: part.leaf(piece.row, piece.rows) for piece in item.pieces}
+    rows = {piece.row.leaf: piece.rows for piece in item.pieces if piece.rows is not None}
+    writer.write_item(part.name, item.name, leaves, rows=rows)
+
+
+def _identity(
+    components: Mapping[str, Component],
+    data: Mapping[str, Any],
+    item_bytes: int,
+) -> str:
+    """What is being written: an interrupted conversion is resumed only if all of this is unchanged."""
+    content = [
+        [part.digest() for part in components.values()],
+        data["files"],
+        item_bytes,
+        data["libraries"]["qsjax"],
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _check_space(destination: Path, needed: int) -> None:
+    """A full disk after an hour of work is worse than a refusal at once."""
+    free = shutil.disk_usage(destination.parent).free
+    if free < needed:
+        raise InputError(
+            f"{destination}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room or name another disk"
+        )
+
+
+def _sha256(path: Path, bar: Progress) -> str:
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            state.update(block)
+            bar.advance(len(block))
+    return state.hexdigest()

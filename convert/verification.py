@@ -1,0 +1,105 @@
+"""Reading a checkpoint back and comparing every leaf with its checksum, and with the source."""
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convert.component import Component, open_components
+from convert.containers.listing import first_few
+from convert.keymaps import Row
+from convert.sources import Sources
+from qsjax.checkpoint import Manifest, digest, load_item
+from qsjax.errors import CheckpointError
+from qsjax.progress import Progress
+
+
+class Verified(NamedTuple):
+    """What was found right.
+
+    Attributes:
+        leaves: stored pieces whose bytes match their checksum.
+        from_source: those of them that were also made again from the source, with the same result.
+        nbytes: their size in bytes.
+        files: plain files that match their checksum.
+    """
+
+    leaves: int
+    from_source: int
+    nbytes: int
+    files: int
+
+
+def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool = True) -> Verified:
+    """Re-read a checkpoint, one item at a time.
+
+    Args:
+        checkpoint: the directory to check.
+        sources: the PyTorch files it came from; every leaf is made from them again. None compares with the
+            checksums in the manifest only.
+        progress: show a bar in bytes.
+
+    Raises:
+        CheckpointError: bytes differ (the first leaves are named), files are absent, or the sources are others.
+    """
+    manifest = Manifest.read(checkpoint)
+    wrong: list[str] = []
+    leaves = from_source = nbytes = 0
+    with ExitStack() as stack:
+        parts = {} if sources is None else stack.enter_context(open_components(sources, None))
+        if absent := sorted(set(parts) - set(manifest.data["components"])):
+            raise CheckpointError(
+                f"{checkpoint}: has no {', '.join(absent)}, which the sources have; convert them with --overwrite"
+            )
+        rows = {name: {row.leaf: row for row in part.rows} for name, part in parts.items()}
+        total = sum(
+            _nbytes(spec)
+            for name in manifest.data["components"]
+            for _, _, spec in manifest.leaves(name)
+        )
+        bar = stack.enter_context(Progress(total, "verify", unit="B", enabled=progress))
+        for name, component in manifest.data["components"].items():
+            for item, specifications in component["items"].items():
+                loaded = load_item(manifest, name, item)
+                for leaf, spec in specifications.items():
+                    leaves, nbytes = leaves + 1, nbytes + _nbytes(spec)
+                    if digest(np.asarray(loaded.pop(leaf))) != spec["sha256"]:
+                        wrong.append(f"{name} {leaf} is not what was written")
+                    elif name in parts:
+                        from_source += 1
+                        if not _comes_from(parts[name], rows[name], leaf, spec):
+                            wrong.append(f"{name} {leaf} is not what the source holds")
+                    bar.advance(_nbytes(spec))
+    files = manifest.data.get("files", {})
+    wrong.extend(
+        f"{path} is not what was written"
+        for path, spec in files.items()
+        if not _file_matches(checkpoint / path, spec["sha256"])
+    )
+    if wrong:
+        raise CheckpointError(
+            f"{checkpoint}: {len(wrong)} of {leaves} leaves and {len(files)} files differ ({first_few(wrong)}); "
+            f"convert the sources again with --overwrite"
+        )
+    return Verified(leaves, from_source, nbytes, len(files))
+
+
+def _comes_from(
+    part: Component, rows: Mapping[str, Row], leaf: str, spec: Mapping[str, Any]
+) -> bool:
+    if leaf not in rows:
+        return False
+    bounds = spec.get("rows")
+    made = part.leaf(rows[leaf], None if bounds is None else (bounds[0], bounds[1]))
+    return digest(made.astype(np.dtype(spec["dtype"]), copy=False)) == spec["sha256"]
+
+
+def _file_matches(path: Path, expected: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == expected
+
+
+def _nbytes(spec: Mapping[str, Any]) -> int:
+    return int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize

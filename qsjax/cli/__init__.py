@@ -1,0 +1,63 @@
+"""The command line: `qsjax VERB`. One module per verb, imported when that verb is used.
+
+Progress and messages go to stderr, results to stdout (`--json`: machine-readable). What the caller can
+mend ends in one line and exit status 2; Ctrl-C in 130.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+
+VERBS = {
+    "demo": "convert the bundled tiny model and sample three videos with it, offline, on any CPU",
+    "convert": "PyTorch weights of HunyuanVideo into a checkpoint, and back with --export",
+    "sample": "a video from a prompt",
+    "doctor": "what this machine has, and which implementations would run on it",
+    "bench": "measure the transformer against PyTorch",
+}
+
+
+def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The parser; only the arguments of `verb` are filled in, the others are listed."""
+    from qsjax import __version__
+
+    parser = argparse.ArgumentParser(prog="qsjax", description="HunyuanVideo in JAX.")
+    parser.add_argument("--version", action="version", version=f"qsjax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, summary in VERBS.items():
+        child = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        if name == verb:
+            importlib.import_module(f"qsjax.cli.{name}").add_arguments(child)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    from qsjax.errors import QsjaxError
+
+    arguments = sys.argv[1:] if argv is None else argv
+    verb = next((word for word in arguments if word in VERBS), None)
+    parser = build_parser(verb)
+    args = parser.parse_args(arguments)
+    logger = logging.getLogger("qsjax")
+    handler = logging.StreamHandler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a library may have given the root logger a handler of its own
+    try:
+        return importlib.import_module(f"qsjax.cli.{args.verb}").run(args)
+    except QsjaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True

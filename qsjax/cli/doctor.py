@@ -1,0 +1,82 @@
+"""`qsjax doctor`: what this machine has, and which implementations would run on it."""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+_LIBRARIES = (
+    "qsjax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy", "ml_dtypes",
+    "transformers", "tokenizers", "huggingface_hub", "jax-triton", "torch", "diffusers",
+)  # fmt: skip
+_HEAD_DIM = 128  # HunyuanVideo's
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `qsjax doctor`."""
+    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print versions, devices, and every operation's implementations with the objections to them."""
+    report = examine()
+    print(json.dumps(report, indent=1) if args.json else _text(report))
+    return 0
+
+
+def examine() -> dict[str, Any]:
+    """The report as plain data."""
+    import jax
+    import jax.numpy as jnp
+
+    from qsjax.dit.attention import DENSE_ATTENTION
+
+    backend = jax.default_backend()
+    operations = {}
+    for dtype in (jnp.bfloat16, jnp.float32):
+        facts = {"backend": backend, "dtype": jnp.dtype(dtype), "head_dim": _HEAD_DIM}
+        name = f"{DENSE_ATTENTION.name} ({jnp.dtype(dtype).name}, head size {_HEAD_DIM})"
+        operations[name] = {
+            "chosen": DENSE_ATTENTION.choose(**facts),
+            "objections": DENSE_ATTENTION.objections(**facts),
+        }
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "backend": backend,
+        "devices": [_device(device) for device in jax.devices()],
+        "operations": operations,
+    }
+
+
+def _device(device: Any) -> dict[str, Any]:
+    stats = device.memory_stats() or {}
+    return {"kind": device.device_kind, "id": device.id, "bytes": stats.get("bytes_limit")}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _text(report: dict[str, Any]) -> str:
+    lines = [f"python {report['python']} on {report['platform']}"]
+    lines += [
+        f"  {name} {version or 'not installed'}" for name, version in report["libraries"].items()
+    ]
+    lines.append(f"backend {report['backend']}")
+    for device in report["devices"]:
+        memory = f", {device['bytes'] / 2**30:.1f} GiB" if device["bytes"] else ""
+        lines.append(f"  device {device['id']}: {device['kind']}{memory}")
+    for name, operation in report["operations"].items():
+        lines.append(name)
+        for one, objection in operation["objections"].items():
+            mark = (
+                "runs" if one == operation["chosen"] else "could run" if objection is None else "no"
+            )
+            lines.append(f"  {one}: {mark}" + (f", {objection}" if objection else ""))
+    return "\n".join(lines)

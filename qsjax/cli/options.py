@@ -1,0 +1,47 @@
+"""Options from a TOML file, as if they had been typed before the others."""
+
+import argparse
+from pathlib import Path
+
+from qsjax.config import load_toml, nearest
+from qsjax.errors import InputError
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add `--config FILE`; call it after all other options of the verb."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="TOML file with any of these options (true-cfg = 3.0); options typed here win",
+    )
+
+
+def with_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in the options that were left at their default from the file given by `--config`.
+
+    Raises:
+        InputError: the file is absent or not TOML, or has a key that is no option, or an unfitting value.
+    """
+    if args.config is None:
+        return args
+    options = {
+        action.option_strings[-1].removeprefix("--"): action
+        for action in parser._actions
+        if action.option_strings and action.dest not in ("help", "config")
+    }
+    for key, value in load_toml(args.config).items():
+        if key not in options:
+            raise InputError(f"{args.config}: unknown option {key!r}; {nearest(key, options)}")
+        action = options[key]
+        if getattr(args, action.dest) != action.default:
+            continue
+        switch = isinstance(action.default, bool)
+        if switch != isinstance(value, bool):
+            raise InputError(f"{args.config}: {key} = {value!r} does not fit; see --help")
+        try:
+            convert = action.type if callable(action.type) and not switch else (lambda given: given)
+            setattr(args, action.dest, convert(value))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{args.config}: {key} = {value!r} does not fit ({error})") from error
+    return args

@@ -1,0 +1,117 @@
+"""`qsjax sample`: a video from a prompt."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from qsjax.cli.options import add_config, with_config
+from qsjax.errors import InputError
+
+_SETTINGS = {
+    "frames": (int, "video frames, 4k+1"),
+    "height": (int, "pixels"),
+    "width": (int, "pixels"),
+    "steps": (int, "denoising steps"),
+    "shift": (float, "of the noise schedule; larger spends more steps at high noise"),
+    "guidance": (float, "embedded guidance scale"),
+    "true-cfg": (float, "classifier-free guidance scale with a negative prompt; 1 is off"),
+    "fps": (int, "frames a second of the file"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `qsjax sample`."""
+    parser.add_argument(
+        "--model", default="tiny", help="checkpoint folder, or 'tiny' for the bundled model"
+    )
+    parser.add_argument("--prompt", default="", help="what the video shows")
+    parser.add_argument(
+        "--negative-prompt", help="with --true-cfg above 1 (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--encoded-prompt",
+        metavar="FILE",
+        type=Path,
+        help="encoded prompt saved by --save-prompt; then no text encoder is loaded",
+    )
+    parser.add_argument(
+        "--save-prompt",
+        metavar="FILE",
+        type=Path,
+        help="save the encoded prompt (safetensors) and stop before sampling",
+    )
+    for name, (kind, text) in _SETTINGS.items():
+        parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: the checkpoint's)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same video")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="of weights and matmuls (default: bfloat16 on TPU and GPU, float32 on CPU)",
+    )
+    parser.add_argument(
+        "--text-storage", choices=("int8",), help="hold the text encoders in 8 bits"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
+    parser.add_argument("--json", action="store_true", help="print a report as JSON on stdout")
+    add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sample one video, or save an encoded prompt.
+
+    Raises:
+        QsjaxError: something the caller can mend.
+    """
+    from qsjax.cli import build_parser
+
+    verb = build_parser("sample")._subparsers._group_actions[0].choices["sample"]  # type: ignore[union-attr]
+    args = with_config(verb, args)
+    if bool(args.prompt.strip()) == (args.encoded_prompt is not None):
+        raise InputError("give either --prompt (not empty) or --encoded-prompt FILE")
+    from qsjax.pipeline import Pipeline
+    from qsjax.text import load_prompts, save_prompts
+    from qsjax.video import check_writable, write_video
+
+    check_writable(args.save_prompt or args.out, overwrite=args.overwrite)
+    options = {"dtype": args.dtype, "text_storage": args.text_storage}
+    pipeline = (
+        Pipeline.tiny(**options)
+        if args.model == "tiny"
+        else Pipeline.from_checkpoint(args.model, **options)
+    )
+    if args.save_prompt is not None:
+        save_prompts(args.save_prompt, pipeline.encode(args.prompt), [args.prompt])
+        _print(args, {"out": str(args.save_prompt), "seconds": pipeline.timings})
+        return 0
+    changes = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _SETTINGS}
+    chosen = pipeline.resolve(**changes)
+    prompt = load_prompts(args.encoded_prompt) if args.encoded_prompt else args.prompt
+    start = time.perf_counter()
+    video = pipeline(prompt, negative_prompt=args.negative_prompt, seed=args.seed, **changes)
+    video = video[0] if video.ndim == 5 else video
+    comment = f"qsjax {args.model}, seed {args.seed}, {chosen.steps} steps: {args.prompt}"
+    write_video(video, args.out, fps=chosen.fps, comment=comment)
+    report = {
+        "out": str(args.out),
+        "frames": video.shape[0],
+        "height": video.shape[1],
+        "width": video.shape[2],
+        "seed": args.seed,
+        "steps": chosen.steps,
+        "seconds": pipeline.timings | {"all": time.perf_counter() - start},
+    }
+    _print(args, report)
+    return 0
+
+
+def _print(args: argparse.Namespace, report: dict) -> None:
+    if args.json:
+        print(json.dumps(report, indent=1))
+        return
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["seconds"].items())
+    size = (
+        f"{report['frames']}x{report['height']}x{report['width']}, " if "frames" in report else ""
+    )
+    print(f"wrote {report['out']} ({size}{stages})")

@@ -1,0 +1,306 @@
+"""From a prompt to a video: what a notebook user touches."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from qsjax.checkpoint import Manifest
+from qsjax.config import from_mapping, nearest
+from qsjax.dit import DiT, DiTConfig, load_dit
+from qsjax.errors import Cancelled, InputError
+from qsjax.progress import Progress
+from qsjax.sample import Conditions, Plan, denoise_step, initial_noise, prepare, schedule
+from qsjax.sample.settings import Settings, check_size
+from qsjax.text import EncodedPrompt, TextEncoder
+from qsjax.vae import VAE, Tiling, VAEConfig, load_vae
+
+Prompt = str | Sequence[str] | EncodedPrompt
+Callback = Callable[[int, Array], bool | None]
+
+
+class Pipeline:
+    """A checkpoint, ready to sample. Each model is loaded when it is first needed.
+
+    >>> pipeline = Pipeline.tiny()
+    >>> video = pipeline("a red circle moves left", steps=20, seed=0)     # uint8 [T, H, W, 3]
+
+    Attributes:
+        settings: used where a call does not say otherwise (size, steps, shift, guidance).
+        tiling: how the VAE cuts what it decodes; None decodes in one pass.
+        timings: seconds of the last call by stage ("load", "encode", "compile", "denoise", "decode").
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        dtype: jnp.dtype,
+        text_storage: str | None = None,
+        progress: bool = True,
+    ) -> None:
+        self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
+        self._progress = progress
+        self._programs: dict[Any, Any] = {}
+        source = str(manifest.directory)
+        self.dit_config = from_mapping(
+            DiTConfig, manifest.config("dit"), source=f"{source}: dit config"
+        )
+        self.vae_config = from_mapping(
+            VAEConfig, manifest.config("vae"), source=f"{source}: vae config"
+        )
+        self.settings = Settings.of_manifest(manifest.data)
+        self.tiling: Tiling | None = from_mapping(
+            Tiling, manifest.data.get("tiling", {}), source=f"{source}: tiling"
+        )
+        self.timings: dict[str, float] = {}
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        dtype: jnp.dtype | type | str | None = None,
+        text_storage: str | None = None,
+        progress: bool = True,
+    ) -> "Pipeline":
+        """Open a checkpoint that `qsjax convert` wrote.
+
+        Args:
+            directory: the checkpoint.
+            dtype: of weights and matmuls; None is bfloat16 on TPU and GPU, float32 on CPU.
+            text_storage: "int8" halves the memory of the text encoders.
+            progress: show bars (on a terminal or notebook; in a log, a line per 10 %).
+
+        Raises:
+            CheckpointError: not a checkpoint, or one without a DiT or VAE.
+        """
+        if dtype is None:
+            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return cls(
+            Manifest.read(directory),
+            dtype=jnp.dtype(dtype),
+            text_storage=text_storage,
+            progress=progress,
+        )
+
+    @classmethod
+    def tiny(cls, **options: Any) -> "Pipeline":
+        """The bundled tiny model, converted to a checkpoint in the user's cache at first use."""
+        from convert.bundled import converted_tiny_model
+
+        return cls.from_checkpoint(converted_tiny_model(), **options)
+
+    @cached_property
+    def dit(self) -> DiT:
+        """The diffusion transformer."""
+        return self._timed("load", partial(load_dit, progress=self._progress), dtype=self._dtype)
+
+    @cached_property
+    def vae(self) -> VAE:
+        """The video autoencoder."""
+        return self._timed("load", load_vae, dtype=self._dtype)
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """Both text encoders with their tokenizers."""
+        return self._timed("load", TextEncoder.load, dtype=self._dtype, storage=self._text_storage)
+
+    def __call__(
+        self,
+        prompt: Prompt,
+        *,
+        negative_prompt: str | EncodedPrompt | None = None,
+        seed: int = 0,
+        latents: Float[Array, "B C T H W"] | np.ndarray | None = None,
+        callback: Callback | None = None,
+        **settings: Any,
+    ) -> UInt8[np.ndarray, "... F Y X 3"]:
+        """Sample a video.
+
+        Args:
+            prompt: a text; several texts or an encoded prompt give a batch.
+            negative_prompt: what true guidance moves away from; used with true_cfg > 1.
+            seed: same seed, same bits on the same machine; sample b of a batch uses `seed + b`.
+            latents: noise to start from instead of the seed's, float32 [B, C, T, H, W].
+            callback: called after each step with its number (from 1) and the latents; False cancels.
+            **settings: fields of `Settings`: frames, height, width, steps, shift, guidance, true_cfg.
+
+        Returns:
+            uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
+
+        Raises:
+            InputError: an empty prompt, a size the model cannot make, latents of another shape.
+            Cancelled: the callback said so; carries the latents.
+        """
+        self.timings = {}
+        chosen = self.resolve(**settings)
+        plan = chosen.plan()
+        encoded = self.encode(prompt)
+        negative = None
+        if plan.uses_negative:
+            given = chosen.negative_prompt if negative_prompt is None else negative_prompt
+            negative = self._negative(given, encoded.pooled.shape[0])
+        sampled = self.sample(
+            encoded,
+            settings=chosen,
+            negative=negative,
+            seed=seed,
+            latents=latents,
+            callback=callback,
+        )
+        videos = to_uint8(self.decode(sampled))
+        return videos[0] if isinstance(prompt, str) else videos
+
+    def resolve(self, **changes: Any) -> Settings:
+        """The checkpoint's settings with changes, checked against the model.
+
+        Raises:
+            InputError: unknown setting, or a size the model cannot make.
+        """
+        known = [field.name for field in fields(Settings)]
+        for name in changes:
+            if name not in known:
+                raise InputError(f"unknown setting {name!r}; {nearest(name, known)}")
+        chosen = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
+        check_size(
+            chosen.frames,
+            chosen.height,
+            chosen.width,
+            temporal=self.vae_config.temporal_compression_ratio * self.dit_config.patch_size[0],
+            spatial=self.vae_config.spatial_compression_ratio * self.dit_config.patch_size[1],
+        )
+        return chosen
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Encode one or several texts; an encoded prompt passes through.
+
+        Raises:
+            InputError: a text is empty.
+        """
+        if isinstance(prompt, EncodedPrompt):
+            return prompt
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not texts or not all(text.strip() for text in texts):
+            raise InputError("the prompt is empty; describe the video in a few words")
+        encoder = self.text_encoder
+        start = time.perf_counter()
+        encoded = jax.block_until_ready(encoder(texts))
+        self._add("encode", start)
+        return encoded
+
+    def sample(
+        self,
+        prompt: EncodedPrompt,
+        *,
+        settings: Settings | None = None,
+        negative: EncodedPrompt | None = None,
+        seed: int = 0,
+        latents: Float[Array, "B C T H W"] | np.ndarray | None = None,
+        callback: Callback | None = None,
+    ) -> Float[Array, "B C T H W"]:
+        """Denoise, one jitted step at a time; arguments as in `__call__`.
+
+        Returns:
+            float32 latents as the DiT sees them (multiplied by the VAE's scaling factor).
+        """
+        settings = self.settings if settings is None else settings
+        plan, shape = settings.plan(), self.latent_shape(settings, prompt.pooled.shape[0])
+        if latents is None:
+            latents = initial_noise(seed, shape)
+        elif latents.shape != shape:
+            raise InputError(
+                f"latents have shape {list(latents.shape)}, this prompt and size need {list(shape)}"
+            )
+        # The step donates its latents; a caller's array must stay his.
+        x = jnp.array(latents, jnp.float32, copy=True)
+        dit = self.dit
+        conditions, step = self._programs_for(plan, dit, x, prompt, negative)
+        prepared = conditions(dit, prompt, negative)
+        steps, total = schedule(plan), plan.steps
+        start = time.perf_counter()
+        with Progress(total, "denoise", unit="step", enabled=self._progress) as bar:
+            for index in range(total):
+                numbers = jax.tree.map(lambda leaf, index=index: leaf[index], steps)
+                x = jax.block_until_ready(step(dit, x, numbers, prepared))
+                bar.advance()
+                if callback is not None and callback(index + 1, x) is False:
+                    raise Cancelled(
+                        f"sampling was cancelled after step {index + 1} of {total}",
+                        step=index + 1,
+                        latents=x,
+                    )
+        self._add("denoise", start)
+        return x
+
+    def decode(self, latents: Float[Array, "B C T H W"]) -> Float[np.ndarray, "B F Y X 3"]:
+        """Latents of `sample` to float32 frames in [0, 1]."""
+        vae = self.vae
+        start = time.perf_counter()
+        frames = vae.decode(
+            latents / self.vae_config.scaling_factor, self.tiling, progress=self._progress
+        )
+        array = np.clip(np.asarray(frames, np.float32) / 2 + 0.5, 0, 1)
+        self._add("decode", start)
+        return np.moveaxis(array, 1, -1)
+
+    def latent_shape(self, settings: Settings, batch: int = 1) -> tuple[int, int, int, int, int]:
+        """[B, C, T, H, W] of the latents of a video."""
+        temporal = self.vae_config.temporal_compression_ratio
+        spatial = self.vae_config.spatial_compression_ratio
+        return (
+            batch,
+            self.dit_config.in_channels,
+            (settings.frames - 1) // temporal + 1,
+            settings.height // spatial,
+            settings.width // spatial,
+        )
+
+    def _negative(self, given: str | EncodedPrompt, batch: int) -> EncodedPrompt:
+        if isinstance(given, EncodedPrompt):
+            return given
+        start = time.perf_counter()
+        encoded = self.text_encoder([given] * batch)
+        self._add("encode", start)
+        return encoded
+
+    def _programs_for(
+        self,
+        plan: Plan,
+        dit: DiT,
+        x: Array,
+        prompt: EncodedPrompt,
+        negative: EncodedPrompt | None,
+    ) -> tuple[Callable[..., Conditions], Callable[..., Array]]:
+        """The compiled `prepare` and `denoise_step` of these shapes; compile time is kept apart."""
+        key = (plan, *(leaf.shape for leaf in jax.tree.leaves((x, prompt, negative))))
+        if key not in self._programs:
+            start = time.perf_counter()
+            prepared = jax.jit(partial(prepare, plan)).lower(dit, prompt, negative).compile()
+            abstract = jax.eval_shape(partial(prepare, plan), dit, prompt, negative)
+            numbers = jax.tree.map(lambda leaf: leaf[0], schedule(plan))
+            step = jax.jit(partial(denoise_step, plan), donate_argnums=1)
+            self._programs[key] = (prepared, step.lower(dit, x, numbers, abstract).compile())
+            self._add("compile", start)
+        return self._programs[key]
+
+    def _timed(self, stage: str, load: Callable[..., Any], **options: Any) -> Any:
+        start = time.perf_counter()
+        loaded = load(self._manifest.directory, **options)
+        self._add(stage, start)
+        return loaded
+
+    def _add(self, stage: str, start: float) -> None:
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+
+
+def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
+    """Frames in [0, 1] to 8 bits, rounded to nearest."""
+    return np.round(frames * 255).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""How the bundled tiny model was made: procedural clips, training, the bundle."""

@@ -1,0 +1,117 @@
+"""The training loop: batches by step number, checkpoints, resumption, a log of the figures.
+
+A batch is a function of the step, so a run that was stopped continues with the data it would have seen.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+
+from qsjax.progress import Progress
+
+State = Any
+Figures = dict[str, jax.Array]
+_LOG = "figures.jsonl"
+
+
+def run(
+    *,
+    label: str,
+    directory: Path,
+    state: State,
+    step: Callable[[State, Any, jax.Array], tuple[State, Figures]],
+    batch: Callable[[int], Any],
+    steps: int,
+    seed: int,
+    save_every: int = 200,
+    log_every: int = 20,
+    on_save: Callable[[State, int], dict[str, float]] | None = None,
+) -> State:
+    """Train from the newest checkpoint in `directory` (or from `state`) up to `steps`.
+
+    Args:
+        label: for the progress bar.
+        directory: receives `step_0000200/...` and `figures.jsonl`.
+        state: the initial state, a pytree of arrays; donated.
+        step: jitted, `(state, batch, key) -> (state, figures)`.
+        batch: `index -> arrays` of that step.
+        steps: total number, those already done included.
+        seed: of the keys handed to `step`.
+        save_every: steps between checkpoints; the last one is always saved.
+        log_every: steps between lines of the log.
+        on_save: called at each checkpoint, may return figures (an evaluation) for the log.
+
+    Returns:
+        The state after `steps`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    state, done = restore(directory, state)
+    start = time.time()
+    with Progress(steps, label, unit="step", initial=done) as bar:
+        for index in range(done, steps):
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            state, figures = step(state, batch(index), key)
+            last = index + 1 == steps
+            shown = {}
+            if last or (index + 1) % log_every == 0:
+                shown = {name: float(value) for name, value in figures.items()}
+                _append(directory, {"step": index + 1, "seconds": time.time() - start, **shown})
+            if last or (index + 1) % save_every == 0:
+                save(directory, state, index + 1)
+                if on_save is not None:
+                    _append(directory, {"step": index + 1, **on_save(state, index + 1)})
+            bar.advance(1, **{name: f"{value:.4g}" for name, value in shown.items()})
+    return state
+
+
+def save(directory: Path, state: State, step: int) -> None:
+    """Write a checkpoint and drop all but the newest two."""
+    path = directory / f"step_{step:07d}"
+    if path.exists():
+        shutil.rmtree(path)
+    ocp.save(path, _named(state))
+    for old in _checkpoints(directory)[:-2]:
+        shutil.rmtree(old)
+
+
+def restore(directory: Path, state: State) -> tuple[State, int]:
+    """The newest checkpoint in the form of `state`, and its step; `state` and 0 if there is none."""
+    found = _checkpoints(directory)
+    if not found:
+        return state, 0
+    leaves, form = jax.tree.flatten(state)
+    abstract = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        for name, leaf in _named(state).items()
+    }
+    loaded = ocp.load(found[-1], abstract)
+    # Through the host, so that a resumed run has the placement, and the compiled step, of a fresh one.
+    arrays = [jnp.asarray(np.asarray(loaded[f"{i:04d}"])) for i in range(len(leaves))]
+    return jax.tree.unflatten(form, arrays), int(found[-1].name.removeprefix("step_"))
+
+
+def uniforms(seed: int, index: int, count: int) -> np.ndarray:
+    """`count` float64 numbers in [0, 1) that depend on nothing but (seed, index)."""
+    words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(count)
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _named(state: State) -> dict[str, jax.Array]:
+    return {f"{i:04d}": jnp.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("step_*") if path.name[5:].isdecimal())
+
+
+def _append(directory: Path, figures: Mapping[str, float | int]) -> None:
+    with (directory / _LOG).open("a", encoding="utf-8") as log:
+        log.write(json.dumps(figures) + "\n")

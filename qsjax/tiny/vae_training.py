@@ -1,0 +1,213 @@
+"""Training the tiny VAE towards the fixed latent space of `qsjax.tiny.latents`.
+
+Encoder and decoder have targets of their own, so they train apart, on crops of clips, at half the cost of
+training them through each other. The decoder sees slightly noisy latents, because what the DiT makes is noisy too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+from flax import nnx
+from jaxtyping import Array
+
+from qsjax.tiny import data, latents
+from qsjax.tiny.latents import Basis
+from qsjax.tiny.loop import Figures, uniforms
+from qsjax.vae import VAE, VAEConfig
+
+VAE_CONFIG = VAEConfig(
+    block_out_channels=(16, 24, 32),
+    norm_num_groups=8,
+    layers_per_block=1,
+    spatial_compression_ratio=4,
+    scaling_factor=1.0,  # the latent space has unit variance by construction
+)
+Half = Literal["decoder", "encoder"]
+
+# The posterior is nearly a point: the encoder's targets are exact.
+_LOG_VARIANCE = -10.0
+_LATENT_NOISE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAETraining:
+    """How one half of the VAE is trained.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: crops a step.
+        frames: of a crop, 4k+1.
+        crop: pixels on a side, a multiple of 4.
+        learning_rate: of the matrices (Muon); half of it for all else (Adam). Warm-up, then a cosine to 2 %.
+        ema: decay of the averaged weights, which are the ones that ship.
+    """
+
+    steps: int = 2500
+    batch: int = 1
+    frames: int = 9
+    crop: int = 32
+    learning_rate: float = 4e-3
+    ema: float = 0.98
+
+
+class VAEState(NamedTuple):
+    """Parameters of one half, their average, the optimizer's state."""
+
+    parameters: Any
+    average: Any
+    optimizer: Any
+
+
+class Crop(NamedTuple):
+    """Video [B, 3, F, H, W] in [-1, 1] and its latents [B, 16, T, h, w], float32."""
+
+    video: Any
+    latents: Any
+
+
+def new_vae(seed: int) -> VAE:
+    """A VAE that starts almost linear and keeps the level of a plain clip.
+
+    Every residual branch starts at zero. Channels that share a group of a GroupNorm get constant offsets of
+    different signs: without them the norm would divide the brightness of a plain clip away.
+    """
+    # Drawn on the host: compiling a random generator for every shape takes longer than some trainings.
+    random = np.random.default_rng(seed)
+    graph, state = nnx.split(nnx.eval_shape(lambda: VAE(VAE_CONFIG, rngs=nnx.Rngs(0))))
+    flat = []
+    for path, variable in nnx.to_flat_state(state):
+        name, shape = ".".join(map(str, path)), variable.get_value().shape
+        if name.endswith("kernel"):
+            value = random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
+            value = 0 * value if name.endswith(("conv2.kernel", "to_out.kernel")) else value
+        else:
+            value = np.ones(shape) if name.endswith("scale") else np.zeros(shape)
+        strength = _offset_strength(name)
+        if strength:
+            value = value + strength * _offsets(shape[0])
+        flat.append((path, variable.replace(jnp.asarray(value, jnp.float32))))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def halves(vae: VAE, half: Half) -> tuple[nnx.Module, nnx.Module]:
+    """The modules of one half: (coder, 1x1 convolution beside it)."""
+    return (
+        (vae.decoder, vae.post_quant_conv) if half == "decoder" else (vae.encoder, vae.quant_conv)
+    )
+
+
+def initial_state(vae: VAE, half: Half, training: VAETraining) -> VAEState:
+    """A fresh state around one half of `vae`."""
+    parameters = nnx.split(halves(vae, half))[1]
+    copy = jax.tree.map(jnp.copy, parameters)
+    return VAEState(parameters, copy, optimizer(training).init(parameters))
+
+
+def optimizer(training: VAETraining) -> optax.GradientTransformation:
+    """Muon (arXiv:2502.16982) for kernels, as matrices from all inputs to the outputs; Adam for norms and biases."""
+
+    def rate(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(
+            peak / 40, peak, 40, max(training.steps, 41), 0.02 * peak
+        )
+
+    def matrices(parameters: Any) -> Any:
+        return jax.tree.map(
+            lambda value: (
+                optax.contrib.MuonDimensionNumbers(tuple(range(value.ndim - 1)), value.ndim - 1)
+                if value.ndim > 1
+                else None
+            ),
+            parameters,
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.contrib.muon(
+            rate(training.learning_rate),
+            consistent_rms=0.2,
+            adam_learning_rate=rate(training.learning_rate / 2),
+            adam_b2=0.99,
+            muon_weight_dimension_numbers=matrices,
+        ),
+    )
+
+
+def make_step(
+    vae: VAE, half: Half, training: VAETraining
+) -> Callable[[VAEState, Crop, Array], tuple[VAEState, Figures]]:
+    """The jitted training step of one half."""
+    graph, transform = nnx.split(halves(vae, half))[0], optimizer(training)
+
+    def decoder_loss(parameters: Any, crop: Crop, key: Array) -> tuple[Array, Array]:
+        decoder, narrow = nnx.merge(graph, parameters)
+        noisy = crop.latents + _LATENT_NOISE * jax.random.normal(key, crop.latents.shape)
+        made = jnp.moveaxis(decoder(narrow(jnp.moveaxis(noisy, 1, -1))), -1, 1)
+        error = made - crop.video
+        edges = sum(jnp.abs(jnp.diff(error, axis=axis)).mean() for axis in (3, 4))
+        square = jnp.square(error).mean()
+        return jnp.abs(error).mean() + 2 * square + 0.25 * edges, square / 4
+
+    def encoder_loss(parameters: Any, crop: Crop, key: Array) -> tuple[Array, Array]:
+        encoder, wide = nnx.merge(graph, parameters)
+        moments = jnp.moveaxis(wide(encoder(jnp.moveaxis(crop.video, 1, -1))), -1, 1)
+        mean, log_variance = jnp.split(moments, 2, axis=1)
+        error, square = mean - crop.latents, jnp.square(mean - crop.latents).mean()
+        spread = 1e-3 * jnp.square(log_variance - _LOG_VARIANCE).mean()
+        return jnp.abs(error).mean() + square + spread, square
+
+    loss = decoder_loss if half == "decoder" else encoder_loss
+
+    @jax.jit
+    def step(state: VAEState, crop: Crop, key: Array) -> tuple[VAEState, Figures]:
+        (value, square), gradients = jax.value_and_grad(loss, has_aux=True)(
+            state.parameters, crop, key
+        )
+        with jax.numpy_dtype_promotion("standard"):  # optax's Muon mixes dtypes
+            updates, moments = transform.update(gradients, state.optimizer, state.parameters)
+        parameters = optax.apply_updates(state.parameters, updates)
+        keep = training.ema
+        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, state.average, parameters)
+        figures = {"loss": value, "decibel": -10 * jnp.log10(square)}
+        return VAEState(parameters, average, moments), figures
+
+    return step
+
+
+def crops(basis: Basis, training: VAETraining, seed: int) -> Callable[[int], Crop]:
+    """`step -> Crop`: parts of clips drawn at several sizes, so that whole shapes and details both occur."""
+    size = training.crop
+
+    def one(index: int) -> tuple[np.ndarray, np.ndarray]:
+        side = (size, size + 8, size + 16, max(size, 64))[index % 4]
+        video = data.render(data.scene(seed, index), max(17, training.frames), side, side)
+        room = (video.shape[1] - training.frames, side - size, side - size)
+        t, y, x = (
+            int(u * (r + 1)) for u, r in zip(uniforms(seed + 1, index, 3), room, strict=True)
+        )
+        part = video[:, t : t + training.frames, y : y + size, x : x + size]
+        return part, latents.encode(basis, part)
+
+    def batch(step: int) -> Crop:
+        first = step * training.batch
+        videos, cells = zip(*(one(first + i) for i in range(training.batch)), strict=True)
+        return Crop(np.stack(videos), np.stack(cells))
+
+    return batch
+
+
+def _offset_strength(name: str) -> float:
+    if name.endswith(("conv1.bias", "conv_in.bias")):
+        return 1.5
+    return 1.0 if name.endswith(("sampler.bias", "conv_shortcut.bias")) else 0.0
+
+
+def _offsets(channels: int) -> np.ndarray:
+    members = channels // VAE_CONFIG.norm_num_groups
+    return np.tile(np.linspace(-1.2, 1.2, members, dtype=np.float32), channels // members)

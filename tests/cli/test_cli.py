@@ -1,0 +1,128 @@
+"""The command line: exit status 2 and one sentence for bad input, JSON on stdout, nothing damaged."""
+
+import json
+import re
+
+import pytest
+
+from qsjax.cli import VERBS, main
+
+CAPTION = "a red circle moves left over a dark background"
+SMALL = ["--frames", "5", "--height", "16", "--width", "16", "--steps", "1"]
+
+
+def refused(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_defaults(capsys, verb):
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_sample_writes_a_video_and_reports_json(capsys, tmp_path, tiny_checkpoint):
+    out = tmp_path / "videos" / "a.mp4"
+    common = ["sample", "--model", str(tiny_checkpoint), *SMALL, "--out", str(out), "--json"]
+    assert main([*common, "--prompt", CAPTION]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["frames"], report["height"], report["width"], report["steps"]) == (5, 16, 16, 1)
+    assert report["seconds"]["denoise"] > 0
+    before = out.read_bytes()
+    assert "--overwrite" in refused(capsys, *common, "--prompt", CAPTION)
+    assert out.read_bytes() == before
+
+
+def test_prompts_are_encoded_once_and_sampled_without_the_encoder(
+    capsys, tmp_path, tiny_checkpoint
+):
+    saved, out = tmp_path / "p.safetensors", tmp_path / "a.mp4"
+    model = ["sample", "--model", str(tiny_checkpoint)]
+    assert main([*model, "--prompt", CAPTION, "--save-prompt", str(saved)]) == 0
+    assert (
+        main(
+            [
+                *model,
+                *SMALL,
+                "--true-cfg",
+                "1",
+                "--encoded-prompt",
+                str(saved),
+                "--out",
+                str(out),
+                "--json",
+            ]
+        )
+        == 0
+    )
+    report = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    assert "encode" not in report["seconds"]
+    assert out.is_file()
+
+
+def test_options_from_a_file_and_typed_ones_win(capsys, tmp_path, tiny_checkpoint):
+    file = tmp_path / "options.toml"
+    file.write_text("steps = 9\nframes = 5\nheight = 16\nwidth = 16\ntrue-cfg = 1.0\njson = true\n")
+    out = tmp_path / "a.mp4"
+    arguments = ["--model", tiny_checkpoint, "--prompt", CAPTION, "--steps", "1", "--out", out]
+    assert main(["sample", *map(str, arguments), "--config", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 1
+    file.write_text("stps = 9\n")
+    message = refused(capsys, "sample", *arguments, "--config", file, "--overwrite")
+    assert "did you mean 'steps'" in message
+    file.write_text('steps = "many"\n')
+    assert "does not fit" in refused(capsys, "sample", *arguments, "--config", file, "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--frames", "32"], "nearest valid number is 33"),
+        (["--height", "100"], "nearest valid value is 104"),
+        (["--prompt", "  "], "give either --prompt"),
+    ],
+)
+def test_bad_settings_are_refused(capsys, tmp_path, tiny_checkpoint, change, message):
+    arguments = ["--model", tiny_checkpoint, "--prompt", CAPTION, "--out", tmp_path / "a.mp4"]
+    assert message in refused(capsys, "sample", *arguments, *change)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(capsys, tmp_path):
+    out = tmp_path / "a.mp4"
+    assert "no manifest.json" in refused(
+        capsys, "sample", "--model", tmp_path, "--prompt", CAPTION, "--out", out
+    )
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused(capsys, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"format_version": 99, "components": {}}')
+    out = tmp_path / "a.mp4"
+    message = refused(capsys, "sample", "--model", tmp_path, "--prompt", CAPTION, "--out", out)
+    assert "format 99" in message
+    assert "upgrade" in message
+
+
+def test_unwritable_output_is_refused_before_any_work(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refused(capsys, "sample", "--prompt", CAPTION, "--out", tmp_path / "file" / "a.mp4")
+    assert "cannot be written" in message
+
+
+def test_doctor_says_what_runs_and_why_not_the_others(capsys):
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["backend"] == "cpu"
+    for operation in report["operations"].values():
+        assert operation["objections"][operation["chosen"]] is None
+        assert operation["objections"]["cudnn"]
+    assert main(["doctor"]) == 0
+    assert re.search(r"cudnn: no, needs an NVIDIA GPU, not cpu", capsys.readouterr().out)

@@ -1,0 +1,122 @@
+"""The pipeline on the bundled model: seeds, shapes, compilations, callbacks, refusals."""
+
+import jax
+import numpy as np
+import pytest
+from jax import monitoring
+
+import qsjax
+from qsjax.errors import Cancelled, InputError
+from qsjax.text import load_prompts, save_prompts
+
+SIZE = {"frames": 5, "height": 16, "width": 24, "steps": 2}
+CAPTION = "a red circle moves left over a dark background"
+OTHER = "a blue square moves up over light stripes"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_checkpoint):
+    return qsjax.Pipeline.from_checkpoint(tiny_checkpoint, progress=False)
+
+
+@pytest.fixture(scope="module")
+def video(pipeline):
+    return pipeline(CAPTION, seed=1, **SIZE)
+
+
+def test_same_seed_same_bits_and_another_seed_another_video(pipeline, video):
+    assert video.dtype == np.uint8
+    assert video.shape == (5, 16, 24, 3)
+    np.testing.assert_array_equal(pipeline(CAPTION, seed=1, **SIZE), video)
+    assert (pipeline(CAPTION, seed=2, **SIZE) != video).any()
+    assert (pipeline(OTHER, seed=1, **SIZE) != video).any()
+
+
+def test_compiles_once_for_a_size_and_says_how_long(pipeline, video):
+    compiled = []
+    monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None
+    )
+    try:
+        pipeline(OTHER, seed=9, **SIZE)
+        assert compiled == []
+        assert "compile" not in pipeline.timings
+        pipeline(OTHER, seed=9, **SIZE | {"width": 16})
+        assert compiled
+        assert pipeline.timings["compile"] > 0
+        assert set(pipeline.timings) == {"encode", "compile", "denoise", "decode"}
+    finally:
+        monitoring.clear_event_listeners()
+
+
+def test_a_batch_and_an_encoded_prompt(pipeline, tmp_path):
+    batch = pipeline([CAPTION, OTHER], seed=1, **SIZE)
+    assert batch.shape == (2, 5, 16, 24, 3)
+    encoded = pipeline.encode([CAPTION, OTHER])
+    save_prompts(tmp_path / "p.safetensors", encoded, [CAPTION, OTHER])
+    loaded = load_prompts(tmp_path / "p.safetensors")
+    np.testing.assert_array_equal(pipeline(loaded, seed=1, **SIZE), batch)
+
+
+def test_given_latents_replace_the_seed_and_are_not_consumed(pipeline, video):
+    settings = pipeline.resolve(**SIZE)
+    latents = qsjax.sample.initial_noise(1, pipeline.latent_shape(settings))
+    for seed in (0, 5):
+        np.testing.assert_array_equal(pipeline(CAPTION, seed=seed, latents=latents, **SIZE), video)
+    with pytest.raises(InputError, match="need"):
+        pipeline(CAPTION, latents=latents[:, :, :1], **SIZE)
+
+
+def test_callback_sees_each_step_and_can_cancel(pipeline):
+    seen = []
+    pipeline(CAPTION, callback=lambda step, latents: seen.append((step, latents.shape)), **SIZE)
+    assert seen == [(1, (1, 16, 2, 4, 6)), (2, (1, 16, 2, 4, 6))]
+    with pytest.raises(Cancelled, match="after step 1 of 2") as caught:
+        pipeline(CAPTION, callback=lambda step, latents: False, **SIZE)
+    assert caught.value.step == 1
+    assert caught.value.latents.shape == (1, 16, 2, 4, 6)
+
+
+def test_step_by_step_equals_the_whole_sampler(pipeline):
+    settings = pipeline.resolve(**SIZE, true_cfg=1.0)
+    text = pipeline.encode(CAPTION)
+    stepwise = pipeline.sample(text, settings=settings, seed=4)
+    sampler = jax.jit(qsjax.make_sampler(pipeline.dit_config, settings.plan()))
+    noise = qsjax.sample.initial_noise(4, pipeline.latent_shape(settings))
+    np.testing.assert_allclose(sampler(pipeline.dit, noise, text), stepwise, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": 32}, "nearest valid number is 33"),
+        ({"frames": 6}, "nearest valid number is 5"),
+        ({"frames": 0}, "nearest valid number is 1"),
+        ({"height": 100}, "nearest valid value is 104"),
+        ({"width": 3}, "nearest valid value is 8"),
+        ({"steps": 0}, "at least 1"),
+        ({"shfit": 3.0}, "did you mean 'shift'"),
+    ],
+)
+def test_impossible_settings_name_the_nearest_possible(pipeline, change, message):
+    with pytest.raises(InputError, match=message):
+        pipeline(CAPTION, **SIZE | change)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", [], [CAPTION, ""]])
+def test_empty_prompts_are_refused(pipeline, prompt):
+    with pytest.raises(InputError, match="empty"):
+        pipeline(prompt, **SIZE)
+
+
+def test_a_prompt_longer_than_the_window_is_cut_with_a_warning(pipeline):
+    from qsjax.text import PromptTruncatedWarning
+
+    with pytest.warns(PromptTruncatedWarning):
+        pipeline.encode(" ".join([CAPTION] * 40))
+
+
+def test_settings_come_from_the_checkpoint(pipeline):
+    settings = pipeline.settings
+    assert (settings.height, settings.fps) != (720, 24)
+    assert pipeline.resolve(steps=3).steps == 3

@@ -1,0 +1,55 @@
+"""Rules that hold for the whole tree: layers, light imports, public names, the README's commands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_rooms_import_downwards_only():
+    run = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_importing_qsjax_brings_nothing_heavy():
+    code = (
+        "import sys, qsjax, convert, pallas_kernels;"
+        "heavy = {'jax', 'torch', 'diffusers', 'transformers', 'orbax', 'flax'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_sampling_needs_no_torch():
+    code = (
+        "import sys, qsjax.pipeline, convert.stream, qsjax.cli.demo, qsjax.cli.sample;"
+        "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_public_name_is_there():
+    import qsjax
+
+    for name in qsjax.__all__:
+        assert getattr(qsjax, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        qsjax.nonsense  # noqa: B018
+
+
+def test_readme_names_the_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split("```sh\n", 1)[1].split("```", 1)[0].splitlines()
+    assert block == ["pip install . && qsjax demo", "pip install '.[test]' && pytest"]

@@ -1,0 +1,192 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qsjax.dit import DiT, DiTConfig
+from qsjax.errors import InputError
+from qsjax.tiny import bundle, dit_training, latents, loop, train, vae_training
+from qsjax.tiny.dit_training import DiTTraining, Phase
+
+MINUSCULE = DiTConfig(
+    in_channels=16,
+    out_channels=16,
+    hidden_size=16,
+    num_heads=1,
+    num_double_blocks=1,
+    num_single_blocks=1,
+    num_refiner_blocks=1,
+    mlp_ratio=1.0,
+    patch_size=(1, 2, 2),
+    rope_axes_dim=(4, 6, 6),
+    rope_theta=256.0,
+    text_dim=64,
+    pooled_dim=64,
+    guidance_embeds=True,
+)
+
+
+def small_dit() -> DiT:
+    """Filled on the host: the eager initializers of a DiT compile for many seconds."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: DiT(MINUSCULE, rngs=nnx.Rngs(0))))
+    random = np.random.default_rng(0)
+    return nnx.merge(
+        graph,
+        jax.tree.map(lambda a: jnp.asarray(0.1 * random.standard_normal(a.shape), a.dtype), state),
+    )
+
+
+def test_one_step_of_the_dit():
+    training = DiTTraining(phases=(Phase(5, 16, 2, 2),), warm_up=1)
+    basis, prompts = latents.fit(0, clips=2), dit_training.prompt_table()
+    dit = small_dit()
+    before = dit_training.initial_state(dit, training)
+    step = dit_training.make_step(dit, training, prompts.encoded)
+    batch = dit_training.batches(basis, prompts, training, seed=2)(0)
+    after, figures = step(before, batch, jax.random.key(0))
+    assert np.isfinite(float(figures["loss"]))
+    assert int(after.step) == 1
+    changed = [
+        not np.array_equal(a, b)
+        for a, b in zip(
+            jax.tree.leaves(before.parameters), jax.tree.leaves(after.parameters), strict=True
+        )
+    ]
+    assert np.mean(changed) > 0.9
+
+
+def test_a_stopped_run_continues_to_the_same_state(tmp_path):
+    def step(state, batch, key):
+        state = {"weights": state["weights"] * 0.5 + batch + jax.random.normal(key, (3,))}
+        return state, {"loss": state["weights"].sum()}
+
+    def run(name: str, steps: int) -> np.ndarray:
+        state = loop.run(
+            label="test",
+            directory=tmp_path / name,
+            state={"weights": jnp.zeros(3)},
+            step=step,
+            batch=lambda index: jnp.full(3, float(index)),
+            steps=steps,
+            seed=0,
+            save_every=1,
+            log_every=1,
+            on_save=lambda state, done: {"evaluated": float(done)},
+        )
+        return np.asarray(state["weights"])
+
+    whole = run("whole", 4)
+    run("stopped", 2)
+    np.testing.assert_array_equal(whole, run("stopped", 4))
+    lines = (tmp_path / "stopped" / "figures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert len(list((tmp_path / "stopped").glob("step_*"))) == 2  # only the newest are kept
+
+
+def test_phases_follow_each_other():
+    training = DiTTraining(phases=(Phase(17, 32, 16, 10), Phase(17, 48, 8, 10)), warm_up=2)
+    assert training.steps == 20
+    assert training.place(9) == (training.phases[0], 144)
+    assert training.place(11) == (training.phases[1], 168)
+    assert training.rate(0) == 0.5
+    assert training.rate(5) == 1.0
+    assert training.rate(19) < 0.25
+    with pytest.raises(InputError):
+        training.place(20)
+
+
+def test_a_new_vae_is_almost_linear_and_has_offsets():
+    values = bundle.leaves(vae_training.new_vae(0))
+    assert not any(value.any() for name, value in values.items() if "conv2.kernel" in name)
+    offsets = values["decoder.conv_in.bias"].reshape(8, -1)
+    assert (offsets.max(axis=1) - offsets.min(axis=1) > 1).all()
+
+
+@pytest.mark.parametrize("phases", ["17x32", "17x32x16xmany", "a"])
+def test_bad_phases(phases, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        train.main(["--phases", phases])
+    assert exit_.value.code == 2
+    assert "FRAMESxSIZExBATCHxSTEPS" in capsys.readouterr().err
+
+
+def test_a_stage_without_its_predecessor(tmp_path, capsys):
+    assert train.main(["--stage", "dit", "--work", str(tmp_path / "new")]) == 2
+    assert "--stage data" in capsys.readouterr().err
+
+
+FILES = (
+    "model_index.json",
+    "prompt_template.json",
+    "qsjax.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "text_encoder_2/config.json",
+    "text_encoder_2/model.safetensors",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer_2/tokenizer.json",
+    "tokenizer_2/tokenizer_config.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
+def test_the_bundle_is_whole_and_small():
+    folder = bundle.assets_directory()
+    found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert found == sorted(FILES)
+    assert sum((folder / name).stat().st_size for name in found) <= bundle.LIMIT_BYTES
+
+
+def test_the_bundled_weights_fit_their_configurations():
+    from safetensors.numpy import load_file
+
+    from convert.keymaps import expand
+    from qsjax.tiny.words import CLIP_CONFIG, LLAMA_CONFIG
+    from qsjax.vae import VAEConfig
+
+    folder = bundle.assets_directory()
+
+    def read(path: str) -> dict:
+        return json.loads((folder / path).read_text())
+
+    dit = DiTConfig.from_diffusers(read("transformer/config.json"))
+    vae = VAEConfig.from_diffusers(read("vae/config.json"))
+    parts = (
+        ("dit", dit, "diffusers", "transformer/diffusion_pytorch_model.safetensors", 0),
+        ("vae", vae, "hunyuan", "vae/diffusion_pytorch_model.safetensors", 0),
+        ("llama", LLAMA_CONFIG, "transformers", "text_encoder/model.safetensors", 19),
+        ("clip", CLIP_CONFIG, "transformers", "text_encoder_2/model.safetensors", 0),
+    )
+    for component, config, layout, path, unused in parts:
+        rows = expand(component, config, layout)
+        expected = {name: shape for row in rows for name, shape in row.sources.items()}
+        tensors = load_file(folder / path)
+        assert len(tensors) == len(expected) + unused
+        assert all(tensors[name].shape == tuple(shape) for name, shape in expected.items())
+        assert all(np.isfinite(np.float32(value)).all() for value in tensors.values())
+
+
+def test_a_bundle_is_written_anywhere(tmp_path):
+    from safetensors.numpy import load_file
+
+    dit, vae = small_dit(), vae_training.new_vae(0)
+    size = bundle.write_bundle(tmp_path / "tiny", dit, vae, scaling_factor=0.5)
+    found = [p for p in (tmp_path / "tiny").rglob("*") if p.is_file()]
+    assert len(found) == len(FILES)
+    assert size == sum(p.stat().st_size for p in found)
+    assert json.loads((tmp_path / "tiny/vae/config.json").read_text())["scaling_factor"] == 0.5
+    stored = load_file(tmp_path / "tiny/vae/diffusion_pytorch_model.safetensors")
+    assert {value.dtype.name for value in stored.values()} == {"bfloat16"}
+    values = bundle.leaves(vae)
+    again = bundle.leaves(bundle.with_leaves(vae_training.new_vae(1), values))
+    assert all(np.array_equal(values[name], again[name]) for name in values)
+    with pytest.raises(InputError):
+        bundle.with_leaves(vae, {**values, "surplus": np.zeros(1)})
