@@ -1,5 +1,7 @@
 """Encoder and decoder: a stack of levels around a mid block."""
 
+from itertools import pairwise
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -35,8 +37,8 @@ class DownBlock(nnx.Module):
         self, features_in: int, features_out: int, level: Level, config: VAEConfig,
         *, dtype: jnp.dtype, rngs: nnx.Rngs,
     ) -> None:  # fmt: skip
-        self.resnets = _resnets(
-            features_in, features_out, config.layers_per_block, config, dtype, rngs
+        self.resnets = nnx.List(
+            _resnets(features_in, features_out, config.layers_per_block, config, dtype, rngs)
         )
         if level.resamples:
             self.downsampler = Conv(
@@ -57,8 +59,8 @@ class UpBlock(nnx.Module):
         self, features_in: int, features_out: int, level: Level, config: VAEConfig,
         *, dtype: jnp.dtype, rngs: nnx.Rngs,
     ) -> None:  # fmt: skip
-        self.resnets = _resnets(
-            features_in, features_out, config.layers_per_block + 1, config, dtype, rngs
+        self.resnets = nnx.List(
+            _resnets(features_in, features_out, config.layers_per_block + 1, config, dtype, rngs)
         )
         self.factor = level.factor
         if level.resamples:
@@ -126,11 +128,9 @@ class Decoder(nnx.Module):
 def _resnets(
     features_in: int, features_out: int, count: int, config: VAEConfig,
     dtype: jnp.dtype, rngs: nnx.Rngs,
-) -> nnx.List:  # fmt: skip
+) -> list[Resnet]:  # fmt: skip
     widths = (features_in, *[features_out] * count)
-    return nnx.List(
-        [
-            Resnet(before, after, config.norm_num_groups, dtype=dtype, rngs=rngs)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
-        ]
-    )
+    return [
+        Resnet(before, after, config.norm_num_groups, dtype=dtype, rngs=rngs)
+        for before, after in pairwise(widths)
+    ]

@@ -69,7 +69,9 @@ class VAEConfig:
         positive = ("in_channels", "out_channels", "latent_channels", "layers_per_block")
         for name in (*positive, "norm_num_groups", "scaling_factor"):
             if not getattr(self, name) > 0:
-                raise InputError(f"VAE config has {name}={getattr(self, name)}; it must be positive")
+                raise InputError(
+                    f"VAE config has {name}={getattr(self, name)}; it must be positive"
+                )
         widths, ratio = self.block_out_channels, self.spatial_compression_ratio
         if self.temporal_compression_ratio != 4:
             raise InputError(

@@ -1,9 +1,16 @@
 """HunyuanVideo's autoencoder: video in, latent Gaussian out, and back."""
 
+from collections.abc import Iterator
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from qsjax.errors import InputError
+from qsjax.progress import Progress
+from qsjax.vae.blending import Network, Plan, run_in_tiles
 from qsjax.vae.coder import Decoder, Encoder
 from qsjax.vae.config import VAEConfig
 from qsjax.vae.layers import Conv
@@ -31,25 +38,36 @@ class VAE(nnx.Module):
         self.quant_conv = Conv(2 * latent, 2 * latent, 1, dtype=kind, rngs=rngs)
         self.post_quant_conv = Conv(latent, latent, 1, dtype=kind, rngs=rngs)
 
-    def encode(self, x: Float[Array, "B 3 F H W"], tiling: Tiling | None = None) -> Moments:
+    def encode(
+        self,
+        x: Float[Array | np.ndarray, "B colours F H W"],
+        tiling: Tiling | None = None,
+        progress: bool = False,
+    ) -> Moments:
         """Encode a video.
 
         Args:
             x: values in [-1, 1]; 4k+1 frames, sides divisible by the spatial compression.
             tiling: None encodes in one pass, which is pure and works inside `jax.jit`.
+            progress: show a bar over the tiles.
 
         Raises:
-            InputError: sizes the VAE does not take; the message names the nearest ones it does.
+            InputError: sizes the VAE does not take (the message names the nearest ones it does), or
+                tiles inside `jax.jit`.
         """
         check_video(x.shape, self.config)
-        return split_moments(self.encode_tile(x))
+        if tiling is None:
+            return _moments(_encode_tile(self, x))
+        plan = tiling.encode_plan(self.config)
+        pieces = _pieces(lambda tile: _encode_tile(self, tile), x, plan, "encode", progress)
+        return _moments(jax.device_put(np.concatenate(list(pieces), axis=2)))
 
     def decode(
         self,
-        z: Float[Array, "B C T h w"],
+        z: Float[Array | np.ndarray, "B C T h w"],
         tiling: Tiling | None = None,
         progress: bool = False,
-    ) -> Float[Array, "B 3 F H W"]:
+    ) -> Float[Array, "B colours F H W"]:
         """Decode a latent.
 
         Args:
@@ -61,27 +79,83 @@ class VAE(nnx.Module):
             float32 video of 4 (T - 1) + 1 frames, about [-1, 1], not clipped.
 
         Raises:
-            InputError: `z` has another number of channels, or `tiling` does not fit the compression.
+            InputError: `z` has another number of channels, `tiling` does not fit the compression, or
+                tiles inside `jax.jit`.
+        """
+        if tiling is None:
+            check_latent(z.shape, self.config)
+            return _decode_tile(self, z)
+        shape = self.config.video_shape(*z.shape[2:])
+        video = np.empty((z.shape[0], self.config.out_channels, *shape), np.float32)
+        done = 0
+        for piece in self.decode_pieces(z, tiling, progress):
+            video[:, :, done : done + piece.shape[2]] = piece
+            done += piece.shape[2]
+        return jax.device_put(video)
+
+    def decode_pieces(
+        self,
+        z: Float[Array | np.ndarray, "B C T h w"],
+        tiling: Tiling,
+        progress: bool = False,
+    ) -> Iterator[Float[np.ndarray, "B colours F2 H W"]]:
+        """Decode in tiles, and yield the video on the host in pieces along time, each as soon as it is final.
+
+        Raises:
+            InputError: as `decode`.
         """
         check_latent(z.shape, self.config)
-        return self.decode_tile(z)
+        plan = tiling.decode_plan(self.config)
+        return _pieces(lambda tile: _decode_tile(self, tile), z, plan, "decode", progress)
 
-    def encode_tile(self, x: Float[Array, "B 3 F H W"]) -> Float[Array, "B moments T h w"]:
+    def encode_tile(
+        self, x: Float[Array | np.ndarray, "B colours F H W"]
+    ) -> Float[Array, "B moments T h w"]:
         """One pass of encoder and `quant_conv`: mean and log-variance in the channels, float32."""
         y = self.quant_conv(self.encoder(_channels_last(x, self.quant_conv)))
         return jnp.moveaxis(y, -1, 1).astype(jnp.float32)
 
-    def decode_tile(self, z: Float[Array, "B C T h w"]) -> Float[Array, "B 3 F H W"]:
+    def decode_tile(
+        self, z: Float[Array | np.ndarray, "B C T h w"]
+    ) -> Float[Array, "B colours F H W"]:
         """One pass of `post_quant_conv` and decoder, float32."""
         y = self.decoder(self.post_quant_conv(_channels_last(z, self.post_quant_conv)))
         return jnp.moveaxis(y, -1, 1).astype(jnp.float32)
 
 
-def split_moments(y: Float[Array, "B moments T h w"]) -> Moments:
-    """Mean and clamped log-variance out of the encoder's channels."""
+# The jit boundaries: one program for each shape of tile. Inside a caller's jit they dissolve.
+@jax.jit
+def _encode_tile(vae: VAE, x: Array | np.ndarray) -> Array:
+    return vae.encode_tile(x)
+
+
+@jax.jit
+def _decode_tile(vae: VAE, z: Array | np.ndarray) -> Array:
+    return vae.decode_tile(z)
+
+
+def _pieces(
+    network: Network, x: Array | np.ndarray, plan: Plan, label: str, progress: bool
+) -> Iterator[np.ndarray]:
+    if isinstance(x, jax.core.Tracer):
+        raise InputError(
+            f"{label} in tiles was asked for inside jax.jit, but tiles are joined on the host;"
+            f" call it outside, or with tiling=None"
+        )
+    return _with_bar(network, np.asarray(x), plan, label, progress)
+
+
+def _with_bar(
+    network: Network, x: np.ndarray, plan: Plan, label: str, progress: bool
+) -> Iterator[np.ndarray]:
+    with Progress(plan.count(x.shape), label, unit="tile", enabled=progress) as bar:
+        yield from run_in_tiles(network, x, plan, bar)
+
+
+def _moments(y: Float[Array, "B moments T h w"]) -> Moments:
     mean, logvar = jnp.split(y, 2, axis=1)
     return Moments(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
-def _channels_last(x: Array, like: Conv) -> Array:
-    return jnp.moveaxis(x, 1, -1).astype(like.kernel.get_value().dtype)
+def _channels_last(x: Array | np.ndarray, like: Conv) -> Array:
+    return jnp.moveaxis(jnp.asarray(x), 1, -1).astype(like.kernel.get_value().dtype)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from qsjax.errors import InputError
+from qsjax.vae.blending import Cut, Plan
 from qsjax.vae.config import VAEConfig
 
 
@@ -44,6 +45,42 @@ class Tiling:
     def diffusers(cls) -> "Tiling":
         """The tile sizes of diffusers' `AutoencoderKLHunyuanVideo` after `enable_tiling()`."""
         return cls(frames=16, frame_stride=12)
+
+    def decode_plan(self, config: VAEConfig) -> Plan:
+        """The cuts of a latent.
+
+        Raises:
+            InputError: see `check`.
+        """
+        self.check(config)
+        cuts = [
+            None
+            if size is None or stride is None
+            else Cut(size // ratio, stride // ratio, out_stride=stride, extent=size - stride)
+            for size, stride, ratio in self._axes(config)
+        ]
+        return Plan(*cuts)
+
+    def encode_plan(self, config: VAEConfig) -> Plan:
+        """The cuts of a video.
+
+        Raises:
+            InputError: see `check`.
+        """
+        self.check(config)
+        cuts = [
+            None
+            if size is None or stride is None
+            else Cut(size, stride, out_stride=stride // ratio, extent=(size - stride) // ratio)
+            for size, stride, ratio in self._axes(config)
+        ]
+        return Plan(*cuts)
+
+    def _axes(self, config: VAEConfig) -> tuple[tuple[int | None, int | None, int], ...]:
+        return (
+            (self.frames, self.frame_stride, config.temporal_compression_ratio),
+            (self.pixels, self.pixel_stride, config.spatial_compression_ratio),
+        )
 
     def check(self, config: VAEConfig) -> None:
         """Refuse tiles that do not end on latent cells.

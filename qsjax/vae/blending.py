@@ -1,0 +1,148 @@
+"""Running a network tile by tile over a volume, and blending the tiles where they overlap.
+
+The arithmetic is that of HunyuanVideo's PyTorch code, to the order of the blends: along time a tile has one
+frame more than its size and, except at the start, its first output frame is dropped; along height and
+width tiles are cut off at the border; a tile is blended with the one above, then with the one to its left,
+each as blended before and not yet cropped. All volumes are [B, C, T, H, W], on the host.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from qsjax.progress import Progress
+
+Volume = Float[np.ndarray, "B C T H W"]
+Output = Float[np.ndarray, "B C2 T2 H2 W2"]
+Network = Callable[[Volume], Float[Array, "B C2 T2 H2 W2"]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How one axis is cut.
+
+    Attributes:
+        size: length of a tile at the network's input.
+        stride: from one tile to the next at the input.
+        out_stride: from one tile to the next at the output.
+        extent: length of the overlap at the output.
+    """
+
+    size: int
+    stride: int
+    out_stride: int
+    extent: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tiles of one volume.
+
+    Attributes:
+        time: how time is cut, None where it is not.
+        space: how height and width are cut, None where they are not.
+    """
+
+    time: Cut | None
+    space: Cut | None
+
+    def frames(self, length: int) -> list[slice]:
+        """Input frames of each tile along time; tiles whose only output frame would be dropped are left out."""
+        if self.time is None or length <= self.time.size:
+            return [slice(0, length)]
+        starts = range(0, length, self.time.stride)
+        return [
+            slice(start, min(start + self.time.size + 1, length))
+            for start in starts
+            if start == 0 or start + 1 < length
+        ]
+
+    def cells(self, height: int, width: int) -> list[list[tuple[slice, slice]]]:
+        """Input (rows, columns) of each tile, as rows of tiles; both axes are cut if either is too long."""
+        if self.space is None or max(height, width) <= self.space.size:
+            return [[(slice(0, height), slice(0, width))]]
+        size, stride = self.space.size, self.space.stride
+        down, across = (
+            [slice(start, min(start + size, length)) for start in range(0, length, stride)]
+            for length in (height, width)
+        )
+        return [[(rows, columns) for columns in across] for rows in down]
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """Number of tiles that a volume of this shape takes."""
+        cells = self.cells(*shape[3:])
+        return len(self.frames(shape[2])) * len(cells) * len(cells[0])
+
+
+def run_in_tiles(network: Network, x: Volume, plan: Plan, bar: Progress) -> Iterator[Output]:
+    """Yield the output in pieces along time, each as soon as it is final.
+
+    In memory are the output of one tile along time, and of the one before it the frames to blend with.
+
+    Args:
+        network: from a tile to its output, called once for every tile.
+        x: the whole input.
+        plan: the tiles.
+        bar: advanced by one for every tile.
+    """
+    tail, tiles, cut = None, plan.frames(x.shape[2]), plan.time
+    for frames in tiles:
+        y = _run_frames(network, x[:, :, frames], plan, bar)
+        if cut is None or len(tiles) == 1:
+            yield y
+            continue
+        if tail is not None:
+            y = y[:, :, 1:]
+            _blend(tail, y, axis=2, extent=cut.extent)
+        kept = cut.out_stride + (tail is None)
+        tail = _end(y, axis=2, extent=cut.extent)
+        yield y if y.shape[2] <= kept else y[:, :, :kept]
+
+
+def _run_frames(network: Network, x: Volume, plan: Plan, bar: Progress) -> Output:
+    """One tile along time: a grid of tiles, joined. Of finished tiles only the blended borders are kept."""
+    cells, cut = plan.cells(*x.shape[3:]), plan.space
+    if cut is None or len(cells) == len(cells[0]) == 1:
+        y = np.array(network(x))
+        bar.advance()
+        return y
+    height, width = (n * cut.out_stride // cut.stride for n in x.shape[3:])
+    joined: np.ndarray = np.empty(0)
+    above: list[np.ndarray] = []
+    for i, row in enumerate(cells):
+        below, left = [], None
+        for j, (rows, columns) in enumerate(row):
+            y = np.array(network(x[:, :, :, rows, columns]))
+            if i > 0:
+                _blend(above[j], y, axis=3, extent=cut.extent)
+            if left is not None:
+                _blend(left, y, axis=4, extent=cut.extent)
+            below.append(_end(y, axis=3, extent=cut.extent))
+            left = _end(y, axis=4, extent=cut.extent)
+            if i == j == 0:  # the first tile tells channels and frames
+                joined = np.empty((*y.shape[:3], height, width), y.dtype)
+            place = joined[:, :, :, i * cut.out_stride :, j * cut.out_stride :]
+            kept = y[:, :, :, : cut.out_stride, : cut.out_stride]
+            place[:, :, :, : kept.shape[3], : kept.shape[4]] = kept
+            bar.advance()
+        above = below
+    return joined
+
+
+def _blend(before: np.ndarray, y: np.ndarray, *, axis: int, extent: int) -> None:
+    """Fade from the end of `before` to the beginning of `y`, in place."""
+    extent = min(before.shape[axis], y.shape[axis], extent)
+    shape = [1] * y.ndim
+    shape[axis] = extent
+    weight = (np.arange(extent) / max(extent, 1)).reshape(shape)
+    start = (slice(None),) * axis + (slice(0, extent),)
+    y[start] = _end(before, axis=axis, extent=extent) * (1 - weight).astype(y.dtype) + (
+        y[start] * weight.astype(y.dtype)
+    )
+
+
+def _end(y: np.ndarray, *, axis: int, extent: int) -> np.ndarray:
+    """A copy of the last `extent` entries, or of all where there are fewer."""
+    return np.array(np.moveaxis(np.moveaxis(y, axis, 0)[max(0, y.shape[axis] - extent) :], 0, axis))

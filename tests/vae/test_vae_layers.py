@@ -1,0 +1,96 @@
+"""The layers against plain formulas: forms of the convolution, its gradient, norms, attention, upsampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from qsjax.vae import Moments
+from qsjax.vae.attention import causal_attention
+from qsjax.vae.convolution import convolve, strided_taps, taps, whole
+from qsjax.vae.layers import GroupNorm, upsample
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 1, 1)])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_convolution_is_causal_and_replicates_borders(stride, frames):
+    x, kernel = normal(2, frames, 4, 6, 3), normal(3, 3, 3, 3, 5, seed=1)
+    found = convolve(jnp.asarray(x), jnp.asarray(kernel), stride)
+    padded = torch.nn.functional.pad(
+        torch.from_numpy(x).permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0), mode="replicate"
+    )
+    weight = torch.from_numpy(kernel).permute(4, 3, 0, 1, 2)
+    expected = torch.nn.functional.conv3d(padded, weight, stride=stride).permute(0, 2, 3, 4, 1)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+def test_both_forms_of_the_convolution_agree(stride):
+    x, kernel = jnp.asarray(normal(2, 5, 5, 7, 3)), jnp.asarray(normal(3, 3, 3, 3, 4, seed=1))
+    expected = whole(x, kernel, stride)
+    np.testing.assert_allclose(strided_taps(x, kernel, stride), expected, rtol=0, atol=2e-5)
+
+
+def test_gradients_of_the_taps():
+    x, kernel = jnp.asarray(normal(2, 5, 5, 7, 3)), jnp.asarray(normal(3, 3, 3, 3, 4, seed=1))
+    weight = jnp.asarray(normal(2, 3, 3, 5, 4, seed=2))
+    found = jax.grad(lambda x, k: (taps(x, k) * weight).sum(), (0, 1))(x, kernel)
+    expected = jax.grad(lambda x, k: (whole(x, k, (1, 1, 1)) * weight).sum(), (0, 1))(x, kernel)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-5)
+
+
+def test_group_norm_survives_a_large_mean():
+    x = normal(2, 3, 4, 5, 6) + 1000
+    norm = GroupNorm(6, 3, dtype=jnp.dtype(jnp.float32))
+    norm.scale[...], norm.bias[...] = jnp.asarray(normal(6)), jnp.asarray(normal(6, seed=1))
+    expected = torch.nn.functional.group_norm(
+        torch.from_numpy(x).double().permute(0, 4, 1, 2, 3),
+        3,
+        torch.from_numpy(normal(6)).double(),
+        torch.from_numpy(normal(6, seed=1)).double(),
+        eps=1e-6,
+    ).permute(0, 2, 3, 4, 1)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected.numpy(), rtol=0, atol=5e-4)
+
+
+def test_group_norm_has_float32_statistics_in_bfloat16():
+    x = jnp.asarray(normal(1, 9, 8, 8, 4) + 30).astype(jnp.bfloat16)
+    y = GroupNorm(4, 2, dtype=jnp.dtype(jnp.bfloat16))(x)
+    assert y.dtype == jnp.bfloat16
+    wide = np.asarray(y, np.float32).reshape(-1, 2, 2)
+    np.testing.assert_allclose(wide.mean(axis=(0, 2)), 0, atol=2e-3)
+    np.testing.assert_allclose(wide.std(axis=(0, 2)), 1, atol=2e-3)
+
+
+def test_attention_sees_whole_frames_up_to_its_own():
+    frames, cells = 4, 6
+    q, k, v = (normal(2, frames * cells, 8, seed=seed) for seed in range(3))
+    found = causal_attention(*map(jnp.asarray, (q, k, v)), frames=frames)
+    frame = np.arange(frames * cells) // cells
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *map(torch.from_numpy, (q, k, v)),
+        attn_mask=torch.from_numpy(frame[:, None] >= frame[None, :]),
+    )
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_upsampling_keeps_the_first_frame_single():
+    x = jnp.arange(2 * 3 * 2).reshape(1, 2, 3, 2, 1)
+    y = upsample(x.astype(jnp.float32), (2, 1, 2))[0, ..., 0]
+    assert y.shape == (3, 3, 4)
+    np.testing.assert_array_equal(y[0], np.repeat(x[0, 0, ..., 0], 2, axis=1))
+    np.testing.assert_array_equal(y[1], y[2])
+
+
+def test_moments():
+    moments = Moments(jnp.full((1, 2, 3, 4, 4), 5.0), jnp.full((1, 2, 3, 4, 4), -2.0))
+    np.testing.assert_array_equal(moments.mode(), moments.mean)
+    sample = moments.sample(jax.random.key(0))
+    np.testing.assert_array_equal(sample, moments.sample(jax.random.key(0)))
+    assert abs(float((sample - 5).std()) - np.exp(-1)) < 0.1

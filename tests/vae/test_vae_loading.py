@@ -1,0 +1,60 @@
+"""A VAE out of a checkpoint directory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from vae_pairs import CONFIGS, latent, pair
+
+from qsjax.checkpoint import CheckpointWriter
+from qsjax.config import to_mapping
+from qsjax.errors import CheckpointError, InputError
+from qsjax.vae import load_vae
+
+NAME = "three levels, 4x4x4"
+CONFIG = CONFIGS[NAME]
+
+
+@pytest.fixture
+def vae():
+    return pair(NAME)[1]
+
+
+def write(directory, vae, config):
+    leaves = {
+        ".".join(map(str, path)): np.asarray(leaf.get_value())
+        for path, leaf in nnx.to_flat_state(nnx.state(vae))
+    }
+    writer = CheckpointWriter(directory, identity="vae")
+    writer.write_item("vae", "all", leaves)
+    writer.finish({"components": {"vae": {"config": config}}}, {"vae": ["all"]})
+
+
+def test_loads_what_was_written(tmp_path, vae):
+    write(tmp_path / "ckpt", vae, to_mapping(CONFIG))
+    loaded = load_vae(tmp_path / "ckpt")
+    assert loaded.config == CONFIG
+    for ours, theirs in zip(
+        jax.tree.leaves(nnx.state(loaded)), jax.tree.leaves(nnx.state(vae)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_runs_in_bfloat16(tmp_path, vae):
+    write(tmp_path / "ckpt", vae, to_mapping(CONFIG))
+    half = load_vae(tmp_path / "ckpt", dtype=jnp.bfloat16)
+    z = latent(CONFIG, 2, 3, 4)
+    found, expected = half.decode(z), vae.decode(z)
+    assert half.decoder.conv_in.kernel.get_value().dtype == jnp.bfloat16
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.05 * np.ptp(expected))
+
+
+def test_another_config_is_refused(tmp_path, vae):
+    write(tmp_path / "one", vae, to_mapping(CONFIG) | {"latent_channels": 5})
+    with pytest.raises(CheckpointError, match="does not fit its own configuration"):
+        load_vae(tmp_path / "one")
+    write(tmp_path / "two", vae, to_mapping(CONFIG) | {"layers": 2})
+    with pytest.raises(InputError, match=r"two: vae config: unknown key 'layers'"):
+        load_vae(tmp_path / "two")
