@@ -14,9 +14,17 @@ _SAME = (
     "mid_block_add_attention",
 )  # fmt: skip
 _BLOCK_TYPES = {
-    "down_block_types": "HunyuanVideoDownBlock3D",
-    "up_block_types": "HunyuanVideoUpBlock3D",
+    "AutoencoderKLHunyuanVideo": {
+        "down_block_types": "HunyuanVideoDownBlock3D",
+        "up_block_types": "HunyuanVideoUpBlock3D",
+    },
+    "AutoencoderKLCausal3D": {
+        "down_block_types": "DownEncoderBlockCausal3D",
+        "up_block_types": "UpDecoderBlockCausal3D",
+    },
 }
+# What Tencent's config.json says beyond the architecture: tile sizes, and a switch of its own code.
+_TENCENT_ONLY = ("sample_size", "sample_tsize", "force_upcast")
 
 
 class Level(NamedTuple):
@@ -112,24 +120,42 @@ class VAEConfig:
 
     @classmethod
     def from_diffusers(cls, values: Mapping[str, Any]) -> "VAEConfig":
-        """Read the config.json of a diffusers `AutoencoderKLHunyuanVideo`; absent keys have its defaults.
+        """Read the config.json of diffusers' `AutoencoderKLHunyuanVideo` or of Tencent's `AutoencoderKLCausal3D`.
+
+        Absent keys have the values of HunyuanVideo 13B.
 
         Raises:
             InputError: an unknown key, a value of the wrong type, or an architecture that is not computed here.
         """
+        if not isinstance(values, Mapping):
+            raise InputError(f"VAE config is {values!r}; give the table of a config.json")
         kind = values.get("_class_name", _CLASS)
-        if kind != _CLASS:
-            raise InputError(f"VAE config describes {kind!r}; only {_CLASS} is supported")
+        if kind not in _BLOCK_TYPES:
+            raise InputError(
+                f"VAE config describes {kind!r}; supported are {', '.join(_BLOCK_TYPES)}"
+            )
         ours = {key: value for key, value in values.items() if not key.startswith("_")}
+        if kind != _CLASS:
+            ours = {key: value for key, value in ours.items() if key not in _TENCENT_ONLY}
+            if "time_compression_ratio" in ours:
+                ours["temporal_compression_ratio"] = ours.pop("time_compression_ratio")
+            if ours.pop("mid_block_causal_attn", True) is not True:
+                raise InputError(
+                    "VAE config turns mid_block_causal_attn off; only true is supported"
+                )
         if (act := ours.pop("act_fn", "silu")) not in ("silu", "swish"):
             raise InputError(f"VAE config has act_fn={act!r}; only 'silu' is supported")
-        listed = {key: ours.pop(key) for key in _BLOCK_TYPES if key in ours}
+        listed = {
+            key: (ours.pop(key), _BLOCK_TYPES[kind][key])
+            for key in _BLOCK_TYPES[kind]
+            if key in ours
+        }
         config = from_mapping(cls, ours, source="VAE config")
-        for key, types in listed.items():
-            expected = [_BLOCK_TYPES[key]] * len(config.block_out_channels)
+        for key, (types, known) in listed.items():
+            expected = [known] * len(config.block_out_channels)
             if not isinstance(types, (list, tuple)) or list(types) != expected:
                 raise InputError(
-                    f"VAE config has {key}={types!r}; expected {len(expected)} times {_BLOCK_TYPES[key]!r},"
+                    f"VAE config has {key}={types!r}; expected {len(expected)} times {known!r},"
                     f" one for each of block_out_channels"
                 )
         return config
@@ -142,5 +168,5 @@ class VAEConfig:
             **{name: getattr(self, name) for name in _SAME},
             "block_out_channels": list(self.block_out_channels),
             "act_fn": "silu",
-            **{key: [kind] * levels for key, kind in _BLOCK_TYPES.items()},
+            **{key: [kind] * levels for key, kind in _BLOCK_TYPES[_CLASS].items()},
         }

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from convert import Sources, convert, export
+from convert import Sources, convert, export, exporting
 from qsjax.errors import CheckpointError, InputError
 
 VAE_TENSORS = {
@@ -30,6 +30,12 @@ def checkpoint(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("bf16"), torch.bfloat16)
 
 
+@pytest.fixture(scope="module")
+def exported(checkpoint):
+    export(checkpoint, checkpoint.with_name("exported"), progress=False)
+    return checkpoint.with_name("exported")
+
+
 def load(folder):
     tensors = {}
     for path in folder.glob("*.safetensors"):
@@ -44,10 +50,9 @@ def assert_same_bits(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
-def test_round_trip_is_bit_exact_in_bfloat16(checkpoint, tmp_path):
-    export(checkpoint, tmp_path / "out", progress=False)
-    assert_same_bits(load(tmp_path / "out/transformer"), models.diffusers())
-    assert_same_bits(load(tmp_path / "out/vae"), VAE_TENSORS[torch.bfloat16])
+def test_round_trip_is_bit_exact_in_bfloat16(exported):
+    assert_same_bits(load(exported / "transformer"), models.diffusers())
+    assert_same_bits(load(exported / "vae"), VAE_TENSORS[torch.bfloat16])
 
 
 def test_round_trip_is_bit_exact_in_float32(tmp_path):
@@ -57,35 +62,20 @@ def test_round_trip_is_bit_exact_in_float32(tmp_path):
     assert_same_bits(load(tmp_path / "out/vae"), VAE_TENSORS[torch.float32])
 
 
-def test_diffusers_loads_the_export(checkpoint, tmp_path):
+def test_diffusers_loads_the_export(exported):
     from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 
-    export(checkpoint, tmp_path / "out", progress=False)
     for folder, kind, expected in (
         ("transformer", HunyuanVideoTransformer3DModel, models.diffusers()),
         ("vae", AutoencoderKLHunyuanVideo, VAE_TENSORS[torch.bfloat16]),
     ):
         model = kind.from_pretrained(
-            tmp_path / "out" / folder, torch_dtype=torch.bfloat16, low_cpu_mem_usage=False
+            exported / folder, torch_dtype=torch.bfloat16, low_cpu_mem_usage=False
         )
         assert_same_bits(model.state_dict(), expected)
 
 
-def test_shards(checkpoint, tmp_path):
-    files = export(checkpoint, tmp_path / "out", progress=False, shard_bytes=60_000)
-    assert all(path.is_file() for path in files)
-    index = tmp_path / "out/transformer/diffusion_pytorch_model.safetensors.index.json"
-    assert set(json.loads(index.read_text())["weight_map"]) == set(models.diffusers())
-    assert_same_bits(load(tmp_path / "out/transformer"), models.diffusers())
-    again = convert(
-        Sources(transformer=tmp_path / "out/transformer"), tmp_path / "again", progress=False
-    )
-    assert models.digests(again)["final.modulation.bias"][0] == (64,)
-
-
-def test_items_are_loaded_once(checkpoint, tmp_path, monkeypatch):
-    from convert import exporting
-
+def test_shards_while_each_item_is_loaded_once(checkpoint, tmp_path, monkeypatch):
     loaded, load_item = [], exporting.load_item
 
     def count(manifest, component, item):
@@ -93,13 +83,15 @@ def test_items_are_loaded_once(checkpoint, tmp_path, monkeypatch):
         return load_item(manifest, component, item)
 
     monkeypatch.setattr(exporting, "load_item", count)
-    export(checkpoint, tmp_path / "out", progress=False)
+    files = export(checkpoint, tmp_path / "out", progress=False, shard_bytes=60_000)
+    assert all(path.is_file() for path in files)
+    index = tmp_path / "out/transformer/diffusion_pytorch_model.safetensors.index.json"
+    assert set(json.loads(index.read_text())["weight_map"]) == set(models.diffusers())
+    assert_same_bits(load(tmp_path / "out/transformer"), models.diffusers())
     assert len(loaded) == len(set(loaded))
 
 
 def test_nothing_appears_when_it_fails(checkpoint, tmp_path, monkeypatch):
-    from convert import exporting
-
     def fail(*_):
         raise CheckpointError("damaged")
 
@@ -118,11 +110,15 @@ def test_existing_folder(checkpoint, tmp_path):
     out.rename(tmp_path / "out.tmp")
     with pytest.raises(InputError, match="is in the way"):
         export(checkpoint, out, progress=False)
-    (tmp_path / "out.tmp").rename(tmp_path / "mine")
-    export(checkpoint, out, progress=False)
+    assert (tmp_path / "out.tmp/transformer").is_dir()
+
+
+def test_earlier_export_is_replaced_on_request(checkpoint, exported):
     with pytest.raises(InputError, match="exists already"):
-        export(checkpoint, out, progress=False)
-    export(checkpoint, out, progress=False, overwrite=True)
+        export(checkpoint, exported, progress=False)
+    (exported / "vae/config.json").write_text("")
+    export(checkpoint, exported, progress=False, overwrite=True)
+    assert (exported / "vae/config.json").read_text() != ""
 
 
 def test_unwritable(checkpoint, tmp_path):

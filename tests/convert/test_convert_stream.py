@@ -95,8 +95,7 @@ def test_fp8_container_is_the_conversion_of_its_own_dequantized_weights(tmp_path
     assert quantized.data["components"]["dit"]["source"]["container"] == "torch .pt fp8"
 
 
-@pytest.mark.parametrize("prefix", ["", "vae."])
-def test_vae_pt_equals_safetensors(prefix, tmp_path):
+def test_vae_pt_equals_safetensors(tmp_path):
     tensors = models.random_tensors("vae", models.VAE, "hunyuan", dtype=torch.float32)
     folder = tmp_path / "vae"
     models.save(folder / "diffusion_pytorch_model.safetensors", tensors)
@@ -104,7 +103,7 @@ def test_vae_pt_equals_safetensors(prefix, tmp_path):
     first = convert(Sources(vae=folder), tmp_path / "a", progress=False)
     tencent = tmp_path / "pt"
     tencent.mkdir()
-    named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    named = {f"vae.{name}": tensor for name, tensor in tensors.items()}
     save_pt(tencent / "pytorch_model.pt", {"state_dict": named})
     values = models.VAE.to_diffusers() | {
         "_class_name": "AutoencoderKLCausal3D",
@@ -121,8 +120,6 @@ def test_vae_pt_equals_safetensors(prefix, tmp_path):
     assert first.data["tiling"] == {
         "frames": 64, "frame_stride": 48, "pixels": 256, "pixel_stride": 192,
     }  # fmt: skip
-    if prefix:
-        return
     kernel = load_vae(tmp_path / "b", dtype=np.float32).decoder.conv_in.kernel.get_value()
     expected = tensors["decoder.conv_in.conv.weight"].permute(2, 3, 4, 1, 0)
     np.testing.assert_array_equal(kernel, expected)
@@ -146,15 +143,13 @@ def test_dtype(dtype, tmp_path):
     assert models.digests(manifest)["double_blocks.0.img.fc1.kernel"] == (
         (32, 128), dtype, digest(expected),
     )  # fmt: skip
-    assert verify(tmp_path / "checkpoint", Sources(transformer=path), progress=False).from_source
 
 
-def test_items_stay_within_blocks_and_under_the_limit(tmp_path):
-    path = models.save_dit(tmp_path / "transformer")
+def test_items_stay_within_blocks_and_under_the_limit(reference, tmp_path):
+    path = reference.directory.parent / "transformer"
     small = convert_dit(path, tmp_path / "small", item_bytes=30_000)
-    large = convert_dit(path, tmp_path / "large")
-    assert models.digests(small) == models.digests(large)
-    items = large.data["components"]["dit"]["items"]
+    assert models.digests(small) == models.digests(reference)
+    items = reference.data["components"]["dit"]["items"]
     assert {"double_blocks.0.img", "double_blocks.0.txt", "single_blocks.0", "single_blocks.1"} <= set(items)  # fmt: skip
     for item, leaves in small.data["components"]["dit"]["items"].items():
         nbytes = [int(np.prod(s["shape"])) * 2 for s in leaves.values()]
@@ -282,7 +277,7 @@ from convert import Sources, convert
 from convert.memory import peak_memory
 peaks = []
 for blocks in (2, 8):
-    config = dataclasses.replace(models.DIT, hidden_size=512, rope_axes_dim=(64, 96, 96),
+    config = dataclasses.replace(models.DIT, hidden_size=384, rope_axes_dim=(64, 64, 64),
                                  num_single_blocks=blocks, num_double_blocks=1)
     folder = Path(sys.argv[2]) / str(blocks)
     from convert.containers import TensorInfo, write_safetensors
@@ -295,7 +290,7 @@ for blocks in (2, 8):
                       lambda name: np.ones(infos[name].shape, np.float32))
     import json
     (folder / "config.json").write_text(json.dumps(config.to_diffusers()))
-    manifest = convert(Sources(transformer=folder), folder / "checkpoint", progress=False, item_bytes=8 << 20)
+    manifest = convert(Sources(transformer=folder), folder / "checkpoint", progress=False, item_bytes=4 << 20)
     peaks.append((peak_memory(), manifest.data["components"]["dit"]["bytes"]))
 print(*peaks[0], *peaks[1])
 """
@@ -305,8 +300,8 @@ def test_peak_memory_does_not_grow_with_the_number_of_blocks(tmp_path):
     command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     few, few_bytes, many, many_bytes = map(int, result.stdout.split())
-    assert many_bytes - few_bytes > 90e6
-    assert many - few < 30e6
+    assert many_bytes - few_bytes > 50e6
+    assert many - few < 20e6
 
 
 def test_numpy_reference_is_torch():

@@ -48,6 +48,25 @@ def test_config_json_of_the_released_model():
     assert VAEConfig.from_diffusers(read) == VAEConfig()
 
 
+def test_config_json_of_tencent():
+    read = {
+        "_class_name": "AutoencoderKLCausal3D",
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlockCausal3D"] * 4,
+        "latent_channels": 16,
+        "layers_per_block": 2,
+        "sample_size": 256,
+        "sample_tsize": 64,
+        "scaling_factor": 0.476986,
+        "time_compression_ratio": 4,
+        "up_block_types": ["UpDecoderBlockCausal3D"] * 4,
+    }
+    assert VAEConfig.from_diffusers(read) == VAEConfig()
+    with pytest.raises(InputError, match="mid_block_causal_attn"):
+        VAEConfig.from_diffusers(read | {"mid_block_causal_attn": False})
+
+
 def test_without_mid_attention():
     vae = nnx.eval_shape(
         lambda: VAE(replace(SMALL, mid_block_add_attention=False), rngs=nnx.Rngs(0))
@@ -67,7 +86,7 @@ def test_without_mid_attention():
         ({"up_block_types": ["HunyuanVideoUpBlock3D"] * 4}, "up_block_types.*expected 3 times"),
         ({"latent_chanels": 4}, "unknown key 'latent_chanels'; did you mean 'latent_channels'"),
         ({"layers_per_block": 0}, "layers_per_block=0; it must be positive"),
-        ({"_class_name": "AutoencoderKL"}, "'AutoencoderKL'; only AutoencoderKLHunyuanVideo"),
+        ({"_class_name": "AutoencoderKL"}, "'AutoencoderKL'; supported are AutoencoderKLHunyuanVideo, "),
         ({"latent_channels": "16"}, "expected int"),
     ],
 )  # fmt: skip
