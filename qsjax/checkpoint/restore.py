@@ -40,7 +40,7 @@ def load_item(manifest: Manifest, component: str, item: str) -> dict[str, Array]
         for name, spec in specifications.items()
     }
     try:
-        return ocp.load(manifest.directory / component / item, abstract)
+        return ocp.load((manifest.directory / component / item).absolute(), abstract)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{manifest.directory}: item {component}/{item} cannot be loaded ({str(error).splitlines()[0]});"

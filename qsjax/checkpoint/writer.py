@@ -81,7 +81,7 @@ class CheckpointWriter:
             directory.exists()
         ):  # left by an interruption between Orbax's commit and the journal entry
             shutil.rmtree(directory)
-        ocp.save(directory, dict(leaves))
+        ocp.save(directory.absolute(), dict(leaves))  # Orbax takes no relative path
         specifications = {
             name: {
                 "shape": list(array.shape),

@@ -1,6 +1,7 @@
 """The checkpoint directory: atomic, resumable, complete or refused."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,12 @@ def test_round_trip_stacks_blocks_and_joins_rows(tmp_path):
     )
     np.testing.assert_array_equal(model.tail[0].bias.get_value(), tree["tail.0.bias"])
     assert not (tmp_path / "ckpt.tmp").exists()
+
+
+def test_relative_paths_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("here/ckpt"), leaves())
+    assert restore(Manifest.read("here/ckpt"), "model", build).embed.get_value().shape == (6, 3)
 
 
 def test_nothing_appears_before_finish_and_work_resumes(tmp_path):
