@@ -77,7 +77,7 @@ def save(directory: Path, state: State, step: int) -> None:
     path = directory / f"step_{step:07d}"
     if path.exists():
         shutil.rmtree(path)
-    ocp.save(path, _named(state))
+    ocp.save(path.absolute(), _named(state))
     for old in _checkpoints(directory)[:-2]:
         shutil.rmtree(old)
 
@@ -92,7 +92,7 @@ def restore(directory: Path, state: State) -> tuple[State, int]:
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for name, leaf in _named(state).items()
     }
-    loaded = ocp.load(found[-1], abstract)
+    loaded = ocp.load(found[-1].absolute(), abstract)
     # Through the host, so that a resumed run has the placement, and the compiled step, of a fresh one.
     arrays = [jnp.asarray(np.asarray(loaded[f"{i:04d}"])) for i in range(len(leaves))]
     return jax.tree.unflatten(form, arrays), int(found[-1].name.removeprefix("step_"))
