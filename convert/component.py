@@ -56,7 +56,7 @@ class Component:
         if rows is None:
             return row.to_leaf(self.source.read, self.dtype)
         (name,) = row.sources
-        part = self.source.read(name)[rows[0] : rows[1]].copy()
+        part = self.source.read(name, rows)
         return part if self.dtype is None else part.astype(self.dtype, copy=False)
 
     def digest(self) -> str:

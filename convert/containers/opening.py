@@ -88,9 +88,9 @@ class _VaePart(Source):
         others = (name for name in whole.tensors if not name.startswith("vae."))
         self.ignored = (*whole.ignored, *others)
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """See `Source.read`."""
-        return self._whole.read(f"vae.{name}")
+        return self._whole.read(f"vae.{name}", rows)
 
     def close(self) -> None:
         """Close the whole."""

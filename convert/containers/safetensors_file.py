@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from convert.containers.byte_ranges import ByteRanges
-from convert.containers.source import Source, TensorInfo
+from convert.containers.source import Source, TensorInfo, begin_of
 from convert.containers.strict_json import parse_object
 from qsjax.errors import CheckpointError
 
@@ -55,10 +55,11 @@ class SafetensorsFile(Source):
             self._file.close()
             raise
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """See `Source.read`."""
         info = self.tensors[name]
-        return self._file.array(self._offsets[name], info.shape, info.dtype)
+        offset, shape = begin_of(info, rows)
+        return self._file.array(self._offsets[name] + offset, shape, info.dtype)
 
     def close(self) -> None:
         """Close the file."""

@@ -58,9 +58,9 @@ class ScaledFp8(Source):
             for name, info in weights.tensors.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """See `Source.read`."""
-        stored = self._weights.read(name)
+        stored = self._weights.read(name, rows)
         return dequantize(stored, self._scales[name]) if name in self._scales else stored
 
     def close(self) -> None:

@@ -44,9 +44,9 @@ class ShardedSafetensors(Source):
         self._shards, self._weight_map = shards, weight_map
         self.files = (index, *(index.parent / name for name in names))
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """See `Source.read`."""
-        return self._shards[self._weight_map[name]].read(name)
+        return self._shards[self._weight_map[name]].read(name, rows)
 
     def close(self) -> None:
         """Close all shards."""

@@ -30,6 +30,14 @@ class TensorInfo:
         return math.prod(size or 1 for size in self.shape) * self.dtype.itemsize < 1 << 62
 
 
+def begin_of(info: TensorInfo, rows: tuple[int, int] | None) -> tuple[int, tuple[int, ...]]:
+    """Where the rows `start:stop` of a contiguous tensor begin, in bytes, and their shape; None means all."""
+    if rows is None:
+        return 0, info.shape
+    row_bytes = math.prod(info.shape[1:]) * info.dtype.itemsize
+    return rows[0] * row_bytes, (rows[1] - rows[0], *info.shape[1:])
+
+
 class Source:
     """An open container. A context manager; after `close` nothing can be read any more.
 
@@ -47,8 +55,10 @@ class Source:
     config: dict[str, Any] | None = None
     ignored: tuple[str, ...] = ()
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor `name` in a fresh C-contiguous array of the announced shape and dtype.
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """The tensor `name`, or its rows `start:stop`, in a fresh C-contiguous array of the announced dtype.
+
+        Rows are read without the rest: one embedding table can be larger than all that a conversion may hold.
 
         Raises:
             CheckpointError: the file no longer holds what it held when it was opened.

@@ -17,7 +17,7 @@ import numpy as np
 
 from convert.containers.byte_ranges import ByteRanges
 from convert.containers.listing import first_few
-from convert.containers.source import Source, TensorInfo
+from convert.containers.source import Source, TensorInfo, begin_of
 from convert.containers.torch_archive import storage_records
 from qsjax.errors import CheckpointError, InputError
 
@@ -70,14 +70,16 @@ class TorchFile(Source):
             self._file.close()
             raise
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """See `Source.read`."""
         info, place = self.tensors[name], self._places[name]
         if place.strides == _contiguous(info.shape) or 0 in info.shape:
-            return self._file.array(place.offset, info.shape, info.dtype)
+            offset, shape = begin_of(info, rows)
+            return self._file.array(place.offset + offset, shape, info.dtype)
         stored = self._file.array(place.offset, (place.extent,), info.dtype)
         strides = tuple(stride * info.dtype.itemsize for stride in place.strides)
-        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(stored, info.shape, strides))
+        whole = np.lib.stride_tricks.as_strided(stored, info.shape, strides)
+        return np.ascontiguousarray(whole if rows is None else whole[rows[0] : rows[1]])
 
     def close(self) -> None:
         """Close the file."""

@@ -15,6 +15,8 @@ from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
 from qsjax.errors import InputError
 
 _JOURNAL = "journal"
+_IDENTITY = "identity"
+_EMPTY = {_JOURNAL, _IDENTITY, f"{_IDENTITY}.tmp"}
 
 
 class CheckpointWriter:
@@ -48,11 +50,16 @@ class CheckpointWriter:
             ) from error
 
     def _open(self, identity: str, overwrite: bool) -> None:
-        marker = self._temporary / "identity"
+        marker = self._temporary / _IDENTITY
         if self._temporary.exists():
-            found = marker.read_text(encoding="utf-8") if marker.exists() else ""
-            if found != identity:
-                if found and not overwrite:
+            if not marker.exists():
+                # Ours before its first file, or somebody's folder that only happens to have this name.
+                if {path.name for path in self._temporary.rglob("*")} - _EMPTY:
+                    raise InputError(
+                        f"{self._temporary}: is in the way and not ours; move it or name another folder"
+                    )
+            elif marker.read_text(encoding="utf-8") != identity:
+                if not overwrite:
                     raise InputError(
                         f"{self._temporary}: holds an unfinished conversion of other sources; "
                         f"pass --overwrite to discard it or name another folder"
@@ -77,10 +84,8 @@ class CheckpointWriter:
     ) -> None:
         """Store one item; when this returns it survives a power cut. `rows` marks parts of large leaves."""
         directory = self._temporary / component / item
-        if (
-            directory.exists()
-        ):  # left by an interruption between Orbax's commit and the journal entry
-            shutil.rmtree(directory)
+        # Left by an interruption between Orbax's commit and the journal entry.
+        shutil.rmtree(directory, ignore_errors=True)
         ocp.save(directory.absolute(), dict(leaves))  # Orbax takes no relative path
         specifications = {
             name: {
@@ -115,16 +120,15 @@ class CheckpointWriter:
             }
         data = {"format_version": FORMAT_VERSION, **data}
         write_atomically(self._temporary / MANIFEST, json.dumps(data, indent=1).encode())
-        shutil.rmtree(self._temporary / _JOURNAL)
-        (self._temporary / "identity").unlink()
+        # Journal and identity stay until the end: interrupted anywhere here, the same call finishes the job.
+        old = self._destination.with_name(self._destination.name + ".old")
         if self._destination.exists():
-            old = self._destination.with_name(self._destination.name + ".old")
             shutil.rmtree(old, ignore_errors=True)
             self._destination.rename(old)
-            self._temporary.rename(self._destination)
-            shutil.rmtree(old)
-        else:
-            self._temporary.rename(self._destination)
+        self._temporary.rename(self._destination)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._destination / _JOURNAL)
+        (self._destination / _IDENTITY).unlink()
         return Manifest(self._destination, data)
 
 

@@ -91,9 +91,39 @@ def test_overwrite_is_explicit_and_only_for_checkpoints(tmp_path):
     write(tmp_path / "ckpt", tree, overwrite=True)
     model = restore(Manifest.read(tmp_path / "ckpt"), "model", build, dtype=jnp.dtype("bfloat16"))
     np.testing.assert_array_equal(model.tail[0].bias.get_value(), tree["tail.0.bias"])
+    (tmp_path / "new.tmp").mkdir()
+    (tmp_path / "new.tmp" / "mine.txt").write_text("keep")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="not ours"):
+            CheckpointWriter(tmp_path / "new", identity="one", overwrite=overwrite)
+    assert (tmp_path / "new.tmp" / "mine.txt").exists()
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match="not a checkpoint"):
         CheckpointWriter(tmp_path / "photos", identity="one", overwrite=True)
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_an_interrupted_replacement_is_finished_by_the_same_call(tmp_path, monkeypatch, nth):
+    tree, renames = leaves(), []
+    write(tmp_path / "ckpt", tree)
+    tree["tail.0.bias"] += 1
+    rename = Path.rename
+
+    def stopping(path, target):
+        renames.append(path)
+        if len(renames) == nth:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "ckpt", tree, overwrite=True)
+    monkeypatch.undo()
+    write(tmp_path / "ckpt", tree, overwrite=True)
+    model = restore(Manifest.read(tmp_path / "ckpt"), "model", build, dtype=jnp.dtype("bfloat16"))
+    np.testing.assert_array_equal(model.tail[0].bias.get_value(), tree["tail.0.bias"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt"]
+    assert not (tmp_path / "ckpt" / "journal").exists()
 
 
 @pytest.mark.parametrize(
