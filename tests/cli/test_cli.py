@@ -78,7 +78,7 @@ def test_options_from_a_file_and_typed_ones_win(capsys, tmp_path, tiny_checkpoin
     file.write_text("stps = 9\n")
     message = refused(capsys, "sample", *arguments, "--config", file, "--overwrite")
     assert "did you mean 'steps'" in message
-    file.write_text('steps = "many"\n')
+    file.write_text('frames = "many"\n')
     assert "does not fit" in refused(capsys, "sample", *arguments, "--config", file, "--overwrite")
 
 

@@ -19,9 +19,9 @@ def test_demo_converts_samples_and_shows(capsys, tmp_path):
     for path in videos:
         with av.open(str(path)) as container:
             assert sum(1 for _ in container.decode(video=0)) == frames
-    sheet = Image.open(out / "contact_sheet.png")
-    assert sheet.width > 8 * 2 * width
-    assert sheet.height > 3 * 2 * height
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.width > 8 * 2 * width
+        assert sheet.height > 3 * 2 * height
     assert {"convert", "load", "encode", "compile", "denoise", "decode", "all"} <= set(
         report["seconds"]
     )

@@ -33,7 +33,8 @@ def test_mp4_reads_back_as_what_was_written(tmp_path):
 def test_contact_sheet_shows_frames_of_every_video(tmp_path):
     videos = [gradient(), 255 - gradient()]
     path = write_contact_sheet(videos, ["one", "two"], tmp_path / "sheet.png", columns=3, zoom=2)
-    image = np.asarray(Image.open(path))
+    with Image.open(path) as opened:
+        image = np.asarray(opened)
     assert image.shape == (2 * (64 + 16 + 4) + 4, 3 * (96 + 4) + 4, 3)
     np.testing.assert_array_equal(image[20:84:2, 4:100:2], videos[0][0])
     np.testing.assert_array_equal(image[104:168:2, 204:300:2], videos[1][-1])
