@@ -245,10 +245,7 @@ class Pipeline:
         vae = self.vae
         start = time.perf_counter()
         z = latents / self.vae_config.scaling_factor
-        if self.tiling is None:
-            frames = _decode_whole(vae, z)
-        else:
-            frames = vae.decode(z, self.tiling, progress=self._progress)
+        frames = vae.decode(z, self.tiling, progress=self._progress)
         array = np.clip(np.asarray(frames, np.float32) / 2 + 0.5, 0, 1)
         self._add("decode", start)
         return np.moveaxis(array, 1, -1)
@@ -301,11 +298,6 @@ class Pipeline:
 
     def _add(self, stage: str, start: float) -> None:
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
-
-
-@jax.jit
-def _decode_whole(vae: VAE, z: Array) -> Array:
-    return vae.decode(z)
 
 
 def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:

@@ -33,8 +33,7 @@ def causal_attention(
 ) -> Float[Array, "B N C"]:
     """Softmax attention of `frames` equal frames, where a frame sees itself and all earlier ones.
 
-    One frame of queries at a time against just the keys it sees: no mask, half of the products,
-    and scores of one frame in memory.
+    One frame of queries at a time against just the keys it sees: no mask, and half of the products.
     """
     cells = q.shape[1] // frames
     outputs = []

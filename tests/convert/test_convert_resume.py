@@ -31,7 +31,7 @@ if place == "between data and journal":
         atomically(path, content) if count <= 2 else die()
     writer.write_atomically = write_once
 else:
-    writer.shutil.rmtree = die
+    writer.Path.rename = die
 convert(Sources(transformer=Path(sys.argv[1])), Path(sys.argv[2]), progress=False)
 """
 FINISHED = {"between data and journal": 2, "before the renaming": 6}

@@ -122,6 +122,12 @@ def test_tiles_end_on_latent_cells():
     assert from_mapping(Tiling, to_mapping(whole), source="test") == whole
 
 
+def test_number_of_tiles_of_the_released_model():
+    latent = (1, 16, 33, 90, 160)  # 129 frames of 720x1280
+    assert Tiling().decode_plan(VAEConfig()).count(latent) == 84
+    assert Tiling.diffusers().decode_plan(VAEConfig()).count(latent) == 308
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
