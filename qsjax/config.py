@@ -41,7 +41,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
     if not isinstance(values, Mapping):
         raise InputError(f"{source}: expected a table of {cls.__name__} fields, found {values!r}")
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    as_dataclass: Any = cls  # a TypeVar cannot be bound to "any dataclass"
+    fields = {field.name: field for field in dataclasses.fields(as_dataclass)}
     for key in values:
         if key not in fields:
             raise InputError(f"{source}: unknown key {key!r}; {nearest(key, fields)}")
@@ -123,7 +124,7 @@ def _convert(hint: Any, value: Any, *, source: str) -> Any:
             for inner, item in zip(inner_hints, value, strict=True)
         )
     if dataclasses.is_dataclass(hint):
-        return from_mapping(hint, value, source=source)  # type: ignore[arg-type]
+        return from_mapping(hint, value, source=source)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (bool, int, float, str):

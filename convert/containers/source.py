@@ -1,5 +1,6 @@
 """What every container offers: named tensors with shapes and dtypes, read one at a time."""
 
+import abc
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ def begin_of(info: TensorInfo, rows: tuple[int, int] | None) -> tuple[int, tuple
     return rows[0] * row_bytes, (rows[1] - rows[0], *info.shape[1:])
 
 
-class Source:
+class Source(abc.ABC):
     """An open container. A context manager; after `close` nothing can be read any more.
 
     Attributes:
@@ -55,6 +56,7 @@ class Source:
     config: dict[str, Any] | None = None
     ignored: tuple[str, ...] = ()
 
+    @abc.abstractmethod
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """The tensor `name`, or its rows `start:stop`, in a fresh C-contiguous array of the announced dtype.
 
@@ -63,11 +65,10 @@ class Source:
         Raises:
             CheckpointError: the file no longer holds what it held when it was opened.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Close the files."""
-        raise NotImplementedError
 
     def __enter__(self) -> "Source":
         return self

@@ -64,10 +64,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         QsjaxError: something the caller can mend.
     """
-    from qsjax.cli import build_parser
-
-    verb = build_parser("sample")._subparsers._group_actions[0].choices["sample"]  # type: ignore[union-attr]
-    args = with_config(verb, args)
+    options = argparse.ArgumentParser(add_help=False)
+    add_arguments(options)
+    args = with_config(options, args)
     if bool(args.prompt.strip()) == (args.encoded_prompt is not None):
         raise InputError("give either --prompt (not empty) or --encoded-prompt FILE")
     from qsjax.pipeline import Pipeline
@@ -75,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
     from qsjax.video import check_writable, write_video
 
     check_writable(args.save_prompt or args.out, overwrite=args.overwrite)
-    options = {"dtype": args.dtype, "text_storage": args.text_storage}
+    storage = {"dtype": args.dtype, "text_storage": args.text_storage}
     pipeline = (
-        Pipeline.tiny(**options)
+        Pipeline.tiny(**storage)
         if args.model == "tiny"
-        else Pipeline.from_checkpoint(args.model, **options)
+        else Pipeline.from_checkpoint(args.model, **storage)
     )
     if args.save_prompt is not None:
         save_prompts(args.save_prompt, pipeline.encode(args.prompt), [args.prompt])
