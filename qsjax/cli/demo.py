@@ -7,8 +7,8 @@ from pathlib import Path
 
 CAPTIONS = (
     "a red circle moves left over dark stripes",
-    "a green square moves up over a light background",
-    "a blue triangle moves right over a dark gradient",
+    "a green square moves up and a yellow circle grows over a light background",
+    "a blue triangle moves around over a dark gradient",
 )
 
 
@@ -58,10 +58,15 @@ def run(args: argparse.Namespace) -> int:
         "video": f"{chosen.frames}x{chosen.height}x{chosen.width}",
         "steps": chosen.steps,
         "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()},
+        "seconds_of_last_video": {k: round(v, 2) for k, v in pipeline.timings.items()},
         "files": [str(path) for path in files],
     }
     print(json.dumps(report, indent=1) if args.json else _text(report))
     return 0
+
+
+def _list(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{stage} {spent}" for stage, spent in seconds.items())
 
 
 def _text(report: dict) -> str:
@@ -69,7 +74,8 @@ def _text(report: dict) -> str:
     lines = [
         f"converted the bundled PyTorch files to {report['checkpoint']} (parameters: {parameters})",
         f"sampled {len(CAPTIONS)} videos of {report['video']} in {report['steps']} steps each",
-        "seconds: " + ", ".join(f"{k} {v}" for k, v in report["seconds"].items()),
+        "seconds: " + _list(report["seconds"]),
+        f"seconds of the last video, compiled before: {_list(report['seconds_of_last_video'])}",
         *(f"wrote {path}" for path in report["files"]),
         "The tiny model has HunyuanVideo's architecture at a thousandth of its size; it knows moving shapes only.",
     ]

@@ -36,7 +36,7 @@ _CLASSES = {
 
 
 DEFAULTS = Settings(
-    frames=17, height=48, width=48, fps=8, steps=20, shift=3.0, guidance=1.0, true_cfg=3.0
+    frames=33, height=64, width=64, fps=16, steps=30, shift=3.0, guidance=4.0, true_cfg=1.0
 )
 """How this version of the tiny model is best sampled."""
 

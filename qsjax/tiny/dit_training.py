@@ -1,7 +1,7 @@
-"""Training the tiny DiT: rectified flow on the latents of fresh captioned clips.
+"""Training the tiny DiT on the latents of fresh captioned clips: the step, whatever the objective is.
 
-`v = noise - x0`, `x_t = (1 - sigma) x0 + sigma noise`, timestep 1000 sigma, with noise levels shifted
-upwards by 3, since the layout of a clip is decided at high noise (SD3, arXiv 2403.03206, section 3.1).
+The objectives are in `qsjax.tiny.objectives`. A step splits its batch over all devices there are (GPUs, or the
+devices that `jax_num_cpu_devices` makes of a CPU's cores), averages gradients, and updates a replicated state.
 """
 
 from collections.abc import Callable
@@ -14,25 +14,28 @@ import numpy as np
 import optax
 import optax.contrib
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import InputError
 from qsjax.text import EncodedPrompt
-from qsjax.tiny import data, latents, words
+from qsjax.tiny import data, latents, matmul, words
 from qsjax.tiny.latents import Basis
 from qsjax.tiny.loop import Figures
+from qsjax.tiny.objectives import Objective, Velocity
+from qsjax.tiny.phases import Curriculum
 
-SHIFT = 3.0
-GUIDANCE_SCALES = (1.0, 8.0)
+TEXT_LENGTH = 16
+"""Tokens of the longest caption; shorter ones are padded, so that every batch has one shape."""
 
 DIT_CONFIG = DiTConfig(
     in_channels=16,
     out_channels=16,
     hidden_size=128,
     num_heads=2,
-    num_double_blocks=2,
-    num_single_blocks=4,
+    num_double_blocks=3,
+    num_single_blocks=6,
     num_refiner_blocks=2,
     mlp_ratio=4.0,
     patch_size=(1, 2, 2),
@@ -44,62 +47,21 @@ DIT_CONFIG = DiTConfig(
 )
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training on clips of one size.
-
-    Attributes:
-        frames: 4k + 1.
-        size: pixels on a side, a multiple of 8.
-        batch: clips a step.
-        steps: optimizer steps.
-    """
-
-    frames: int
-    size: int
-    batch: int
-    steps: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class DiTTraining:
     """How the DiT is trained.
 
     Attributes:
-        phases: small clips first: most of what there is to learn does not need many tokens.
-        learning_rate: peak, of AdamW; Muon's is twice that. Warm-up, constant, then linear decay to a twentieth.
-        warm_up: steps.
-        decay: the last fraction of all steps, over which the rate falls.
-        caption_dropout: fraction of samples that see the empty caption, for guidance.
+        curriculum: sizes of the clips and the course of the learning rate.
+        learning_rate: peak, of AdamW; Muon's is twice that.
         ema: decay of the averaged weights, which are the ones that ship.
+        matmul_dtype: of operands; parameters, sums and gradients are float32.
     """
 
-    phases: tuple[Phase, ...] = (Phase(17, 32, 16, 700), Phase(17, 48, 8, 900))
+    curriculum: Curriculum
     learning_rate: float = 1.5e-3
-    warm_up: int = 100
-    decay: float = 0.4
-    caption_dropout: float = 0.1
     ema: float = 0.998
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of all phases."""
-        return sum(phase.steps for phase in self.phases)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step as a fraction of the peak."""
-        rising = min(1.0, (step + 1) / self.warm_up)
-        falling = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return rising * min(1.0, 0.05 + 0.95 * falling)
-
-    def place(self, step: int) -> tuple[Phase, int]:
-        """The phase of a step, and the number of clips seen before it."""
-        clips = 0
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase, clips + step * phase.batch
-            step, clips = step - phase.steps, clips + phase.steps * phase.batch
-        raise InputError(f"step {step} lies beyond the last phase; there are {self.steps} steps")
+    matmul_dtype: str = "float32"
 
 
 class TrainState(NamedTuple):
@@ -112,18 +74,11 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Latents float32 [B, C, T, H, W], caption rows int32 [B] into the prompt table, learning rate / peak."""
+    """Latents float32 [B, C, T, H, W], token ids of their captions, learning rate / peak."""
 
     latents: Any
-    captions: Any
+    tokens: words.Tokens
     rate: Any
-
-
-class PromptTable(NamedTuple):
-    """Every caption of the data, encoded once; the empty caption is the last row."""
-
-    encoded: EncodedPrompt
-    row: dict[str, int]
 
 
 def optimizer(training: DiTTraining) -> optax.GradientTransformation:
@@ -166,46 +121,64 @@ def initial_state(dit: DiT, training: DiTTraining) -> TrainState:
     )
 
 
+def velocity(dit: DiT, matmul_dtype: str) -> Callable[[Any], Velocity]:
+    """`parameters -> velocity function` of a DiT, in the form that trains fast."""
+    dtype = jnp.dtype(matmul_dtype)
+    module = nnx.merge(*nnx.split(dit))
+    if dtype != jnp.float32:
+        matmul.use_in_linears(module, dtype)
+    graph, attention = nnx.split(module)[0], matmul.attention(dtype)
+
+    def of(parameters: Any) -> Velocity:
+        model = nnx.merge(graph, parameters)
+
+        def call(x: Array, sigma: Array, prompt: EncodedPrompt, guidance: Array) -> Array:
+            text, mask, pooled = prompt
+            times, scales = 1000 * sigma, 1000 * guidance
+            return model.forward(x, times, text, mask, pooled, scales, attention=attention)[0]
+
+        return call
+
+    return of
+
+
 def make_step(
-    dit: DiT, training: DiTTraining, prompts: EncodedPrompt
+    dit: DiT, training: DiTTraining, objective: Objective
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Figures]]:
     """The jitted training step.
 
     Args:
         dit: gives the graph; its parameters are those of the state.
         training: settings.
-        prompts: every caption of the data set; the last row is the empty caption.
+        objective: the loss of a batch.
     """
-    graph, transform = nnx.split(dit)[0], optimizer(training)
+    student, transform = velocity(dit, training.matmul_dtype), optimizer(training)
+    mesh = Mesh(np.array(jax.devices()), ("clips",))
+    whole, split = PartitionSpec(), PartitionSpec("clips")
 
-    def loss(parameters: Any, x0: Array, rows: Array, key: Array) -> tuple[Array, Array]:
-        drop_key, sigma_key, noise_key, guidance_key = jax.random.split(key, 4)
-        count = x0.shape[0]
-        dropped = jax.random.uniform(drop_key, (count,)) < training.caption_dropout
-        rows = jnp.where(dropped, prompts.text.shape[0] - 1, rows)
-        text, mask, pooled = (table[rows] for table in prompts)
-        sigma = shifted(stratified(sigma_key, count))
-        noise = jax.random.normal(noise_key, x0.shape)
-        level = sigma[:, None, None, None, None]
-        # The embedder of the scale sees every scale from the start and learns to ignore it;
-        # distillation gives it a meaning later.
-        low, high = GUIDANCE_SCALES
-        guidance = 1000 * jax.random.uniform(guidance_key, (count,), minval=low, maxval=high)
-        velocity = nnx.merge(graph, parameters)(
-            (1 - level) * x0 + level * noise, 1000 * sigma, text, mask, pooled, guidance
-        )
-        error = jnp.square(velocity - (noise - x0)).mean(axis=(1, 2, 3, 4))
-        return error.mean(), error
+    def slopes(parameters: Any, x0: Array, tokens: words.Tokens, key: Array) -> tuple[Array, Any]:
+        key = jax.random.fold_in(key, jax.lax.axis_index("clips"))
+        value, gradients = jax.value_and_grad(
+            lambda parameters: objective(student(parameters), x0, tokens, key)
+        )(parameters)
+        return jax.lax.pmean((value, gradients), "clips")
+
+    slopes = jax.shard_map(
+        slopes,
+        mesh=mesh,
+        in_specs=(whole, split, split, whole),
+        out_specs=whole,
+        check_vma=False,
+    )
 
     @jax.jit
-    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Figures]:
-        x0 = jnp.asarray(batch.latents, jnp.float32)
-        (value, _), gradients = jax.value_and_grad(loss, has_aux=True)(
-            state.parameters, x0, batch.captions, key
-        )
+    def update(
+        state: TrainState, x0: Array, tokens: words.Tokens, rate: Array, key: Array
+    ) -> tuple[TrainState, Figures]:
+        value, gradients = slopes(state.parameters, x0, tokens, key)
         with jax.numpy_dtype_promotion("standard"):  # optax's Muon mixes dtypes
             updates, moments = transform.update(gradients, state.optimizer, state.parameters)
-        updates = jax.tree.map(lambda update: batch.rate * update, updates)
+        updates = jax.tree.map(lambda update: rate * update, updates)
         parameters = optax.apply_updates(state.parameters, updates)
         # Early on the average is short, so that it does not remember the initial weights.
         seen = state.step.astype(jnp.float32)
@@ -214,46 +187,34 @@ def make_step(
         figures = {"loss": value, "gradient": optax.tree.norm(gradients)}
         return TrainState(parameters, average, moments, state.step + 1), figures
 
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Figures]:
+        clips, devices = len(batch.latents), len(mesh.devices)
+        if clips % devices:
+            raise InputError(
+                f"a batch of {clips} clips cannot be split over {devices} devices; give a multiple"
+            )
+        x0, tokens = jax.device_put((batch.latents, batch.tokens), NamedSharding(mesh, split))
+        state, rate, key = jax.device_put((state, batch.rate, key), NamedSharding(mesh, whole))
+        return update(state, x0, tokens, rate, key)
+
     return step
 
 
-def stratified(key: Array, count: int) -> Float[Array, " B"]:
-    """Logit-normal noise levels, one from each of `count` equal slices of probability."""
-    offset = jax.random.uniform(key, ())
-    quantile = (jnp.arange(count, dtype=jnp.float32) + offset) / count
-    quantile = jnp.clip(quantile, 1e-4, 1 - 1e-4)
-    return jax.nn.sigmoid(jax.scipy.special.ndtri(quantile))
-
-
-def shifted(sigma: Float[Array, " B"]) -> Float[Array, " B"]:
-    """Move noise levels towards 1 by the factor `SHIFT`, as the sampling schedule does."""
-    return SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
-
-
-def batches(
-    basis: Basis, prompts: PromptTable, training: DiTTraining, seed: int
-) -> Callable[[int], Batch]:
+def batches(basis: Basis, curriculum: Curriculum, seed: int) -> Callable[[int], Batch]:
     """`step -> Batch`: clips of the stream of `seed`, each drawn once, never repeated.
 
     Args:
         basis: of the latent space.
-        prompts: gives the row of every caption.
-        training: for sizes, numbers of clips and rates.
+        curriculum: for sizes, numbers of clips and rates.
         seed: of the stream.
     """
 
     def batch(step: int) -> Batch:
-        phase, first = training.place(step)
+        phase, first = curriculum.place(step)
         size = (phase.frames, phase.size, phase.size)
         clips = [data.clip(seed, first + i, *size) for i in range(phase.batch)]
         x0 = np.stack([latents.encode(basis, video) for video, _ in clips])
-        rows = np.array([prompts.row[caption] for _, caption in clips], np.int32)
-        return Batch(x0, rows, np.float32(training.rate(step)))
+        tokens = words.tokenize([caption for _, caption in clips], TEXT_LENGTH)
+        return Batch(x0, tokens, np.float32(curriculum.rate(step)))
 
     return batch
-
-
-def prompt_table() -> PromptTable:
-    """Encode every caption there is, and the empty one."""
-    captions = [*data.all_captions(), ""]
-    return PromptTable(words.encode(captions), {text: i for i, text in enumerate(captions)})

@@ -35,7 +35,7 @@ class Basis(NamedTuple):
 
 
 def fit(seed: int, clips: int = _CLIPS) -> Basis:
-    """Principal components of the blocks of `clips` clips (17 frames, 64 x 64 pixels) of the stream of `seed`."""
+    """Principal components of the blocks of `clips` clips (33 frames, 64 x 64 pixels) of the stream of `seed`."""
     count, total, products = 0, np.zeros(CELL**3 * 3), np.zeros((CELL**3 * 3,) * 2)
     for index in range(clips):
         rows = _blocks(data.clip(seed, index)[0]).reshape(-1, CELL**3 * 3).astype(np.float64)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
+from qsjax.errors import CheckpointError
 from qsjax.progress import Progress
 
 State = Any
@@ -82,10 +83,21 @@ def save(directory: Path, state: State, step: int) -> None:
         shutil.rmtree(old)
 
 
-def restore(directory: Path, state: State) -> tuple[State, int]:
-    """The newest checkpoint in the form of `state`, and its step; `state` and 0 if there is none."""
+def restore(directory: Path, state: State, *, required: str | None = None) -> tuple[State, int]:
+    """The newest checkpoint in the form of `state`, and its step; `state` and 0 if there is none.
+
+    Args:
+        directory: of a run.
+        state: a pytree of arrays.
+        required: name of the stage that should have left a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, and one is required.
+    """
     found = _checkpoints(directory)
     if not found:
+        if required is not None:
+            raise CheckpointError(f"{directory}: no checkpoint; run --stage {required} first")
         return state, 0
     leaves, form = jax.tree.flatten(state)
     abstract = {
@@ -96,6 +108,18 @@ def restore(directory: Path, state: State) -> tuple[State, int]:
     # Through the host, so that a resumed run has the placement, and the compiled step, of a fresh one.
     arrays = [jnp.asarray(np.asarray(loaded[f"{i:04d}"])) for i in range(len(leaves))]
     return jax.tree.unflatten(form, arrays), int(found[-1].name.removeprefix("step_"))
+
+
+def read_log(directory: Path) -> list[dict[str, float]]:
+    """The lines of a run's log, in order; steps that a resumed run repeated are there once, as they were last."""
+    path = directory / _LOG
+    if not path.is_file():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    kept: dict[tuple[int, bool], dict[str, float]] = {}
+    for line in lines:
+        kept[line["step"], "seconds" in line] = line
+    return sorted(kept.values(), key=lambda line: line["step"])
 
 
 def uniforms(seed: int, index: int, count: int) -> np.ndarray:

@@ -9,22 +9,24 @@ import numpy as np
 from qsjax.dit import DiT
 from qsjax.sample.plan import Plan
 from qsjax.sample.sampler import initial_noise, make_sampler
-from qsjax.text import EncodedPrompt
-from qsjax.tiny import checker, data, latents, words
+from qsjax.tiny import checker, latents, words
 from qsjax.tiny.checker import Score
+from qsjax.tiny.dit_training import TEXT_LENGTH
+from qsjax.tiny.scenes import Scene, scene
 from qsjax.video import write_contact_sheet
 
 Decode = Callable[[np.ndarray], np.ndarray]
+SHEET_ROWS = 12
 
 
-def held_out(seed: int, count: int) -> list[data.Scene]:
-    """Scenes of a stream that no training sees."""
-    return [data.scene(seed, index) for index in range(count)]
+def held_out(seed: int, count: int) -> list[Scene]:
+    """The first scenes of a stream that no training sees."""
+    return [scene(seed, index) for index in range(count)]
 
 
 def sample(
     dit: DiT,
-    scenes: Sequence[data.Scene],
+    scenes: Sequence[Scene],
     plan: Plan,
     size: tuple[int, int, int],
     *,
@@ -42,20 +44,20 @@ def sample(
         batch: sampled at once.
     """
     sampler = jax.jit(make_sampler(dit.config, plan))
-    encoded = words.encode([scene.caption for scene in scenes] + [""])
     cells = (latents.CHANNELS, (size[0] - 1) // 4 + 1, size[1] // 4, size[2] // 4)
+    empty = words.encode_tokens(words.tokenize([""] * batch, TEXT_LENGTH))
     made: list[np.ndarray] = []
     for start in range(0, len(scenes), batch):
-        text = EncodedPrompt(*(table[start : start + batch] for table in encoded))
-        empty = EncodedPrompt(*(table[np.full(len(text.mask), -1)] for table in encoded))
-        noise = initial_noise(seed + start, (len(text.mask), *cells))
+        captions = [scene.caption for scene in scenes[start : start + batch]]
+        text = words.encode_tokens(words.tokenize(captions, TEXT_LENGTH))
+        noise = initial_noise(seed + start, (batch, *cells))
         made.extend(np.asarray(sampler(dit, noise, text, empty if plan.uses_negative else None)))
     return made
 
 
 def judge(
     made: Sequence[np.ndarray],
-    scenes: Sequence[data.Scene],
+    scenes: Sequence[Scene],
     decode: Decode,
     sheet: Path | None = None,
 ) -> Score:
@@ -69,9 +71,14 @@ def judge(
     """
     videos = [np.clip(decode(z), -1, 1) for z in made]
     if sheet is not None:
-        pictures = [
-            np.round((video.transpose(1, 2, 3, 0) + 1) * 127.5).astype(np.uint8)
-            for video in videos[:12]
-        ]
-        write_contact_sheet(pictures, [scene.caption for scene in scenes[:12]], sheet)
+        show(videos, scenes, sheet)
     return checker.score(zip(videos, scenes, strict=True))
+
+
+def show(videos: Sequence[np.ndarray], scenes: Sequence[Scene], sheet: Path) -> None:
+    """Write a contact sheet of the first dozen videos [3, F, H, W] in [-1, 1]."""
+    pictures = [
+        np.round((np.clip(video, -1, 1).transpose(1, 2, 3, 0) + 1) * 127.5).astype(np.uint8)
+        for video in videos[:SHEET_ROWS]
+    ]
+    write_contact_sheet(pictures, [scene.caption for scene in scenes[:SHEET_ROWS]], sheet)

@@ -1,91 +1,230 @@
 """The stages of training, each from the files of the stages before it to files of its own."""
 
+import json
 import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 
-from qsjax.dit import DiT
-from qsjax.tiny import bundle, dit_training, latents, loop, vae_training
+from qsjax.dit import DiT, load_dit
+from qsjax.sample.plan import Plan
+from qsjax.tiny import (
+    bundle,
+    checker,
+    data,
+    dit_training,
+    latents,
+    loop,
+    objectives,
+    sampling,
+    vae_training,
+)
 from qsjax.tiny.dit_training import DIT_CONFIG, DiTTraining
-from qsjax.tiny.vae_training import VAE_CONFIG, Half, VAETraining
-from qsjax.vae import VAE
+from qsjax.tiny.phases import Curriculum, Phase
+from qsjax.tiny.vae_training import VAE_CONFIG, Half
+from qsjax.vae import VAE, load_vae
 
 logger = logging.getLogger("qsjax.tiny")
 HALVES: tuple[Half, ...] = ("decoder", "encoder")
 
 # Streams of clips that never meet: fitting, training of each part, and what is held out.
-FIT, TRAIN_VAE, TRAIN_DIT, HELD_OUT = 12345, 1, 2, 99
+FIT, TRAIN_VAE, TRAIN_DIT, TRAIN_DISTIL, HELD_OUT = 12345, 1, 2, 3, 99
+# Scenes and Euler steps of the evaluations during training, and how they are guided.
+_SCENES, _STEPS, _GUIDANCE = 16, 15, 4.0
 
-
-def run(stage: str, options: Any) -> None:
-    """Run the stage with the options of the command line."""
-    {"data": _data, "vae": _vae, "dit": _dit, "bundle": _bundle}[stage](options)
-
-
-def _data(options: Any) -> None:
-    path = basis_path(options.work)
-    if not path.exists():
-        latents.save(path, latents.fit(options.seed + FIT))
-
-
-def _dit(options: Any) -> None:
-    training = DiTTraining(phases=options.phases) if options.phases else DiTTraining()
-    basis, prompts = latents.load(basis_path(options.work)), dit_training.prompt_table()
-    dit = DiT(DIT_CONFIG, rngs=nnx.Rngs(options.seed))
-    loop.run(
-        label="dit",
-        directory=options.work / "dit",
-        state=dit_training.initial_state(dit, training),
-        step=dit_training.make_step(dit, training, prompts.encoded),
-        batch=dit_training.batches(basis, prompts, training, options.seed + TRAIN_DIT),
-        steps=training.steps,
-        seed=options.seed,
-        save_every=100,
+DIT = DiTTraining(
+    curriculum=Curriculum(
+        phases=(Phase(33, 32, 24, 1000), Phase(33, 48, 16, 900), Phase(33, 64, 16, 1700))
     )
+)
+DISTIL = DiTTraining(
+    curriculum=Curriculum(phases=(Phase(33, 64, 16, 240),), warm_up=20, decay=0.6),
+    learning_rate=5e-4,
+)
 
 
-def load_dit(work: Path, seed: int = 0) -> DiT:
-    """The averaged weights of the newest checkpoint."""
-    dit = DiT(DIT_CONFIG, rngs=nnx.Rngs(seed))
-    state = dit_training.initial_state(dit, DiTTraining())
-    state, _ = loop.restore(work / "dit", state)
-    return nnx.merge(nnx.split(dit)[0], state.average)
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        work: folder of checkpoints, logs and sheets.
+        seed: of data, noise and initial weights.
+        phases: instead of the stage's own.
+        matmul_dtype: of the DiT's training.
+        evaluate_every: steps between evaluations of the DiT; 0 never.
+        output: folder of the bundle; None is the package's.
+        start: qsjax checkpoint whose weights vae and dit begin with; None is new ones.
+    """
+
+    work: Path
+    seed: int = 0
+    phases: tuple[Phase, ...] | None = None
+    matmul_dtype: str = "float32"
+    evaluate_every: int = 500
+    output: Path | None = None
+    start: Path | None = None
+
+    @property
+    def basis(self) -> Path:
+        """Where stage data leaves the latent space."""
+        return self.work / "basis.npz"
 
 
-def basis_path(work: Path) -> Path:
-    """Where stage data leaves the latent space."""
-    return work / "basis.npz"
+def fit_latents(options: Options) -> None:
+    """Fit the latent space; score real clips with the checker, and show some."""
+    if not options.basis.exists():
+        latents.save(options.basis, latents.fit(options.seed + FIT))
+    basis = latents.load(options.basis)
+    scenes = sampling.held_out(options.seed + HELD_OUT, 128)
+    videos = [data.render(scene, 33, 64, 64) for scene in scenes]
+    linear = [latents.decode(basis, latents.encode(basis, video)) for video in videos]
+    sampling.show(videos, scenes, options.work / "real.png")
+    report = {
+        "checker": checker.score(zip(videos, scenes, strict=True))._asdict(),
+        "linear_psnr": decibels(videos, linear),
+    }
+    (options.work / "data.json").write_text(json.dumps(report, indent=1) + "\n")
+    logger.info("real clips: %s", report)
 
 
-def load_vae(work: Path, seed: int = 0) -> VAE:
-    """The averaged weights of the newest checkpoints of both halves."""
-    vae = vae_training.new_vae(seed)
+def train_vae(options: Options) -> None:
+    """Train decoder and encoder; then encode and decode held-out clips."""
+    basis = latents.load(options.basis)
+    model = load_vae(options.start) if options.start else vae_training.new_vae(options.seed)
     for half in HALVES:
-        training = VAETraining()
-        state, _ = loop.restore(work / half, vae_training.initial_state(vae, half, training))
-        nnx.update(vae_training.halves(vae, half), state.average)
-    return vae
-
-
-def _vae(options: Any) -> None:
-    training = VAETraining() if options.steps is None else VAETraining(steps=options.steps)
-    basis, vae = latents.load(basis_path(options.work)), vae_training.new_vae(options.seed)
-    for half in HALVES:
-        loop.run(
+        training = vae_training.TRAINING[half]
+        if options.phases:
+            training = replace(
+                training, curriculum=replace(training.curriculum, phases=options.phases)
+            )
+        state = loop.run(
             label=half,
             directory=options.work / half,
-            state=vae_training.initial_state(vae, half, training),
-            step=vae_training.make_step(vae, half, training),
-            batch=vae_training.crops(basis, training, options.seed + TRAIN_VAE),
-            steps=training.steps,
+            state=vae_training.initial_state(model, half, training),
+            step=vae_training.make_step(model, half, training),
+            batch=vae_training.crops(basis, training.curriculum, options.seed + TRAIN_VAE),
+            steps=training.curriculum.steps,
             seed=options.seed,
+            save_every=500,
+            log_every=50,
         )
+        nnx.update(vae_training.halves(model, half), state.average)
+    scenes = sampling.held_out(options.seed + HELD_OUT, 16)
+    videos = [data.render(scene, 33, 64, 64) for scene in scenes]
+    made = [np.asarray(model.decode(model.encode(video[None]).mode())[0]) for video in videos]
+    sampling.show(made, scenes, options.work / "vae.png")
+    logger.info("encoded and decoded: %.2f dB", decibels(videos, made))
 
 
-def _bundle(options: Any) -> None:
+def train_dit(options: Options) -> None:
+    """Train the transformer on the flow of the data."""
+    model = (
+        load_dit(options.start) if options.start else DiT(DIT_CONFIG, rngs=nnx.Rngs(options.seed))
+    )
+    plan = Plan(steps=_STEPS, shift=objectives.SHIFT, guidance=1.0, true_cfg=_GUIDANCE)
+    _train("dit", options, DIT, model, objectives.flow, options.seed + TRAIN_DIT, plan)
+
+
+def distil(options: Options) -> None:
+    """Teach the transformer to follow its guidance embedder: one pass a step instead of two."""
+    model = trained_dit(options.work, "dit")
+    teacher = dit_training.velocity(model, options.matmul_dtype)(nnx.split(model)[1])
+    objective = objectives.distillation(teacher)
+    plan = Plan(steps=_STEPS, shift=objectives.SHIFT, guidance=_GUIDANCE)
+    _train("distil", options, DISTIL, model, objective, options.seed + TRAIN_DISTIL, plan)
+
+
+def write_bundle(options: Options) -> None:
+    """Write the PyTorch folder from the newest weights of all parts."""
     destination = options.output or bundle.assets_directory()
-    dit, vae = load_dit(options.work, options.seed), load_vae(options.work, options.seed)
-    size = bundle.write_bundle(destination, dit, vae, scaling_factor=VAE_CONFIG.scaling_factor)
+    transformer, autoencoder = trained_dit(options.work, "distil"), trained_vae(options.work)
+    size = bundle.write_bundle(
+        destination, transformer, autoencoder, scaling_factor=VAE_CONFIG.scaling_factor
+    )
     logger.info("%s: %d bytes", destination, size)
+
+
+STAGES: dict[str, Callable[[Options], None]] = {
+    "data": fit_latents,
+    "vae": train_vae,
+    "dit": train_dit,
+    "distil": distil,
+    "bundle": write_bundle,
+}
+
+
+def trained_dit(work: Path, stage: str) -> DiT:
+    """The averaged weights of the newest checkpoint of a stage.
+
+    Raises:
+        CheckpointError: the stage has none.
+    """
+    model = DiT(DIT_CONFIG, rngs=nnx.Rngs(0))
+    state, _ = loop.restore(work / stage, dit_training.initial_state(model, DIT), required=stage)
+    return nnx.merge(nnx.split(model)[0], state.average)
+
+
+def trained_vae(work: Path) -> VAE:
+    """The averaged weights of the newest checkpoints of both halves.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    model = vae_training.new_vae(0)
+    for half in HALVES:
+        initial = vae_training.initial_state(model, half, vae_training.TRAINING[half])
+        state, _ = loop.restore(work / half, initial, required="vae")
+        nnx.update(vae_training.halves(model, half), state.average)
+    return model
+
+
+def decibels(videos: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    """Mean PSNR over pairs of clips in [-1, 1]."""
+    errors = [
+        np.mean(np.square(a - np.clip(b, -1, 1))) for a, b in zip(videos, others, strict=True)
+    ]
+    return float(np.mean(-10 * np.log10(np.array(errors) / 4)))
+
+
+def _train(
+    stage: str,
+    options: Options,
+    training: DiTTraining,
+    model: DiT,
+    objective: objectives.Objective,
+    stream: int,
+    plan: Plan,
+) -> None:
+    basis = latents.load(options.basis)
+    training = replace(training, matmul_dtype=options.matmul_dtype)
+    if options.phases:
+        training = replace(training, curriculum=replace(training.curriculum, phases=options.phases))
+    scenes = sampling.held_out(options.seed + HELD_OUT, _SCENES)
+
+    def evaluate(state: dit_training.TrainState, step: int) -> dict[str, float]:
+        if not options.evaluate_every or step % options.evaluate_every:
+            return {}
+        averaged = nnx.merge(nnx.split(model)[0], jax.device_get(state.average))
+        phase, _ = training.curriculum.place(step - 1)
+        size = (phase.frames, phase.size, phase.size)
+        made = sampling.sample(averaged, scenes, plan, size, seed=options.seed)
+        sheet = options.work / f"{stage}_{step:06d}.png"
+        score = sampling.judge(made, scenes, lambda z: latents.decode(basis, z), sheet)
+        return {name: float(value) for name, value in score._asdict().items()}
+
+    loop.run(
+        label=stage,
+        directory=options.work / stage,
+        state=dit_training.initial_state(model, training),
+        step=dit_training.make_step(model, training, objective),
+        batch=dit_training.batches(basis, training.curriculum, stream),
+        steps=training.curriculum.steps,
+        seed=options.seed,
+        save_every=100,
+        on_save=evaluate,
+    )

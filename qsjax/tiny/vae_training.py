@@ -19,6 +19,8 @@ from jaxtyping import Array
 from qsjax.tiny import data, latents
 from qsjax.tiny.latents import Basis
 from qsjax.tiny.loop import Figures, uniforms
+from qsjax.tiny.phases import Curriculum, Phase
+from qsjax.tiny.scenes import scene
 from qsjax.vae import VAE, VAEConfig
 
 VAE_CONFIG = VAEConfig(
@@ -40,20 +42,25 @@ class VAETraining:
     """How one half of the VAE is trained.
 
     Attributes:
-        steps: optimizer steps.
-        batch: crops a step.
-        frames: of a crop, 4k+1.
-        crop: pixels on a side, a multiple of 4.
-        learning_rate: of the matrices (Muon); half of it for all else (Adam). Warm-up, then a cosine to 2 %.
+        curriculum: sizes of the crops and the course of the learning rate.
+        learning_rate: peak, of the matrices (Muon); half of it for all else (Adam).
         ema: decay of the averaged weights, which are the ones that ship.
     """
 
-    steps: int = 2500
-    batch: int = 1
-    frames: int = 9
-    crop: int = 32
+    curriculum: Curriculum
     learning_rate: float = 4e-3
-    ema: float = 0.98
+    ema: float = 0.995
+
+
+# Large crops come last: they have the statistics that the norms will see in use.
+TRAINING: dict[Half, VAETraining] = {
+    "decoder": VAETraining(
+        curriculum=Curriculum(phases=(Phase(9, 32, 1, 14500), Phase(17, 64, 1, 500)))
+    ),
+    "encoder": VAETraining(
+        curriculum=Curriculum(phases=(Phase(9, 32, 1, 9600), Phase(17, 64, 1, 400)))
+    ),
+}
 
 
 class VAEState(NamedTuple):
@@ -65,10 +72,11 @@ class VAEState(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """Video [B, 3, F, H, W] in [-1, 1] and its latents [B, 16, T, h, w], float32."""
+    """Video [B, 3, F, H, W] in [-1, 1], its latents [B, 16, T, h, w], learning rate / peak; float32."""
 
     video: Any
     latents: Any
+    rate: Any
 
 
 def new_vae(seed: int) -> VAE:
@@ -110,12 +118,10 @@ def initial_state(vae: VAE, half: Half, training: VAETraining) -> VAEState:
 
 
 def optimizer(training: VAETraining) -> optax.GradientTransformation:
-    """Muon (arXiv:2502.16982) for kernels, as matrices from all inputs to the outputs; Adam for norms and biases."""
+    """Muon (arXiv:2502.16982) for kernels, as matrices from all inputs to the outputs; Adam for norms and biases.
 
-    def rate(peak: float) -> optax.Schedule:
-        return optax.warmup_cosine_decay_schedule(
-            peak / 40, peak, 40, max(training.steps, 41), 0.02 * peak
-        )
+    At the peak rate: the step multiplies the update, so that one compiled step serves every schedule.
+    """
 
     def matrices(parameters: Any) -> Any:
         return jax.tree.map(
@@ -130,9 +136,9 @@ def optimizer(training: VAETraining) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.contrib.muon(
-            rate(training.learning_rate),
+            training.learning_rate,
             consistent_rms=0.2,
-            adam_learning_rate=rate(training.learning_rate / 2),
+            adam_learning_rate=training.learning_rate / 2,
             adam_b2=0.99,
             muon_weight_dimension_numbers=matrices,
         ),
@@ -152,7 +158,7 @@ def make_step(
         error = made - crop.video
         edges = sum(jnp.abs(jnp.diff(error, axis=axis)).mean() for axis in (3, 4))
         square = jnp.square(error).mean()
-        return jnp.abs(error).mean() + 2 * square + 0.25 * edges, square / 4
+        return 10 * square + 0.1 * jnp.abs(error).mean() + 0.05 * edges, square / 4
 
     def encoder_loss(parameters: Any, crop: Crop, key: Array) -> tuple[Array, Array]:
         encoder, wide = nnx.merge(graph, parameters)
@@ -171,6 +177,7 @@ def make_step(
         )
         with jax.numpy_dtype_promotion("standard"):  # optax's Muon mixes dtypes
             updates, moments = transform.update(gradients, state.optimizer, state.parameters)
+        updates = jax.tree.map(lambda update: crop.rate * update, updates)
         parameters = optax.apply_updates(state.parameters, updates)
         keep = training.ema
         average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, state.average, parameters)
@@ -180,24 +187,24 @@ def make_step(
     return step
 
 
-def crops(basis: Basis, training: VAETraining, seed: int) -> Callable[[int], Crop]:
+def crops(basis: Basis, curriculum: Curriculum, seed: int) -> Callable[[int], Crop]:
     """`step -> Crop`: parts of clips drawn at several sizes, so that whole shapes and details both occur."""
-    size = training.crop
 
-    def one(index: int) -> tuple[np.ndarray, np.ndarray]:
-        side = (size, size + 8, size + 16, max(size, 64))[index % 4]
-        video = data.render(data.scene(seed, index), max(17, training.frames), side, side)
-        room = (video.shape[1] - training.frames, side - size, side - size)
+    def one(phase: Phase, index: int) -> tuple[np.ndarray, np.ndarray]:
+        size = phase.size
+        side = (size, max(size, 48), max(size, 64), max(size, 64))[index % 4]
+        video = data.render(scene(seed, index), max(33, phase.frames), side, side)
+        room = (video.shape[1] - phase.frames, side - size, side - size)
         t, y, x = (
             int(u * (r + 1)) for u, r in zip(uniforms(seed + 1, index, 3), room, strict=True)
         )
-        part = video[:, t : t + training.frames, y : y + size, x : x + size]
+        part = video[:, t : t + phase.frames, y : y + size, x : x + size]
         return part, latents.encode(basis, part)
 
     def batch(step: int) -> Crop:
-        first = step * training.batch
-        videos, cells = zip(*(one(first + i) for i in range(training.batch)), strict=True)
-        return Crop(np.stack(videos), np.stack(cells))
+        phase, first = curriculum.place(step)
+        videos, cells = zip(*(one(phase, first + i) for i in range(phase.batch)), strict=True)
+        return Crop(np.stack(videos), np.stack(cells), np.float32(curriculum.rate(step)))
 
     return batch
 

@@ -1,22 +1,25 @@
 """The text side of the tiny model: word tokenizers and frozen random encoders of LLaMA and CLIP shape.
 
-They know the words of `qsjax.tiny.data` and nothing else. Nothing here is trained: the random states of
+They know the words of `qsjax.tiny.scenes` and nothing else. Nothing here is trained: the random states of
 different words are nearly orthogonal, and the DiT learns what they mean.
 """
 
 import functools
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qsjax.errors import InputError
 from qsjax.text import Clip, ClipConfig, EncodedPrompt, Llama, LlamaConfig
-from qsjax.tiny.data import VOCABULARY
+from qsjax.tiny.scenes import VOCABULARY
 
 PROMPT_TEMPLATE: dict[str, Any] = {"template": "{}", "crop_start": 0, "max_length": 24}
-"""No system turn; 24 tokens are twice the longest caption."""
+"""No system turn; the longest caption has 17 tokens."""
 
 _PAD, _UNKNOWN, _BEGIN, _END = "<pad>", "<unk>", "<begin>", "<end>"
 LLAMA_TOKENS = (_PAD, _UNKNOWN, _BEGIN, *VOCABULARY)
@@ -52,36 +55,71 @@ CLIP_CONFIG = ClipConfig(
 @functools.cache
 def llama(seed: int = 0) -> Llama:
     """The frozen LLaMA-shaped encoder: a word's state is its own embedding plus a trace of those before it."""
-    module = Llama(LLAMA_CONFIG, rngs=nnx.Rngs(seed))
-    return _filled(module, seed, {"embed.embedding": 1.0, "o_proj": 0.7, "down_proj": 0.5})
+    with jax.ensure_compile_time_eval():  # the first call may come from inside a jitted step
+        module = Llama(LLAMA_CONFIG, rngs=nnx.Rngs(seed))
+        return _filled(module, seed, {"embed.embedding": 1.0, "o_proj": 0.7, "down_proj": 0.5})
 
 
 @functools.cache
 def clip(seed: int = 1) -> Clip:
     """The frozen CLIP-shaped encoder; its attention is loud, so that the pooled vector is a bag of words."""
-    module = Clip(CLIP_CONFIG, rngs=nnx.Rngs(seed))
     gains = {"token_embed.embedding": 1.0, "position_embed.embedding": 0.1, "out_proj": 4.0}
-    module = _filled(module, seed, gains)
-    table = module.token_embed.embedding
-    table.set_value(table.get_value().at[CLIP_CONFIG.eos_token_id].multiply(0.1))
-    return module
+    with jax.ensure_compile_time_eval():
+        module = _filled(Clip(CLIP_CONFIG, rngs=nnx.Rngs(seed)), seed, gains)
+        table = module.token_embed.embedding
+        table.set_value(table.get_value().at[CLIP_CONFIG.eos_token_id].multiply(0.1))
+        return module
 
 
-def encode(captions: list[str]) -> EncodedPrompt:
-    """Encode captions as the shipped encoders do; text is cut to the longest caption.
+class Tokens(NamedTuple):
+    """Token ids of both encoders, zero-padded on the right.
 
-    Returns:
-        float32 states [B, L, 64], mask [B, L], pooled vectors [B, 64].
+    Attributes:
+        ids: int32 [B, L].
+        pooled_ids: int32 [B, L + 1].
+    """
+
+    ids: Any
+    pooled_ids: Any
+
+
+def tokenize(captions: Sequence[str], length: int | None = None) -> Tokens:
+    """Token ids of captions as the shipped tokenizers give them.
+
+    Args:
+        captions: words of `VOCABULARY`; another word is read as unknown.
+        length: L, begin-of-text included; None is that of the longest caption.
+
+    Raises:
+        InputError: a caption is longer than `length`.
     """
     longest = 1 + max(len(caption.split()) for caption in captions)
-    ids = np.zeros((len(captions), longest), np.int32)
-    pooled_ids = np.zeros((len(captions), longest + 1), np.int32)
+    length = longest if length is None else length
+    if longest > length:
+        raise InputError(f"a caption has {longest} tokens, {length} were asked for")
+    ids = np.zeros((len(captions), length), np.int32)
+    pooled_ids = np.zeros((len(captions), length + 1), np.int32)
     for row, caption in enumerate(captions):
         words = caption.split()
         ids[row, : 1 + len(words)] = [_id(LLAMA_TOKENS, w) for w in (_BEGIN, *words)]
         pooled_ids[row, : 2 + len(words)] = [_id(CLIP_TOKENS, w) for w in (_BEGIN, *words, _END)]
-    mask = jnp.asarray(ids != 0)
-    return EncodedPrompt(llama()(jnp.asarray(ids), mask), mask, clip()(jnp.asarray(pooled_ids)))
+    return Tokens(ids, pooled_ids)
+
+
+def encode_tokens(tokens: Tokens) -> EncodedPrompt:
+    """What the shipped encoders make of token ids; works inside `jax.jit`.
+
+    Returns:
+        float32 states [B, L, 64], mask [B, L], pooled vectors [B, 64].
+    """
+    ids, pooled_ids = map(jnp.asarray, tokens)
+    mask = ids != 0
+    return EncodedPrompt(llama()(ids, mask), mask, clip()(pooled_ids))
+
+
+def encode(captions: Sequence[str]) -> EncodedPrompt:
+    """Encode captions as the shipped encoders do; text is cut to the longest caption."""
+    return encode_tokens(tokenize(captions))
 
 
 def tokenizer_files(kind: str) -> dict[str, str]:

@@ -25,5 +25,7 @@ def test_demo_converts_samples_and_shows(capsys, tmp_path):
     assert {"convert", "load", "encode", "compile", "denoise", "decode", "all"} <= set(
         report["seconds"]
     )
+    assert {"denoise", "decode"} <= set(report["seconds_of_last_video"])
+    assert "compile" not in report["seconds_of_last_video"]
     assert main(["demo", "--out", str(out), "--steps", "1"]) == 2
     assert "--overwrite" in capsys.readouterr().err

@@ -23,14 +23,17 @@ def theirs():
 
 
 @pytest.mark.parametrize(
-    ("frames", "tiling"),
-    [(17, None), (21, Tiling(frames=16, frame_stride=12, pixels=None, pixel_stride=None))],
+    ("size", "tiling"),
+    [
+        ((17, 48, 32), None),
+        ((33, 64, 64), Tiling(frames=16, frame_stride=12, pixels=None, pixel_stride=None)),
+    ],
 )
-def test_frames_agree_with_diffusers(theirs, tiny_checkpoint, frames, tiling):
+def test_frames_agree_with_diffusers(theirs, tiny_checkpoint, size, tiling):
     ours = qsjax.Pipeline.from_checkpoint(tiny_checkpoint, dtype="float32", progress=False)
     ours.tiling = tiling
-    size = {"frames": frames, "height": 48, "width": 32}
-    settings = ours.resolve(**size, steps=4, true_cfg=1.0)
+    frames, height, width = size
+    settings = ours.resolve(frames=frames, height=height, width=width, steps=4, true_cfg=1.0)
     noise = initial_noise(3, ours.latent_shape(settings))
     frames_ours = ours.decode(ours.sample(ours.encode(CAPTION), settings=settings, latents=noise))
     # Tiles over time are always on in diffusers above four latent frames, and no file says so.
@@ -43,8 +46,8 @@ def test_frames_agree_with_diffusers(theirs, tiny_checkpoint, frames, tiling):
         prompt_template={"template": template.template, "crop_start": template.crop_start},
         max_sequence_length=template.max_length,
         num_frames=frames,
-        height=48,
-        width=32,
+        height=height,
+        width=width,
         num_inference_steps=4,
         guidance_scale=settings.guidance,
         latents=torch.from_numpy(np.asarray(noise).copy()),

@@ -5,11 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tolerances import FLOAT32_NETWORK
 
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import InputError
-from qsjax.tiny import bundle, dit_training, latents, loop, train, vae_training
-from qsjax.tiny.dit_training import DiTTraining, Phase
+from qsjax.tiny import (
+    bundle,
+    dit_training,
+    latents,
+    loop,
+    matmul,
+    objectives,
+    train,
+    vae_training,
+    words,
+)
+from qsjax.tiny.dit_training import DiTTraining
+from qsjax.tiny.phases import Curriculum, Phase
 
 MINUSCULE = DiTConfig(
     in_channels=16,
@@ -39,13 +51,15 @@ def small_dit() -> DiT:
     )
 
 
-def test_one_step_of_the_dit():
-    training = DiTTraining(phases=(Phase(5, 16, 2, 2),), warm_up=1)
-    basis, prompts = latents.fit(0, clips=2), dit_training.prompt_table()
-    dit = small_dit()
+@pytest.mark.parametrize("kind", ["flow", "distillation"])
+def test_one_step_of_the_dit(kind):
+    training = DiTTraining(curriculum=Curriculum(phases=(Phase(5, 16, 2, 2),), warm_up=1))
+    basis, dit = latents.fit(0, clips=2), small_dit()
+    teacher = dit_training.velocity(dit, "float32")(nnx.split(dit)[1])
+    objective = objectives.flow if kind == "flow" else objectives.distillation(teacher)
     before = dit_training.initial_state(dit, training)
-    step = dit_training.make_step(dit, training, prompts.encoded)
-    batch = dit_training.batches(basis, prompts, training, seed=2)(0)
+    step = dit_training.make_step(dit, training, objective)
+    batch = dit_training.batches(basis, training.curriculum, seed=2)(0)
     after, figures = step(before, batch, jax.random.key(0))
     assert np.isfinite(float(figures["loss"]))
     assert int(after.step) == 1
@@ -56,6 +70,79 @@ def test_one_step_of_the_dit():
         )
     ]
     assert np.mean(changed) > 0.9
+
+
+def test_a_perfect_student_has_no_loss():
+    """Guidance of any scale through the embedder equals two passes of the teacher, in the objective's own terms."""
+    tokens = words.tokenize(["a red circle grows over dark stripes", ""], 16)
+    x0 = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 2, 4, 4)), jnp.float32)
+    empty_pooled = words.encode_tokens(words.tokenize([""], 16)).pooled
+
+    def teacher(x, sigma, prompt, guidance):
+        captioned = jnp.abs(prompt.pooled - empty_pooled).max(axis=1) > 1e-3
+        return jnp.where(captioned[:, None, None, None, None], x, 0.25 * x)
+
+    def student(x, sigma, prompt, guidance):
+        known, none = teacher(x, sigma, prompt, guidance), 0.25 * x
+        return none + guidance[:, None, None, None, None] * (known - none)
+
+    objective = objectives.distillation(teacher)
+    assert float(objective(student, x0, tokens, jax.random.key(1))) < 1e-10
+    assert float(objective(teacher, x0, tokens, jax.random.key(1))) > 0.1
+
+
+def test_flow_of_a_perfect_model_is_noise_minus_data():
+    tokens = words.tokenize(["a red circle grows over dark stripes"] * 4, 16)
+    x0 = jnp.full((4, 16, 2, 4, 4), 3.0)
+
+    def model(x, sigma, prompt, guidance):
+        level = sigma[:, None, None, None, None]
+        return (x - (1 - level) * x0) / level - x0
+
+    assert float(objectives.flow(model, x0, tokens, jax.random.key(0))) < 1e-6
+
+
+def test_noise_levels_are_one_from_each_slice_and_shifted_up():
+    sigma = np.asarray(objectives.stratified(jax.random.key(0), 8))
+    assert (np.diff(sigma) > 0).all()
+    assert sigma[3] < 0.55 < sigma[5] + 0.1
+    np.testing.assert_allclose(objectives.shifted(jnp.array([0.0, 0.5, 1.0])), [0, 0.75, 1])
+
+
+@pytest.mark.parametrize("size", [(2, 5, 2, 8), (1, 7, 1, 4)])
+def test_training_attention_and_its_gradient_are_those_of_softmax(size):
+    random = np.random.default_rng(0)
+    q, k, v, w = (jnp.asarray(random.standard_normal(size), jnp.float32) for _ in range(4))
+    valid = jnp.arange(size[1])[None] < jnp.array([[size[1] - 2]] * size[0])
+    attend = matmul.attention(jnp.dtype("float32"))
+
+    def ours(q, k, v):
+        return (attend(q, k, v, valid, ())[0] * w).sum()
+
+    def plain(q, k, v):
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(size[-1]).astype(np.float32)
+        scores = jnp.where(valid[:, None, None], scores, -jnp.inf)
+        return (jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v) * w).sum()
+
+    value, slopes = jax.value_and_grad(ours, (0, 1, 2))(q, k, v)
+    expected, expected_slopes = jax.value_and_grad(plain, (0, 1, 2))(q, k, v)
+    np.testing.assert_allclose(value, expected, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)
+    for mine, theirs in zip(slopes, expected_slopes, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=FLOAT32_NETWORK)
+
+
+def test_linears_of_training_have_the_gradients_of_linears():
+    layer = nnx.Linear(6, 5, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 6)), jnp.float32)
+
+    def slopes(layer, x):
+        graph, parameters = nnx.split(layer)
+        return jax.grad(lambda p, x: jnp.sin(nnx.merge(graph, p)(x)).sum(), (0, 1))(parameters, x)
+
+    expected = jax.tree.leaves(slopes(layer, x))
+    matmul.use_in_linears(layer, jnp.dtype("float32"))
+    for mine, theirs in zip(jax.tree.leaves(slopes(layer, x)), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=FLOAT32_NETWORK)
 
 
 def test_a_stopped_run_continues_to_the_same_state(tmp_path):
@@ -87,15 +174,16 @@ def test_a_stopped_run_continues_to_the_same_state(tmp_path):
 
 
 def test_phases_follow_each_other():
-    training = DiTTraining(phases=(Phase(17, 32, 16, 10), Phase(17, 48, 8, 10)), warm_up=2)
-    assert training.steps == 20
-    assert training.place(9) == (training.phases[0], 144)
-    assert training.place(11) == (training.phases[1], 168)
-    assert training.rate(0) == 0.5
-    assert training.rate(5) == 1.0
-    assert training.rate(19) < 0.25
-    with pytest.raises(InputError):
-        training.place(20)
+    phases = (Phase(17, 32, 16, 10), Phase(17, 48, 8, 10))
+    curriculum = Curriculum(phases=phases, warm_up=2)
+    assert curriculum.steps == 20
+    assert curriculum.place(9) == (phases[0], 144)
+    assert curriculum.place(11) == (phases[1], 168)
+    assert curriculum.rate(0) == 0.5
+    assert curriculum.rate(5) == 1.0
+    assert curriculum.rate(19) < 0.25
+    with pytest.raises(InputError, match="step 20"):
+        curriculum.place(20)
 
 
 def test_a_new_vae_is_almost_linear_and_has_offsets():
@@ -105,17 +193,19 @@ def test_a_new_vae_is_almost_linear_and_has_offsets():
     assert (offsets.max(axis=1) - offsets.min(axis=1) > 1).all()
 
 
-@pytest.mark.parametrize("phases", ["17x32", "17x32x16xmany", "a"])
-def test_bad_phases(phases, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        train.main(["--phases", phases])
-    assert exit_.value.code == 2
+@pytest.mark.parametrize("phases", ["17x32", "17x32x16xmany", "a", "17x32x0x5"])
+def test_bad_phases(phases, capsys, tmp_path):
+    assert train.main(["--phases", phases, "--work", str(tmp_path / "new")]) == 2
     assert "FRAMESxSIZExBATCHxSTEPS" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
-def test_a_stage_without_its_predecessor(tmp_path, capsys):
-    assert train.main(["--stage", "dit", "--work", str(tmp_path / "new")]) == 2
-    assert "--stage data" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("stage", "before"), [("dit", "data"), ("vae", "data"), ("distil", "dit"), ("bundle", "distil")]
+)
+def test_a_stage_without_its_predecessor(stage, before, tmp_path, capsys):
+    assert train.main(["--stage", stage, "--work", str(tmp_path / "new")]) == 2
+    assert f"--stage {before}" in capsys.readouterr().err
 
 
 FILES = (

@@ -1,0 +1,225 @@
+"""Scenes: one or two coloured shapes move over a quiet background, and a caption says so.
+
+Endless, and a pure function of (seed, index): the random numbers are raw Philox words, a stream that NumPy
+keeps stable between versions, so that a training run can be continued and an evaluation repeated anywhere.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from qsjax.errors import InputError
+
+# RGB in [-1, 1]; saturated, while every background is nearly grey: the checker tells the two apart by chroma.
+COLORS: dict[str, tuple[float, float, float]] = {
+    "red": (0.80, -0.80, -0.80),
+    "orange": (0.90, 0.10, -0.90),
+    "yellow": (0.90, 0.80, -0.80),
+    "green": (-0.75, 0.55, -0.65),
+    "cyan": (-0.80, 0.75, 0.85),
+    "blue": (-0.75, -0.50, 0.90),
+    "purple": (0.55, -0.75, 0.75),
+}
+SHAPES = ("circle", "square", "triangle")
+DIRECTIONS: dict[str, tuple[int, int]] = {
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+}
+# What a shape does -> how a caption says it. "around" goes clockwise along three quarters of a circle.
+MOTIONS: dict[str, str] = {
+    **{direction: f"moves {direction}" for direction in DIRECTIONS},
+    "around": "moves around",
+    "grows": "grows",
+}
+TONES: dict[str, float] = {"dark": -0.60, "light": 0.35}
+TEXTURES = ("background", "stripes", "gradient")
+TWO_OBJECTS = 0.25
+"""Fraction of clips with two objects."""
+
+# Every word that a caption may hold ("an" is read as "a"), in the order of the token ids.
+VOCABULARY: tuple[str, ...] = (
+    *("a", "and", "over", "moves", "grows", "around"),
+    *COLORS,
+    *SHAPES,
+    *DIRECTIONS,
+    *TONES,
+    *TEXTURES,
+)
+
+GROWTH = (0.6, 1.25)
+"""A growing shape's size over its radius, in the first and the last frame."""
+# A shape keeps this many radii from the border of its place.
+_MARGIN = 1.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Object:
+    """A shape and its way, free of resolution and length; lengths are fractions of the shorter side.
+
+    Attributes:
+        color: a key of `COLORS`.
+        shape: one of `SHAPES`.
+        motion: a key of `MOTIONS`.
+        radius: size of the shape (of a growing one, half-way).
+        center: (x, y) of the middle of its way, fractions of width and height.
+        travel: way of the centre of one that moves straight; radius of the circle of one that moves around.
+        start: angle at which a circle begins, radians.
+    """
+
+    color: str
+    shape: str
+    motion: str
+    radius: float
+    center: tuple[float, float]
+    travel: float
+    start: float
+
+    @property
+    def phrase(self) -> str:
+        """Its part of the caption."""
+        article = "an" if self.color == "orange" else "a"
+        return f"{article} {self.color} {self.shape} {MOTIONS[self.motion]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What happens in a clip, free of its resolution and length.
+
+    Attributes:
+        objects: one or two, of different colours, that never meet.
+        tone: a key of `TONES`.
+        texture: one of `TEXTURES`.
+        tint: RGB added to the grey of the background.
+        angle: orientation of the texture, radians.
+        frequency: stripes per shorter side.
+        phase: of the stripes, radians.
+        amplitude: of the texture.
+    """
+
+    objects: tuple[Object, ...]
+    tone: str
+    texture: str
+    tint: tuple[float, float, float]
+    angle: float
+    frequency: float
+    phase: float
+    amplitude: float
+
+    @property
+    def caption(self) -> str:
+        """The sentence a text encoder sees, made of `VOCABULARY` only."""
+        article = "" if self.texture == "stripes" else "a "
+        phrases = " and ".join(one.phrase for one in self.objects)
+        return f"{phrases} over {article}{self.tone} {self.texture}"
+
+
+def scene(seed: int, index: int) -> Scene:
+    """The scene of a number in the stream of `seed`; any non-negative index, any order."""
+    if seed < 0 or index < 0:
+        raise InputError(f"seed {seed}, index {index}: both must be 0 or more")
+    words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(40)
+    draw = iter(((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist())
+
+    def choose(names: tuple[str, ...]) -> str:
+        return names[int(next(draw) * len(names))]
+
+    def between(low: float, high: float) -> float:
+        return low + (high - low) * next(draw)
+
+    tone, texture = choose(tuple(TONES)), choose(TEXTURES)
+    tint = (between(-0.06, 0.06), between(-0.06, 0.06), between(-0.06, 0.06))
+    angle, frequency = between(0.0, np.pi), between(3.0, 5.0)
+    phase, amplitude = between(0.0, 2 * np.pi), between(0.07, 0.11)
+    two = next(draw) < TWO_OBJECTS
+    colors = list(COLORS)
+    looks = []
+    for _ in range(2 if two else 1):
+        color = colors.pop(int(next(draw) * len(colors)))
+        looks.append((color, choose(SHAPES), choose(tuple(MOTIONS))))
+    places = _places([motion for _, _, motion in looks], next(draw))
+    objects = tuple(
+        _placed(*look, place, between, small=two) for look, place in zip(looks, places, strict=True)
+    )
+    return Scene(
+        objects=objects,
+        tone=tone,
+        texture=texture,
+        tint=tint,
+        angle=angle,
+        frequency=frequency,
+        phase=phase,
+        amplitude=amplitude,
+    )
+
+
+def one_object_captions() -> list[str]:
+    """Every caption of a clip with one object, in a fixed order."""
+    looks = itertools.product(COLORS, SHAPES, MOTIONS)
+    return [
+        f"{'an' if color == 'orange' else 'a'} {color} {shape} {MOTIONS[motion]}"
+        f" over {'' if texture == 'stripes' else 'a '}{tone} {texture}"
+        for color, shape, motion in looks
+        for tone, texture in itertools.product(TONES, TEXTURES)
+    ]
+
+
+def _places(motions: list[str], chance: float) -> list[tuple[float, float, float, float]]:
+    """A box (x, y, width, height) for each object: the whole frame, or two halves of it, in random order.
+
+    Halves are cut so that straight ways lie along the cut where they can.
+    """
+    if len(motions) == 1:
+        return [(0.0, 0.0, 1.0, 1.0)]
+    vertical = sum(motion in ("up", "down") for motion in motions)
+    horizontal = sum(motion in ("left", "right") for motion in motions)
+    swap, coin = int(chance * 2) % 2, int(chance * 4) % 2
+    side_by_side = vertical > horizontal or (vertical == horizontal and coin == 0)
+    halves = (
+        [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0)]
+        if side_by_side
+        else [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 0.5)]
+    )
+    return halves[::-1] if swap else halves
+
+
+def _placed(
+    color: str,
+    shape: str,
+    motion: str,
+    place: tuple[float, float, float, float],
+    between: Callable[[float, float], float],
+    *,
+    small: bool,
+) -> Object:
+    """An object whose whole way lies in its place."""
+    radius = between(0.14, 0.17) if small else between(0.19, 0.25)
+    travel = between(0.32, 0.46)
+    orbit, start = between(0.13, 0.17), between(0.0, 2 * np.pi)
+    left, top, width, height = place
+    widest = _MARGIN * radius * (GROWTH[1] if motion == "grows" else 1.0)
+    room = np.array([width / 2 - widest, height / 2 - widest])
+    if motion == "around":
+        travel = min(orbit, float(room.min()))
+        room = room - travel
+    elif motion in DIRECTIONS:
+        along = np.abs(np.array(DIRECTIONS[motion]))
+        travel = min(travel, 2 * float(room @ along))
+        room = room - along * travel / 2
+    room = np.maximum(room, 0.0)
+    center = (
+        left + width / 2 + between(-1.0, 1.0) * float(room[0]),
+        top + height / 2 + between(-1.0, 1.0) * float(room[1]),
+    )
+    return Object(
+        color=color,
+        shape=shape,
+        motion=motion,
+        radius=radius,
+        center=center,
+        travel=travel,
+        start=start,
+    )
