@@ -20,6 +20,8 @@ _STAGES = {
 _SCORES = ("color", "shape", "motion")
 _WINDOW = 11
 
+Log = list[dict[str, float | int]]
+
 
 def draw(work: Path, picture: Path) -> Path:
     """Plot every stage found in a work folder, running median over the single steps.
@@ -52,7 +54,7 @@ def draw(work: Path, picture: Path) -> Path:
     return picture
 
 
-def _draw_scores(axes: Any, log: list[dict[str, float]]) -> None:
+def _draw_scores(axes: Any, log: Log) -> None:
     if not any(name in line for line in log for name in _SCORES):
         return
     scores = axes.twinx()
@@ -63,7 +65,7 @@ def _draw_scores(axes: Any, log: list[dict[str, float]]) -> None:
     scores.legend(loc="lower right", fontsize=7)
 
 
-def _series(log: list[dict[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def _series(log: Log, name: str) -> tuple[np.ndarray, np.ndarray]:
     pairs = [(line["step"], line[name]) for line in log if name in line]
     steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
     return steps, values

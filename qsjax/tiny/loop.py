@@ -110,13 +110,13 @@ def restore(directory: Path, state: State, *, required: str | None = None) -> tu
     return jax.tree.unflatten(form, arrays), int(found[-1].name.removeprefix("step_"))
 
 
-def read_log(directory: Path) -> list[dict[str, float]]:
+def read_log(directory: Path) -> list[dict[str, float | int]]:
     """The lines of a run's log, in order; steps that a resumed run repeated are there once, as they were last."""
     path = directory / _LOG
     if not path.is_file():
         return []
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    kept: dict[tuple[int, bool], dict[str, float]] = {}
+    kept: dict[tuple[int, bool], dict[str, float | int]] = {}
     for line in lines:
         kept[line["step"], "seconds" in line] = line
     return sorted(kept.values(), key=lambda line: line["step"])

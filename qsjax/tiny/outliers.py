@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError(f"{options.folder}: exists already; name a folder that does not")
         source = converted_tiny_model()
         dit = inject(
-            load_dit(source),
+            load_dit(source, dtype=jnp.float32),
             channels=options.channels,
             factor=options.factor,
             seed=options.seed,

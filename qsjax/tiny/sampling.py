@@ -82,3 +82,11 @@ def show(videos: Sequence[np.ndarray], scenes: Sequence[Scene], sheet: Path) -> 
         for video in videos[:SHEET_ROWS]
     ]
     write_contact_sheet(pictures, [scene.caption for scene in scenes[:SHEET_ROWS]], sheet)
+
+
+def decibels(videos: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    """Mean PSNR over pairs of clips in [-1, 1]."""
+    errors = [
+        np.mean(np.square(a - np.clip(b, -1, 1))) for a, b in zip(videos, others, strict=True)
+    ]
+    return float(np.mean(-10 * np.log10(np.array(errors) / 4)))

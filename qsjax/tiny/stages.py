@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def fit_latents(options: Options) -> None:
     sampling.show(videos, scenes, options.work / "real.png")
     report = {
         "checker": checker.score(zip(videos, scenes, strict=True))._asdict(),
-        "linear_psnr": decibels(videos, linear),
+        "linear_psnr": sampling.decibels(videos, linear),
     }
     (options.work / "data.json").write_text(json.dumps(report, indent=1) + "\n")
     logger.info("real clips: %s", report)
@@ -118,7 +118,7 @@ def train_vae(options: Options) -> None:
     videos = [data.render(scene, 33, 64, 64) for scene in scenes]
     made = [np.asarray(model.decode(model.encode(video[None]).mode())[0]) for video in videos]
     sampling.show(made, scenes, options.work / "vae.png")
-    logger.info("encoded and decoded: %.2f dB", decibels(videos, made))
+    logger.info("encoded and decoded: %.2f dB", sampling.decibels(videos, made))
 
 
 def train_dit(options: Options) -> None:
@@ -181,14 +181,6 @@ def trained_vae(work: Path) -> VAE:
         state, _ = loop.restore(work / half, initial, required="vae")
         nnx.update(vae_training.halves(model, half), state.average)
     return model
-
-
-def decibels(videos: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
-    """Mean PSNR over pairs of clips in [-1, 1]."""
-    errors = [
-        np.mean(np.square(a - np.clip(b, -1, 1))) for a, b in zip(videos, others, strict=True)
-    ]
-    return float(np.mean(-10 * np.log10(np.array(errors) / 4)))
 
 
 def _train(

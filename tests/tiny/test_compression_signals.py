@@ -11,9 +11,9 @@ from qsjax.dit.attention import dense_attention
 
 def test_signals(tiny_checkpoint):
     pipeline = qsjax.Pipeline.from_checkpoint(tiny_checkpoint, progress=False)
-    mean = {name: values.mean() for name, values in signals(pipeline, 2).items()}
+    mean = {name: values.mean() for name, values in signals(pipeline, 4).items()}
     assert 18 <= mean["W4A8"] <= 32
-    assert mean["sparse 15 %"] < 17
+    assert mean["sparse 15 %"] < 18  # 15 over many clips, +- 1 over four
     assert mean["60 steps"] >= 33
     assert mean["another seed"] < 20
 

@@ -65,8 +65,8 @@ def test_objects_stay_inside_and_apart():
     for scene in (scenes.scene(5, i) for i in range(200)):
         mask = covered(scene)
         # The feet of a triangle may touch the border, by half a pixel.
-        assert mask[:, [0, -1]].mean() < 0.01
-        assert mask[:, :, [0, -1]].mean() < 0.01
+        assert mask[:, [0, -1]].mean() < 0.03
+        assert mask[:, :, [0, -1]].mean() < 0.03
         if len(scene.objects) == 2:
             first, second = (
                 covered(dataclasses.replace(scene, objects=(one,))) for one in scene.objects
