@@ -7,7 +7,7 @@ from pathlib import Path
 
 CAPTIONS = (
     "a red circle moves left over dark stripes",
-    "a green square moves up and a yellow circle grows over a light background",
+    "a green square moves up over a light background",
     "a blue triangle moves around over a dark gradient",
 )
 
@@ -77,6 +77,6 @@ def _text(report: dict) -> str:
         "seconds: " + _list(report["seconds"]),
         f"seconds of the last video, compiled before: {_list(report['seconds_of_last_video'])}",
         *(f"wrote {path}" for path in report["files"]),
-        "The tiny model has HunyuanVideo's architecture at a thousandth of its size; it knows moving shapes only.",
+        "The tiny model has HunyuanVideo's architecture at a three-thousandth of its size; it knows moving shapes only.",
     ]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -124,7 +125,9 @@ def train_vae(options: Options) -> None:
 def train_dit(options: Options) -> None:
     """Train the transformer on the flow of the data."""
     model = (
-        load_dit(options.start) if options.start else DiT(DIT_CONFIG, rngs=nnx.Rngs(options.seed))
+        load_dit(options.start, dtype=jnp.float32)
+        if options.start
+        else DiT(DIT_CONFIG, rngs=nnx.Rngs(options.seed))
     )
     plan = Plan(steps=_STEPS, shift=objectives.SHIFT, guidance=1.0, true_cfg=_GUIDANCE)
     _train("dit", options, DIT, model, objectives.flow, options.seed + TRAIN_DIT, plan)

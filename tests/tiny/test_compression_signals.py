@@ -14,7 +14,7 @@ def test_signals(tiny_checkpoint):
     mean = {name: values.mean() for name, values in signals(pipeline, 4).items()}
     assert 18 <= mean["W4A8"] <= 32
     assert mean["sparse 15 %"] < 18  # 15 over many clips, +- 1 over four
-    assert mean["60 steps"] >= 33
+    assert mean["60 steps"] >= 35
     assert mean["another seed"] < 20
 
 
