@@ -1,1 +1,11 @@
 """Kernels of qsjax, usable without the rest: named implementations, explicit choice, reasons."""
+
+from pallas_kernels.block_sparse_attention import Additive as Additive
+from pallas_kernels.block_sparse_attention import BlockLists as BlockLists
+from pallas_kernels.block_sparse_attention import Complement as Complement
+from pallas_kernels.block_sparse_attention import attention_with_residual as attention_with_residual
+from pallas_kernels.block_sparse_attention import block_sparse_attention as block_sparse_attention
+from pallas_kernels.quantized_matmul import PackedWeight as PackedWeight
+from pallas_kernels.quantized_matmul import pack as pack
+from pallas_kernels.quantized_matmul import quantized_matmul as quantized_matmul
+from pallas_kernels.quantized_matmul import unpack as unpack

@@ -9,9 +9,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import jax
 import pytest
+from hypothesis import settings
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The first example of a shape compiles, so that times say nothing; the same examples in every run.
+settings.register_profile("qsjax", deadline=None, derandomize=True)
+settings.load_profile("qsjax")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ _LIBRARIES = (
     "transformers", "tokenizers", "huggingface_hub", "jax-triton", "torch", "diffusers",
 )  # fmt: skip
 _HEAD_DIM = 128  # HunyuanVideo's
+_BLOCK = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,17 +31,28 @@ def examine() -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
+    from pallas_kernels.block_sparse_attention import BLOCK_SPARSE_ATTENTION
+    from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL
     from qsjax.dit.attention import DENSE_ATTENTION
 
     backend = jax.default_backend()
-    operations = {}
+    cases: list[tuple[Any, str, dict[str, Any]]] = []
     for dtype in (jnp.bfloat16, jnp.float32):
-        facts = {"backend": backend, "dtype": jnp.dtype(dtype), "head_dim": _HEAD_DIM}
-        name = f"{DENSE_ATTENTION.name} ({jnp.dtype(dtype).name}, head size {_HEAD_DIM})"
-        operations[name] = {
-            "chosen": DENSE_ATTENTION.choose(**facts),
-            "objections": DENSE_ATTENTION.objections(**facts),
+        facts = {"dtype": jnp.dtype(dtype), "head_dim": _HEAD_DIM}
+        cases.append((DENSE_ATTENTION, f"{jnp.dtype(dtype).name}, head size {_HEAD_DIM}", facts))
+    heads = {"dtype": jnp.dtype(jnp.bfloat16), "head_dim": _HEAD_DIM}
+    blocks = {"block_q": _BLOCK, "block_kv": _BLOCK}
+    cases.append((BLOCK_SPARSE_ATTENTION, f"bfloat16, blocks of {_BLOCK}", {**heads, **blocks}))
+    for layout in ("bytes", "int4"):
+        facts = {"bits": 4, "layout": layout, "weight_only": False}
+        cases.append((QUANTIZED_MATMUL, f"int8 x 4 bits, layout {layout}", facts))
+    operations = {
+        f"{operation.name} ({label})": {
+            "chosen": operation.choose(backend=backend, **facts),
+            "objections": operation.objections(backend=backend, **facts),
         }
+        for operation, label, facts in cases
+    }
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -123,6 +123,15 @@ def test_doctor_says_what_runs_and_why_not_the_others(capsys):
     assert report["backend"] == "cpu"
     for operation in report["operations"].values():
         assert operation["objections"][operation["chosen"]] is None
-        assert operation["objections"]["cudnn"]
+    objections = {
+        name: reason
+        for operation in report["operations"].values()
+        for name, reason in operation["objections"].items()
+    }
+    assert "needs an NVIDIA GPU" in objections["cudnn"]
+    assert "only a TPU" in objections["xla_int4"]
+    assert {name.split(" ")[0] for name in report["operations"]} == {
+        *("dense_attention", "block_sparse_attention", "quantized_matmul"),
+    }
     assert main(["doctor"]) == 0
     assert re.search(r"cudnn: no, needs an NVIDIA GPU, not cpu", capsys.readouterr().out)

@@ -1,0 +1,162 @@
+"""The operation: shapes, dtypes and checks, and the choice of an implementation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pallas_kernels.block_sparse_attention import reference, xla
+from pallas_kernels.block_sparse_attention.blocks import BlockLists
+from pallas_kernels.block_sparse_attention.cache import Cache, Complement, merge
+from pallas_kernels.dispatch import AUTO, Implementation, Operation
+
+
+def block_sparse_attention(
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L H D"],
+    v: Float[Array, "B L H D"],
+    blocks: BlockLists,
+    *,
+    kv_valid: Bool[Array, "B L"] | None = None,
+    scale: float | None = None,
+    cache: Cache | None = None,
+    return_lse: bool = False,
+    implementation: str = AUTO,
+) -> Array | tuple[Array, Array]:
+    """Softmax attention over the listed blocks of keys, corrected by a cache.
+
+    Softmax, log-sum-exp and the cache's arithmetic are float32; products take q's dtype. An empty list gives 0 and
+    a log-sum-exp of -1e30. Any length: the last blocks may be partial.
+
+    Args:
+        q, k, v: of one dtype.
+        blocks: lists of the blocks to compute; as many rows as q has blocks, made for all of k's blocks.
+        kv_valid: keys that may be seen; None is all.
+        scale: of the scores; None is D^-1/2.
+        cache: `Additive` or `Complement`; its tensors have q's shape.
+        return_lse: also return log-sum-exp of the listed keys' scores.
+        implementation: "auto" or a name of `BLOCK_SPARSE_ATTENTION.implementations`.
+
+    Returns:
+        [B, L, H, D] in q's dtype, or that and float32 [B, H, L].
+
+    Raises:
+        ValueError: shapes that do not go together.
+        ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
+    """
+    out, lse = _attend(q, k, v, blocks, kv_valid, scale, implementation)
+    if cache is not None:
+        _check_cache(cache, q.shape)
+        out = cache.apply(out, lse)
+    out = out.astype(q.dtype)
+    return (out, lse) if return_lse else out
+
+
+def attention_with_residual(
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L H D"],
+    v: Float[Array, "B L H D"],
+    blocks: BlockLists,
+    *,
+    kv_valid: Bool[Array, "B L"] | None = None,
+    scale: float | None = None,
+    implementation: str = AUTO,
+) -> tuple[
+    Float[Array, "B L H D"], Float[Array, "B L H D"], Float[Array, "B H L"], Float[Array, "B L H"]
+]:
+    """Full attention, and what the listed blocks miss of it, at the cost of one dense pass.
+
+    The listed blocks and the others are computed once each and merged by their log-sum-exp. With a the weight of the
+    listed keys, the first-order residual is out - O_S = (1 - a) (O_R - O_S).
+
+    Args:
+        q, k, v, blocks, kv_valid, scale, implementation: as in `block_sparse_attention`.
+
+    Returns:
+        out in q's dtype; O_R (attention over the keys that are not listed) in q's dtype; its log-sum-exp; the recall a.
+
+    Raises:
+        ValueError: shapes that do not go together.
+        ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
+    """
+    listed, listed_lse = _attend(q, k, v, blocks, kv_valid, scale, implementation)
+    others, others_lse = _attend(q, k, v, blocks.complement(), kv_valid, scale, implementation)
+    out, recall = merge(listed, listed_lse, others, others_lse)
+    return out.astype(q.dtype), others.astype(q.dtype), others_lse, recall
+
+
+def _attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    blocks: BlockLists,
+    kv_valid: Array | None,
+    scale: float | None,
+    implementation: str,
+) -> tuple[Array, Array]:
+    _check(q, k, v, blocks, kv_valid)
+    kv_valid = jnp.ones(k.shape[:2], jnp.bool_) if kv_valid is None else kv_valid
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    name = BLOCK_SPARSE_ATTENTION.choose(
+        implementation,
+        backend=jax.default_backend(),
+        dtype=q.dtype,
+        head_dim=q.shape[-1],
+        block_q=blocks.block_q,
+        block_kv=blocks.block_kv,
+    )
+    attend = BLOCK_SPARSE_ATTENTION.implementations[name].function
+    return attend(q, k, v, kv_valid, blocks, scale=scale)
+
+
+def _check(q: Array, k: Array, v: Array, blocks: BlockLists, kv_valid: Array | None) -> None:
+    if q.shape != k.shape or k.shape != v.shape or not q.dtype == k.dtype == v.dtype:
+        found = ", ".join(f"{x.dtype}{list(x.shape)}" for x in (q, k, v))
+        raise ValueError(f"q, k and v must have one shape and dtype, found {found}")
+    batch, length, heads, _ = q.shape
+    if kv_valid is not None and kv_valid.shape != (batch, length):
+        raise ValueError(f"kv_valid has shape {kv_valid.shape}, expected {(batch, length)}")
+    rows, columns = (-(-length // block) for block in (blocks.block_q, blocks.block_kv))
+    if (blocks.q_blocks, blocks.kv_blocks) != (rows, columns):
+        raise ValueError(
+            f"lists are for {blocks.q_blocks} x {blocks.kv_blocks} blocks; {length} tokens in blocks of"
+            f" {blocks.block_q} x {blocks.block_kv} are {rows} x {columns}"
+        )
+    for name, sizes in (("indices", blocks.indices.shape), ("counts", blocks.counts.shape)):
+        if sizes[0] not in (1, batch) or sizes[1] not in (1, heads):
+            raise ValueError(f"{name} {sizes} fit neither {batch} samples of {heads} heads nor 1")
+
+
+def _check_cache(cache: Cache, shape: tuple[int, ...]) -> None:
+    batch, length, heads, size = shape
+    if cache.values.shape != shape:
+        raise ValueError(f"cached values have shape {cache.values.shape}, expected {shape}")
+    if (cache.scale is not None) != (cache.values.dtype == jnp.int8):
+        raise ValueError("cached int8 values need a scale, floats have none")
+    rows = {"scale": cache.scale, "lse": cache.lse if isinstance(cache, Complement) else None}
+    for name, array in rows.items():
+        if array is not None and array.shape != (batch, heads, length):
+            raise ValueError(
+                f"the cache's {name} has shape {array.shape}, expected {(batch, heads, length)}"
+            )
+    if cache.low_rank is not None:
+        u, v = cache.low_rank
+        rank = u.shape[1]
+        if u.shape != (batch, rank, length) or v.shape != (batch, heads, rank, size):
+            raise ValueError(
+                f"low-rank factors {u.shape}, {v.shape}, expected (B, R, L) and (B, H, R, D)"
+            )
+
+
+def _always(**_: Any) -> None:
+    return None
+
+
+BLOCK_SPARSE_ATTENTION = Operation(
+    "block_sparse_attention",
+    {
+        "xla": Implementation(xla.attend, _always),
+        "reference": Implementation(reference.attend, _always),
+    },
+)

@@ -1,0 +1,33 @@
+"""The meaning of the operation: dense attention in float32 under a mask."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pallas_kernels.block_sparse_attention.blocks import BlockLists
+from pallas_kernels.block_sparse_attention.cache import EMPTY
+
+
+def attend(
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L H D"],
+    v: Float[Array, "B L H D"],
+    kv_valid: Bool[Array, "B L"],
+    blocks: BlockLists,
+    *,
+    scale: float,
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B H L"]]:
+    """Output over the listed keys, and its log-sum-exp; 0 and `EMPTY` where there is none."""
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    rows = jnp.arange(q.shape[1]) // blocks.block_q
+    columns = jnp.arange(k.shape[1]) // blocks.block_kv
+    seen = blocks.block_map()[:, :, rows][:, :, :, columns] & kv_valid[:, None, None]
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest") * scale
+    scores = jnp.where(seen, scores, -jnp.inf)
+    any_seen = seen.any(axis=-1)
+    peak = jnp.where(any_seen, scores.max(axis=-1), 0.0)
+    weights = jnp.exp(scores - peak[..., None])
+    total = weights.sum(axis=-1)
+    weights = weights / jnp.where(any_seen, total, 1.0)[..., None]
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision="highest")
+    lse = jnp.where(any_seen, peak + jnp.log(jnp.where(any_seen, total, 1.0)), EMPTY)
+    return out, lse
