@@ -134,10 +134,10 @@ def _backward(
                 )
 
             start = (jnp.zeros(q.shape, jnp.float32), *sums)
-            to_q, *sums = jax.lax.fori_loop(0, count, step, start)
-            return tuple(sums), to_q
+            to_q, to_k, to_v = jax.lax.fori_loop(0, count, step, start)
+            return (to_k, to_v), to_q
 
-        sums = tuple(jnp.zeros(x.shape, jnp.float32) for x in (head.k, head.v))
+        sums = (jnp.zeros(head.k.shape, jnp.float32), jnp.zeros(head.v.shape, jnp.float32))
         rows = (head.q, head.indices, head.counts, lse, out_slope, offset)
         (to_k, to_v), to_q = jax.lax.scan(row, sums, rows)
         return to_q.astype(head.q.dtype), to_k.astype(head.k.dtype), to_v.astype(head.v.dtype)
