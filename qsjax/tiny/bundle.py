@@ -18,7 +18,7 @@ from qsjax.checkpoint import write_atomically
 from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.sample.settings import FILE, Settings
-from qsjax.tiny import words
+from qsjax.tiny import encoders, words
 from qsjax.vae import VAE
 
 LIMIT_BYTES = 12_000_000
@@ -144,13 +144,13 @@ def _leaf(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 def _write_text(destination: Path) -> None:
     single = np.dtype(np.float32)
-    llama = _tensors("llama", "transformers", words.llama(), single)
+    llama = _tensors("llama", "transformers", encoders.llama(), single)
     _add_unused_layers(llama)
     _write_weights(destination / "text_encoder/model.safetensors", llama)
-    _write_json(destination / "text_encoder/config.json", words.LLAMA_CONFIG.to_transformers())
-    clip = _tensors("clip", "transformers", words.clip(), single)
+    _write_json(destination / "text_encoder/config.json", encoders.LLAMA_CONFIG.to_transformers())
+    clip = _tensors("clip", "transformers", encoders.clip(), single)
     _write_weights(destination / "text_encoder_2/model.safetensors", clip)
-    _write_json(destination / "text_encoder_2/config.json", words.CLIP_CONFIG.to_transformers())
+    _write_json(destination / "text_encoder_2/config.json", encoders.CLIP_CONFIG.to_transformers())
     for folder, kind in (("tokenizer", "llama"), ("tokenizer_2", "clip")):
         for name, text in words.tokenizer_files(kind).items():
             path = destination / folder / name
@@ -161,12 +161,14 @@ def _write_text(destination: Path) -> None:
 def _add_unused_layers(tensors: dict[str, np.ndarray]) -> None:
     """The two layers above the text states, and the last norm: a whole LlamaModel has them, nobody reads them."""
     first = {name: value for name, value in tensors.items() if name.startswith("layers.0.")}
-    for layer in range(words.LLAMA_CONFIG.num_used_layers, words.LLAMA_CONFIG.num_hidden_layers):
+    for layer in range(
+        encoders.LLAMA_CONFIG.num_used_layers, encoders.LLAMA_CONFIG.num_hidden_layers
+    ):
         for name, value in first.items():
             norm = name.endswith("layernorm.weight")
             filler = np.ones_like(value) if norm else np.zeros_like(value)
             tensors[name.replace("layers.0.", f"layers.{layer}.")] = filler
-    tensors["norm.weight"] = np.ones(words.LLAMA_CONFIG.hidden_size, np.float32)
+    tensors["norm.weight"] = np.ones(encoders.LLAMA_CONFIG.hidden_size, np.float32)
 
 
 def _write_weights(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

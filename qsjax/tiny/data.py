@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qsjax.errors import InputError
-from qsjax.tiny.scenes import COLORS, DIRECTIONS, GROWTH, TONES, Object, Scene, scene
+from qsjax.tiny.scenes import COLORS, DIRECTIONS, GROWTH, TONES, TWO_OBJECTS, Object, Scene, scene
 
 # A shape that moves around goes clockwise along three quarters of a circle.
 _SWEEP = 1.5 * np.pi
@@ -41,10 +41,16 @@ def render(
 
 
 def clip(
-    seed: int, index: int, frames: int = 33, height: int = 64, width: int = 64
+    seed: int,
+    index: int,
+    frames: int = 33,
+    height: int = 64,
+    width: int = 64,
+    *,
+    two_objects: float = TWO_OBJECTS,
 ) -> tuple[Float[np.ndarray, "3 frames height width"], str]:
-    """The clip with a number, and its caption."""
-    what = scene(seed, index)
+    """The clip with a number, and its caption; `two_objects` as in `scene`."""
+    what = scene(seed, index, two_objects=two_objects)
     return render(what, frames, height, width), what.caption
 
 

@@ -29,6 +29,9 @@ from qsjax.tiny.phases import Curriculum
 TEXT_LENGTH = 16
 """Tokens of the longest caption; shorter ones are padded, so that every batch has one shape."""
 
+TWO_OBJECTS = 0.5
+"""Fraction of training clips with two objects: they take longest to learn, and are rarer in evaluations."""
+
 DIT_CONFIG = DiTConfig(
     in_channels=16,
     out_channels=16,
@@ -212,7 +215,9 @@ def batches(basis: Basis, curriculum: Curriculum, seed: int) -> Callable[[int], 
     def batch(step: int) -> Batch:
         phase, first = curriculum.place(step)
         size = (phase.frames, phase.size, phase.size)
-        clips = [data.clip(seed, first + i, *size) for i in range(phase.batch)]
+        clips = [
+            data.clip(seed, first + i, *size, two_objects=TWO_OBJECTS) for i in range(phase.batch)
+        ]
         x0 = np.stack([latents.encode(basis, video) for video, _ in clips])
         tokens = words.tokenize([caption for _, caption in clips], TEXT_LENGTH)
         return Batch(x0, tokens, np.float32(curriculum.rate(step)))

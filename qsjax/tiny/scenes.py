@@ -4,7 +4,6 @@ Endless, and a pure function of (seed, index): the random numbers are raw Philox
 keeps stable between versions, so that a training run can be continued and an evaluation repeated anywhere.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,7 +37,7 @@ MOTIONS: dict[str, str] = {
 TONES: dict[str, float] = {"dark": -0.60, "light": 0.35}
 TEXTURES = ("background", "stripes", "gradient")
 TWO_OBJECTS = 0.25
-"""Fraction of clips with two objects."""
+"""Fraction of scenes with two objects."""
 
 # Every word that a caption may hold ("an" is read as "a"), in the order of the token ids.
 VOCABULARY: tuple[str, ...] = (
@@ -117,8 +116,17 @@ class Scene:
         return f"{phrases} over {article}{self.tone} {self.texture}"
 
 
-def scene(seed: int, index: int) -> Scene:
-    """The scene of a number in the stream of `seed`; any non-negative index, any order."""
+def scene(seed: int, index: int, *, two_objects: float = TWO_OBJECTS) -> Scene:
+    """The scene of a number in the stream of `seed`; any non-negative index, any order.
+
+    Args:
+        seed: of the stream.
+        index: in the stream.
+        two_objects: fraction of scenes with two objects.
+
+    Raises:
+        InputError: a negative number.
+    """
     if seed < 0 or index < 0:
         raise InputError(f"seed {seed}, index {index}: both must be 0 or more")
     words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(40)
@@ -134,7 +142,7 @@ def scene(seed: int, index: int) -> Scene:
     tint = (between(-0.06, 0.06), between(-0.06, 0.06), between(-0.06, 0.06))
     angle, frequency = between(0.0, np.pi), between(3.0, 5.0)
     phase, amplitude = between(0.0, 2 * np.pi), between(0.07, 0.11)
-    two = next(draw) < TWO_OBJECTS
+    two = next(draw) < two_objects
     colors = list(COLORS)
     looks = []
     for _ in range(2 if two else 1):
@@ -154,17 +162,6 @@ def scene(seed: int, index: int) -> Scene:
         phase=phase,
         amplitude=amplitude,
     )
-
-
-def one_object_captions() -> list[str]:
-    """Every caption of a clip with one object, in a fixed order."""
-    looks = itertools.product(COLORS, SHAPES, MOTIONS)
-    return [
-        f"{'an' if color == 'orange' else 'a'} {color} {shape} {MOTIONS[motion]}"
-        f" over {'' if texture == 'stripes' else 'a '}{tone} {texture}"
-        for color, shape, motion in looks
-        for tone, texture in itertools.product(TONES, TEXTURES)
-    ]
 
 
 def _places(motions: list[str], chance: float) -> list[tuple[float, float, float, float]]:

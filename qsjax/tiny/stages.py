@@ -75,6 +75,10 @@ class Options:
         """Where stage data leaves the latent space."""
         return self.work / "basis.npz"
 
+    def curriculum(self, default: Curriculum) -> Curriculum:
+        """A stage's own curriculum, with the phases asked for, if any."""
+        return replace(default, phases=self.phases) if self.phases else default
+
 
 def fit_latents(options: Options) -> None:
     """Fit the latent space; score real clips with the checker, and show some."""
@@ -99,10 +103,7 @@ def train_vae(options: Options) -> None:
     model = load_vae(options.start) if options.start else vae_training.new_vae(options.seed)
     for half in HALVES:
         training = vae_training.TRAINING[half]
-        if options.phases:
-            training = replace(
-                training, curriculum=replace(training.curriculum, phases=options.phases)
-            )
+        training = replace(training, curriculum=options.curriculum(training.curriculum))
         state = loop.run(
             label=half,
             directory=options.work / half,
@@ -196,9 +197,11 @@ def _train(
     plan: Plan,
 ) -> None:
     basis = latents.load(options.basis)
-    training = replace(training, matmul_dtype=options.matmul_dtype)
-    if options.phases:
-        training = replace(training, curriculum=replace(training.curriculum, phases=options.phases))
+    training = replace(
+        training,
+        curriculum=options.curriculum(training.curriculum),
+        matmul_dtype=options.matmul_dtype,
+    )
     scenes = sampling.held_out(options.seed + HELD_OUT, _SCENES)
 
     def evaluate(state: dit_training.TrainState, step: int) -> dict[str, float]:

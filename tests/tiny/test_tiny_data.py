@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from tolerances import FLOAT32_NETWORK
 
 from qsjax.errors import InputError
-from qsjax.tiny import checker, data, latents, scenes, words
+from qsjax.tiny import checker, data, encoders, latents, scenes, words
 
 # Of clip 0 of seed 7, so that a change of the stream is noticed: trained weights belong to it.
 CAPTION, RADIUS = "a blue square moves up over a light background", 0.22817815149184573
@@ -42,8 +44,17 @@ def test_bad_arguments():
         data.render(scenes.scene(0, 0), 0, 8, 8)
 
 
+def one_object_captions() -> Iterator[str]:
+    some = scenes.scene(7, 0)
+    looks = itertools.product(scenes.COLORS, scenes.SHAPES, scenes.MOTIONS)
+    for color, shape, motion in looks:
+        one = dataclasses.replace(some.objects[0], color=color, shape=shape, motion=motion)
+        for tone, texture in itertools.product(scenes.TONES, scenes.TEXTURES):
+            yield dataclasses.replace(some, objects=(one,), tone=tone, texture=texture).caption
+
+
 def test_every_caption_is_made_of_the_vocabulary():
-    captions = scenes.one_object_captions()
+    captions = list(one_object_captions())
     assert len(captions) == len(set(captions)) == 756
     drawn = [scenes.scene(1, i) for i in range(400)]
     spoken = {word for caption in captions for word in caption.split()}
@@ -53,6 +64,13 @@ def test_every_caption_is_made_of_the_vocabulary():
     assert len(set(scenes.VOCABULARY)) == len(scenes.VOCABULARY)
     share = np.mean([len(scene.objects) == 2 for scene in drawn])
     assert abs(share - scenes.TWO_OBJECTS) < 0.08
+
+
+def test_a_stream_may_have_more_clips_with_two_objects():
+    for share in (0.0, 1.0):
+        drawn = [scenes.scene(1, i, two_objects=share) for i in range(20)]
+        assert {len(scene.objects) for scene in drawn} == {1 + int(share)}
+    assert scenes.scene(7, 0, two_objects=0.0) == scenes.scene(7, 0)
 
 
 def covered(scene: scenes.Scene) -> np.ndarray:
@@ -138,7 +156,7 @@ def test_the_tokenizer_gives_the_ids_of_training(kind, tmp_path):
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(words.tokenizer_files(kind)["tokenizer.json"])
-    names = words.LLAMA_TOKENS if kind == "llama" else words.CLIP_TOKENS
+    names = encoders.LLAMA_TOKENS if kind == "llama" else encoders.CLIP_TOKENS
     ids = tokenizer.encode("A red circle moves left over dark stripes").ids
     assert ids[0] == names.index("<begin>")
     assert [names[i] for i in ids[1:4]] == ["a", "red", "circle"]
@@ -162,6 +180,35 @@ def test_captions_are_told_apart():
     assert np.asarray(encoded.mask).sum(axis=1).tolist() == [9, 9, 1]
 
 
+def test_a_motion_knows_its_shape_and_colour():
+    """What a bag of words does not say: a linear map of the motion word's state tells which object it belongs to."""
+    drawn = [scenes.scene(1, i, two_objects=1.0) for i in range(1000)]
+    captions = [scene.caption for scene in drawn]
+    tokens, states = words.tokenize(captions, 16), np.asarray(words.encode(captions).text)
+    names = (*scenes.DIRECTIONS, "around", "grows")
+    motions = np.isin(tokens.ids, [encoders.LLAMA_TOKENS.index(name) for name in names])
+    x = np.pad(states[motions[:, : states.shape[1]]], ((0, 0), (0, 1)), constant_values=1)
+    looks = [one for scene in drawn for one in scene.objects]
+    half = len(looks) // 2
+    for wanted in ([one.color for one in looks], [one.shape for one in looks]):
+        classes, truth = np.unique(wanted, return_inverse=True)
+        fit = np.linalg.lstsq(x[:half], np.eye(len(classes))[truth[:half]])[0]
+        assert np.mean((x[half:] @ fit).argmax(axis=1) == truth[half:]) > 0.98
+
+
+def test_heads_look_back_one_and_two_words():
+    """Two layers of them: a word's state depends on the four words before it, and hardly on those further back."""
+    caption = "a red circle moves left and a blue square moves up over dark stripes"
+    base = caption.split()
+    changed = [" ".join([*base[:word], "grows", *base[word + 1 :]]) for word in range(len(base))]
+    states = np.asarray(words.encode([caption, *changed]).text)
+    at = 12  # "dark"; its state is at 13, after begin-of-text
+    moved = np.linalg.norm(states[1:, at + 1] - states[0, at + 1], axis=-1)
+    assert (moved[at - 2 : at] > 3).all()
+    assert (moved[: at - 4] < 0.3 * moved[at - 1]).all()
+    assert (moved[at + 1 :] == 0).all()
+
+
 def test_padding_does_not_change_what_the_encoders_say():
     captions = ["a red circle grows over dark stripes", ""]
     short, long = words.encode(captions), words.encode_tokens(words.tokenize(captions, 16))
@@ -174,8 +221,8 @@ def test_padding_does_not_change_what_the_encoders_say():
 
 
 def test_the_encoders_may_be_needed_first_inside_a_program():
-    words.llama.cache_clear()
-    words.clip.cache_clear()
+    encoders.llama.cache_clear()
+    encoders.clip.cache_clear()
     inside = jax.jit(lambda tokens: words.encode_tokens(tokens).pooled)
     for length in (9, 10):
         tokens = words.tokenize(["a red circle grows over dark stripes"], length)

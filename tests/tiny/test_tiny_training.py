@@ -239,7 +239,7 @@ def test_the_bundled_weights_fit_their_configurations():
     from safetensors.numpy import load_file
 
     from convert.keymaps import expand
-    from qsjax.tiny.words import CLIP_CONFIG, LLAMA_CONFIG
+    from qsjax.tiny.encoders import CLIP_CONFIG, LLAMA_CONFIG
     from qsjax.vae import VAEConfig
 
     folder = bundle.assets_directory()
