@@ -22,8 +22,21 @@ def test_rooms_import_downwards_only():
 
 def test_importing_qsjax_brings_nothing_heavy():
     code = (
-        "import sys, qsjax, convert, pallas_kernels;"
-        "heavy = {'jax', 'torch', 'diffusers', 'transformers', 'orbax', 'flax'} & set(sys.modules);"
+        "import sys, qsjax, convert;"
+        "heavy = {'jax', 'pallas_kernels', 'torch', 'diffusers', 'transformers', 'orbax', 'flax'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_kernels_need_only_jax():
+    """Their operations are named like the folders they live in; the names must be the operations, in any order."""
+    code = (
+        "import sys, pallas_kernels.quantized_matmul.packing, pallas_kernels.block_sparse_attention.xla;"
+        "from pallas_kernels import block_sparse_attention, quantized_matmul;"
+        "assert callable(block_sparse_attention) and callable(quantized_matmul);"
+        "heavy = {'qsjax', 'torch', 'transformers', 'orbax', 'flax', 'optax'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
