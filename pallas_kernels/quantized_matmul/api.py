@@ -13,8 +13,8 @@ from pallas_kernels.quantized_matmul import reference, xla
 from pallas_kernels.quantized_matmul.packing import PackedWeight
 
 ACTIVATIONS = ("none", "gelu_tanh")
-# int32 sums stay exact up to here: 127 * 128 K < 2^31; beyond, they would wrap without a word.
-_LONGEST_SUM = 2**17
+# int32 sums stay exact up to here: 128 * 128 K < 2^31; beyond, they would wrap without a word.
+_LONGEST_SUM = 2**17 - 1
 _FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Int8
 
 LAYOUTS = ("bytes", "bytes_transposed", "int4")
 # K is padded with zero rows to a multiple of the rows that share a byte of any plane.
-_ROWS_PER_BYTE: dict[int, tuple[int, ...]] = {4: (2,), 6: (2, 4), 8: (1,)}
+_ROWS_PER_BYTE = {4: 2, 6: 4, 8: 1}
 
 
 @partial(
@@ -81,7 +81,7 @@ def pack(values: Any, *, bits: int, layout: str = "bytes") -> PackedWeight:
     rows = values.shape[0]
     if layout == "int4":
         return PackedWeight((jnp.asarray(values, jnp.int4),), bits, layout, rows)
-    padded = np.pad(values, ((0, -rows % max(_ROWS_PER_BYTE[bits])), (0, 0)))
+    padded = np.pad(values, ((0, -rows % _ROWS_PER_BYTE[bits]), (0, 0)))
     planes = (padded,) if bits == 8 else (_join(padded, 2),)
     if bits == 6:
         planes = (_join(padded >> 2, 2), _join(padded & 3, 4))

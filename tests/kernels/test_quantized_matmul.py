@@ -79,10 +79,10 @@ def test_integer_sums_are_exact(m, k, n, form, seed):
 
 
 def test_the_longest_sum_does_not_wrap():
-    k = 2**17
-    x, w = jnp.full((1, k), 127, jnp.int8), pack(np.full((k, 1), -128, np.int8), bits=8)
+    k = 2**17 - 1
+    x, w = jnp.full((1, k), -128, jnp.int8), pack(np.full((k, 1), -128, np.int8), bits=8)
     y = quantized_matmul(x, jnp.ones(1), w, jnp.ones(1), out_dtype=jnp.float32)
-    assert y.item() == -127 * 128 * k
+    assert y.item() == np.float32(128 * 128 * k)
     with pytest.raises(ValueError, match="too long for int32"):
         quantized_matmul(
             jnp.zeros((1, k + 1), jnp.int8), jnp.ones(1), pack(np.zeros((k + 1, 1), np.int8), bits=8),
