@@ -2,11 +2,17 @@
 
 Nothing falls back silently: a caller who names an implementation gets it or an error; `auto` takes
 the first that has no reason against it, and anybody can ask for all the reasons (`qsjax doctor`).
+
+A name may carry a target, as in "tpu@v5e": compile for that chip, wherever the program is traced.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+from pallas_kernels import targets
+from pallas_kernels.targets import TARGETS, Target
 
 AUTO = "auto"
 
@@ -19,10 +25,12 @@ class Implementation:
         function: does it.
         objection: takes the facts of a call (backend, dtype, sizes) as keywords; returns why this
             implementation cannot serve them, in one clause, or None.
+        tiled: the function takes the target, for its tile sizes.
     """
 
     function: Callable[..., Any]
     objection: Callable[..., str | None]
+    tiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,3 +63,32 @@ class Operation:
                 return name
         reasons = [NotImplementedError(f"{name}: {objections[name]}") for name in wanted]
         raise ExceptionGroup(f"{self.name}: no implementation for {facts}", reasons)
+
+    def serve(self, implementation: str = AUTO, **facts: Any) -> Callable[..., Any]:
+        """The function that serves a call, on the target that the name carries or on the default device.
+
+        Args:
+            implementation: "auto" or a name, with "@target" where it is not for the default device.
+            facts: of the call; the backend is added here.
+
+        Raises:
+            ValueError: no implementation or no target of that name.
+            ExceptionGroup: none can serve it.
+        """
+        name, target = parse(implementation)
+        chosen = self.implementations[self.choose(name, backend=target.backend, **facts)]
+        return partial(chosen.function, target=target) if chosen.tiled else chosen.function
+
+
+def parse(implementation: str) -> tuple[str, Target]:
+    """ "tpu@v5e" -> ("tpu", the v5e's facts); without a target the default device's.
+
+    Raises:
+        ValueError: no target of that name.
+    """
+    name, at, target = implementation.partition("@")
+    if not at:
+        return name, targets.current()
+    if target not in TARGETS:
+        raise ValueError(f"{implementation!r}: no target {target!r}; known: {', '.join(TARGETS)}")
+    return name, TARGETS[target]

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels.block_sparse_attention import reference, xla
+from pallas_kernels.block_sparse_attention import reference, tpu, xla
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import Cache, Complement, merge
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
@@ -45,11 +44,9 @@ def block_sparse_attention(
         ValueError: shapes that do not go together.
         ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
     """
-    out, lse = _attend(q, k, v, blocks, kv_valid, scale, implementation)
     if cache is not None:
         _check_cache(cache, q.shape)
-        out = cache.apply(out, lse)
-    out = out.astype(q.dtype)
+    out, lse = _attend(q, k, v, blocks, kv_valid, cache, scale, implementation)
     return (out, lse) if return_lse else out
 
 
@@ -80,10 +77,13 @@ def attention_with_residual(
         ValueError: shapes that do not go together.
         ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
     """
-    listed, listed_lse = _attend(q, k, v, blocks, kv_valid, scale, implementation)
-    others, others_lse = _attend(q, k, v, blocks.complement(), kv_valid, scale, implementation)
-    out, recall = merge(listed, listed_lse, others, others_lse)
-    return out.astype(q.dtype), others.astype(q.dtype), others_lse, recall
+    listed, listed_lse = _attend(q, k, v, blocks, kv_valid, None, scale, implementation)
+    others, others_lse = _attend(
+        q, k, v, blocks.complement(), kv_valid, None, scale, implementation
+    )
+    wide = (x.astype(jnp.float32) for x in (listed, others))
+    out, recall = merge(next(wide), listed_lse, next(wide), others_lse)
+    return out.astype(q.dtype), others, others_lse, recall
 
 
 def _attend(
@@ -92,22 +92,21 @@ def _attend(
     v: Array,
     blocks: BlockLists,
     kv_valid: Array | None,
+    cache: Cache | None,
     scale: float | None,
     implementation: str,
 ) -> tuple[Array, Array]:
     _check(q, k, v, blocks, kv_valid)
     kv_valid = jnp.ones(k.shape[:2], jnp.bool_) if kv_valid is None else kv_valid
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    name = BLOCK_SPARSE_ATTENTION.choose(
+    serve = BLOCK_SPARSE_ATTENTION.serve(
         implementation,
-        backend=jax.default_backend(),
         dtype=q.dtype,
         head_dim=q.shape[-1],
         block_q=blocks.block_q,
         block_kv=blocks.block_kv,
     )
-    attend = BLOCK_SPARSE_ATTENTION.implementations[name].function
-    return attend(q, k, v, kv_valid, blocks, scale=scale)
+    return serve(q, k, v, kv_valid, blocks, cache, scale=scale)
 
 
 def _check(q: Array, k: Array, v: Array, blocks: BlockLists, kv_valid: Array | None) -> None:
@@ -156,6 +155,7 @@ def _always(**_: Any) -> None:
 BLOCK_SPARSE_ATTENTION = Operation(
     "block_sparse_attention",
     {
+        "tpu": Implementation(tpu.attend, tpu.objection, tiled=True),
         "xla": Implementation(xla.attend, _always),
         "reference": Implementation(reference.attend, _always),
     },

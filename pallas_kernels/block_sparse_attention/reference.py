@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
-from pallas_kernels.block_sparse_attention.cache import EMPTY
+from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache
 
 
 def attend(
@@ -13,10 +13,12 @@ def attend(
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
     blocks: BlockLists,
+    cache: Cache | None,
     *,
     scale: float,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B H L"]]:
-    """Output over the listed keys, and its log-sum-exp; 0 and `EMPTY` where there is none."""
+    """Output in q's dtype, and the log-sum-exp of the listed keys; 0 and `EMPTY` where there is none."""
+    dtype = q.dtype
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     rows = jnp.arange(q.shape[1]) // blocks.block_q
     columns = jnp.arange(k.shape[1]) // blocks.block_kv
@@ -30,4 +32,4 @@ def attend(
     weights = weights / jnp.where(any_seen, total, 1.0)[..., None]
     out = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision="highest")
     lse = jnp.where(any_seen, peak + jnp.log(jnp.where(any_seen, total, 1.0)), EMPTY)
-    return out, lse
+    return (out if cache is None else cache.apply(out, lse)).astype(dtype), lse

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
-from pallas_kernels.block_sparse_attention.cache import EMPTY
+from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache
 
 # Running maxima start above the score of a key that is not valid, so that its weight is exp(-9e29) = 0.
 _LOWEST_PEAK = -1e29
@@ -35,10 +35,11 @@ def attend(
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
     blocks: BlockLists,
+    cache: Cache | None,
     *,
     scale: float,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B H L"]]:
-    """Output over the listed keys (float32) and its log-sum-exp; differentiable in q, k and v."""
+    """Output in q's dtype, and the log-sum-exp of the listed keys; differentiable in q, k, v and the cache."""
     batch, length, heads, size = q.shape
 
     def cut(x: Array, block: int, count: int) -> Array:
@@ -61,7 +62,8 @@ def attend(
     )
     out, lse = _attend(scale, head)
     out = out.reshape(batch, heads, -1, size)[:, :, :length].transpose(0, 2, 1, 3)
-    return out, lse.reshape(batch, heads, -1)[:, :, :length]
+    lse = lse.reshape(batch, heads, -1)[:, :, :length]
+    return (out if cache is None else cache.apply(out, lse)).astype(q.dtype), lse
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

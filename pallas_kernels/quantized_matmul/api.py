@@ -3,13 +3,12 @@
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
-from pallas_kernels.quantized_matmul import reference, xla
+from pallas_kernels.quantized_matmul import reference, tpu, xla
 from pallas_kernels.quantized_matmul.packing import PackedWeight
 
 ACTIVATIONS = ("none", "gelu_tanh")
@@ -58,14 +57,14 @@ def quantized_matmul(
     _check(x, x_scale, weight, w_scale, bias, activation, residual, gate)
     if gate is not None:
         gate = gate.reshape(-1, gate.shape[-1])
-    name = QUANTIZED_MATMUL.choose(
+    serve = QUANTIZED_MATMUL.serve(
         implementation,
-        backend=jax.default_backend(),
         bits=weight.bits,
         layout=weight.layout,
+        rows=weight.rows,
         weight_only=x_scale is None,
     )
-    return QUANTIZED_MATMUL.implementations[name].function(
+    return serve(
         x,
         x_scale,
         weight,
@@ -137,6 +136,7 @@ QUANTIZED_MATMUL = Operation(
         "xla_int4": Implementation(
             partial(xla.quantized_matmul, mixed_dot=True), _mixed_dot_objection
         ),
+        "tpu": Implementation(tpu.quantized_matmul, tpu.objection, tiled=True),
         "xla": Implementation(xla.quantized_matmul, lambda **_: None),
         "reference": Implementation(_reference, lambda **_: None),
     },

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, Int8
 
 LAYOUTS = ("bytes", "bytes_transposed", "int4")
-# K is padded with zero rows to a multiple of the rows that share a byte of any plane.
-_ROWS_PER_BYTE = {4: 2, 6: 4, 8: 1}
+PARTS = {4: 2, 6: 4, 8: 1}
+"""Bits -> panels of K, whose rows share bytes; K is padded with zero rows to a multiple."""
 
 
 @partial(
@@ -66,7 +66,7 @@ def pack(values: Any, *, bits: int, layout: str = "bytes") -> PackedWeight:
         ValueError: another dtype, rank, number of bits or layout, or a value out of range.
     """
     values = np.asarray(values)
-    if bits not in _ROWS_PER_BYTE or layout not in LAYOUTS or (layout == "int4" and bits != 4):
+    if bits not in PARTS or layout not in LAYOUTS or (layout == "int4" and bits != 4):
         raise ValueError(
             f"no layout {layout!r} with {bits} bits; layouts are {', '.join(LAYOUTS)}"
             " ('int4' with 4 bits), bits 4, 6 or 8"
@@ -81,7 +81,7 @@ def pack(values: Any, *, bits: int, layout: str = "bytes") -> PackedWeight:
     rows = values.shape[0]
     if layout == "int4":
         return PackedWeight((jnp.asarray(values, jnp.int4),), bits, layout, rows)
-    padded = np.pad(values, ((0, -rows % _ROWS_PER_BYTE[bits]), (0, 0)))
+    padded = np.pad(values, ((0, -rows % PARTS[bits]), (0, 0)))
     planes = (padded,) if bits == 8 else (_join(padded, 2),)
     if bits == 6:
         planes = (_join(padded >> 2, 2), _join(padded & 3, 4))

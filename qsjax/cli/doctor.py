@@ -11,6 +11,7 @@ _LIBRARIES = (
     "transformers", "tokenizers", "huggingface_hub", "jax-triton", "torch", "diffusers",
 )  # fmt: skip
 _HEAD_DIM = 128  # HunyuanVideo's
+_CHANNELS = 3072
 _BLOCK = 128
 
 
@@ -32,6 +33,7 @@ def examine() -> dict[str, Any]:
     import jax.numpy as jnp
 
     from pallas_kernels.block_sparse_attention import BLOCK_SPARSE_ATTENTION
+    from pallas_kernels.quantize_tokens import QUANTIZE_TOKENS
     from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL
     from qsjax.dit.attention import DENSE_ATTENTION
 
@@ -43,8 +45,10 @@ def examine() -> dict[str, Any]:
     heads = {"dtype": jnp.dtype(jnp.bfloat16), "head_dim": _HEAD_DIM}
     blocks = {"block_q": _BLOCK, "block_kv": _BLOCK}
     cases.append((BLOCK_SPARSE_ATTENTION, f"bfloat16, blocks of {_BLOCK}", {**heads, **blocks}))
+    tokens = {"dtype": jnp.dtype(jnp.bfloat16), "channels": _CHANNELS, "rotated": 128}
+    cases.append((QUANTIZE_TOKENS, f"{_CHANNELS} channels, rotated by 128", tokens))
     for layout in ("bytes", "int4"):
-        facts = {"bits": 4, "layout": layout, "weight_only": False}
+        facts = {"bits": 4, "layout": layout, "rows": _CHANNELS, "weight_only": False}
         cases.append((QUANTIZED_MATMUL, f"int8 x 4 bits, layout {layout}", facts))
     operations = {
         f"{operation.name} ({label})": {

@@ -131,7 +131,7 @@ def test_doctor_says_what_runs_and_why_not_the_others(capsys):
     assert "needs an NVIDIA GPU" in objections["cudnn"]
     assert "only a TPU" in objections["xla_int4"]
     assert {name.split(" ")[0] for name in report["operations"]} == {
-        *("dense_attention", "block_sparse_attention", "quantized_matmul"),
+        *("dense_attention", "block_sparse_attention", "quantized_matmul", "quantize_tokens"),
     }
     assert main(["doctor"]) == 0
     assert re.search(r"cudnn: no, needs an NVIDIA GPU, not cpu", capsys.readouterr().out)

@@ -235,4 +235,9 @@ def test_operands_that_do_not_go_together():
     factors = (jnp.zeros((2, 3, LENGTH)), jnp.zeros((2, 2, 4, 16)))
     with pytest.raises(ValueError, match="low-rank factors"):
         block_sparse_attention(q, k, v, lists(), cache=Additive(v, None, factors))
-    assert BLOCK_SPARSE_ATTENTION.choose(backend="cpu") == "xla"
+    facts = {"dtype": jnp.bfloat16, "head_dim": 128, "block_q": 128, "block_kv": 128}
+    assert BLOCK_SPARSE_ATTENTION.choose(backend="cpu", **facts) == "xla"
+    assert BLOCK_SPARSE_ATTENTION.choose(backend="tpu", **facts) == "tpu"
+    assert BLOCK_SPARSE_ATTENTION.choose(backend="tpu", **{**facts, "block_q": 16}) == "xla"
+    with pytest.raises(ValueError, match="no target 'v9'; known: v5e"):
+        block_sparse_attention(q, k, v, lists(), implementation="tpu@v9")

@@ -168,7 +168,9 @@ def test_the_choice_is_explained():
     with pytest.raises(ExceptionGroup) as error:
         quantized_matmul(**operands(), implementation="xla_int4")
     assert "only a TPU" in str(error.value.exceptions[0])
-    facts = {"bits": 4, "layout": "int4", "weight_only": False}
+    facts = {"bits": 4, "layout": "int4", "rows": 3072, "weight_only": False}
     assert QUANTIZED_MATMUL.choose(backend="tpu", **facts) == "xla_int4"
     assert QUANTIZED_MATMUL.choose(backend="cpu", **facts) == "xla"
-    assert QUANTIZED_MATMUL.choose(backend="tpu", **{**facts, "layout": "bytes"}) == "xla"
+    packed = {**facts, "layout": "bytes"}
+    assert QUANTIZED_MATMUL.choose(backend="tpu", **packed) == "tpu"
+    assert QUANTIZED_MATMUL.choose(backend="tpu", **{**packed, "rows": 40}) == "xla"

@@ -1,0 +1,231 @@
+"""Pallas for TPU: keys and values stay in HBM, and the kernel fetches the blocks that its list names, one step ahead.
+
+The grid has one step for each block of queries of a head; the loop inside it is as long as the list, so that a block
+that is not listed costs nothing, not even an empty grid step. Several listed blocks are fetched side by side and
+multiplied at once: the matrix unit wants 512 keys or more, lists are often finer. The cache is applied to the float32
+result while it is still in vector memory.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array
+
+from pallas_kernels.block_sparse_attention.blocks import BlockLists
+from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache, Complement
+from pallas_kernels.block_sparse_attention.tiles import keys_per_step
+from pallas_kernels.block_sparse_attention.tpu_kernel import LANES, Form, kernel
+from pallas_kernels.targets import Target
+from pallas_kernels.tpu_params import interpret_params
+
+_VMEM_LIMIT = 64 * 2**20
+
+
+def objection(
+    *, backend: str, dtype: Any, head_dim: int, block_q: int, block_kv: int, **_: Any
+) -> str | None:
+    """Why the kernel cannot serve a call."""
+    if backend not in ("tpu", "interpret"):
+        return f"needs a TPU, this is {backend}"
+    if dtype not in (jnp.bfloat16, jnp.float32):
+        return f"is for bfloat16 and float32, not {jnp.dtype(dtype).name}"
+    if head_dim % LANES:
+        return f"head size {head_dim} is not a multiple of {LANES}"
+    if block_q % LANES or block_kv % LANES:
+        return f"blocks of {block_q} x {block_kv} are not multiples of {LANES}"
+    return None
+
+
+class Arranged(NamedTuple):
+    """The operands as the kernel takes them: heads before tokens, whole blocks, vectors over tokens along lanes."""
+
+    lists: Array  # int32 [rows of lists, 1, 1 + K]: a count and a list each
+    q: Array  # [B, H, Lq, D]
+    k: Array  # [B, H, L, D]
+    v: Array  # [B, H, L, D]
+    bias: Array  # float32 [B, key blocks, block_kv]: 0 or `EMPTY`
+    cache: (
+        Cache | None
+    )  # values [B, H, Lq, D], scale and lse [B, H, 1, Lq], low_rank (U [B, R, Lq], V)
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    kv_valid: Array,
+    blocks: BlockLists,
+    cache: Cache | None,
+    *,
+    scale: float,
+    target: Target,
+) -> tuple[Array, Array]:
+    """Output in q's dtype, and the log-sum-exp of the listed keys; see `api.block_sparse_attention`."""
+    gather = keys_per_step(target, blocks) // blocks.block_kv
+    arranged = arrange(q, k, v, kv_valid, blocks, cache, gather=gather)
+    out, lse = launch(arranged, blocks, gather=gather, scale=scale, target=target)
+    length = q.shape[1]
+    return out[:, :, :length].transpose(0, 2, 1, 3), lse[:, :, 0, :length]
+
+
+def arrange(
+    q: Array,
+    k: Array,
+    v: Array,
+    kv_valid: Array,
+    blocks: BlockLists,
+    cache: Cache | None,
+    *,
+    gather: int,
+) -> Arranged:
+    """Transpose and pad; XLA copies every operand once."""
+    rows, columns = blocks.q_blocks * blocks.block_q, blocks.kv_blocks * blocks.block_kv
+    bias = jnp.where(kv_valid, jnp.float32(0), jnp.float32(EMPTY))
+    bias = jnp.pad(bias, ((0, 0), (0, columns - bias.shape[1])), constant_values=EMPTY)
+
+    def heads_first(x: Array, length: int) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+        return x.transpose(0, 2, 1, 3)
+
+    def along_lanes(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[-1])))
+
+    if cache is not None:
+        vectors = {"scale": cache.scale}
+        if isinstance(cache, Complement):
+            vectors["lse"] = cache.lse
+        low_rank = cache.low_rank and (along_lanes(cache.low_rank[0]), cache.low_rank[1])
+        cache = dataclasses.replace(
+            cache,
+            values=heads_first(cache.values, rows),
+            low_rank=low_rank,
+            **{
+                name: None if x is None else along_lanes(x)[:, :, None]
+                for name, x in vectors.items()
+            },
+        )
+    return Arranged(
+        _lists(blocks, gather),
+        heads_first(q, rows),
+        heads_first(k, columns),
+        heads_first(v, columns),
+        bias.reshape(len(bias), blocks.kv_blocks, blocks.block_kv),
+        cache,
+    )
+
+
+def launch(
+    arranged: Arranged,
+    blocks: BlockLists,
+    *,
+    gather: int,
+    scale: float,
+    target: Target,
+    trips: int | None = None,
+    count_blocks: bool = False,
+) -> tuple[Array, ...]:
+    """Run the kernel.
+
+    Args:
+        arranged: from `arrange`.
+        blocks: whose lists those are; only sizes are used here.
+        gather: listed blocks a step.
+        scale: of the scores.
+        target: device to build for.
+        trips: run this many steps, whatever the lists say, without a branch: a compiler's static estimate
+            charges neither branches nor loops of unknown length. The result is meaningless.
+        count_blocks: also return the number of blocks that each row multiplied, int32 [B, H, query blocks, 1, 1].
+
+    Returns:
+        Output [B, H, Lq, D], log-sum-exp [B, H, 1, Lq], and the counts if asked for.
+    """
+    lists, q, k, v, bias, cache = arranged
+    batch, heads, length, size = q.shape
+    rows = blocks.q_blocks
+    samples, list_heads = blocks.counts.shape[:2]
+
+    def row_of_list(b: Array, h: Array, i: Array) -> tuple[Any, ...]:
+        sample, head = b if samples > 1 else 0, h if list_heads > 1 else 0
+        return (sample * list_heads + head) * rows + i, 0, 0
+
+    tile = pl.BlockSpec((None, None, blocks.block_q, size), lambda b, h, i: (b, h, i, 0))
+    row = pl.BlockSpec((None, None, 1, blocks.block_q), lambda b, h, i: (b, h, 0, i))
+    in_hbm = pl.BlockSpec(memory_space=pl.ANY)
+    of_sample = pl.BlockSpec((None, *bias.shape[1:]), lambda b, h, i: (b, 0, 0))
+    list_spec = pl.BlockSpec((None, 1, lists.shape[-1]), row_of_list, memory_space=pltpu.SMEM)
+    operands = [(lists, list_spec), (q, tile), (k, in_hbm), (v, in_hbm), (bias, of_sample)]
+    operands += _cache_operands(cache, tile, row, blocks.block_q)
+    outputs = [
+        (jax.ShapeDtypeStruct(q.shape, q.dtype), tile),
+        (jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32), row),
+    ]
+    if count_blocks:
+        one = pl.BlockSpec(
+            (None, None, None, 1, 1), lambda b, h, i: (b, h, i, 0, 0), memory_space=pltpu.SMEM
+        )
+        outputs.append((jax.ShapeDtypeStruct((batch, heads, rows, 1, 1), jnp.int32), one))
+    form = Form(
+        block_kv=blocks.block_kv,
+        gather=gather,
+        scale=scale,
+        trips=trips,
+        count_blocks=count_blocks,
+        cached=cache is not None,
+        complement=isinstance(cache, Complement),
+        quantized=cache is not None and cache.scale is not None,
+        low_rank=cache is not None and cache.low_rank is not None,
+    )
+    buffer = (2, gather * blocks.block_kv, size)
+    return pl.pallas_call(
+        partial(kernel, form=form),
+        out_shape=[shape for shape, _ in outputs],
+        grid=(batch, heads, rows),
+        in_specs=[spec for _, spec in operands],
+        out_specs=[spec for _, spec in outputs],
+        scratch_shapes=[
+            pltpu.VMEM(buffer, k.dtype),
+            pltpu.VMEM(buffer, v.dtype),
+            pltpu.VMEM((blocks.block_q, LANES), jnp.float32),
+            pltpu.VMEM((blocks.block_q, LANES), jnp.float32),
+            pltpu.VMEM((blocks.block_q, size), jnp.float32),
+            pltpu.SemaphoreType.DMA((2, 2)),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=_VMEM_LIMIT
+        ),
+        interpret=interpret_params(target),
+        name="block_sparse_attention",
+    )(*(array for array, _ in operands))
+
+
+def _lists(blocks: BlockLists, gather: int) -> Array:
+    """One row of int32 a block of queries: the count, then the list, repeated to whole steps and whole lanes."""
+    longest = -(-blocks.indices.shape[-1] // gather) * gather
+    width = -(-(1 + longest) // LANES) * LANES
+    counts = blocks.counts.reshape(-1, 1, 1)
+    indices = blocks.indices.reshape(len(counts), 1, -1)
+    rows = jnp.concatenate([counts, indices], axis=-1)
+    return jnp.pad(rows, ((0, 0), (0, 0), (0, width - rows.shape[-1])), mode="edge")
+
+
+def _cache_operands(
+    cache: Cache | None, tile: pl.BlockSpec, row: pl.BlockSpec, block_q: int
+) -> list[tuple[Array, pl.BlockSpec]]:
+    """Arrays and their blocks, in the order in which the kernel takes them."""
+    if cache is None:
+        return []
+    operands = [(cache.values, tile)]
+    operands += [(cache.scale, row)] if cache.scale is not None else []
+    operands += [(cache.lse, row)] if isinstance(cache, Complement) else []
+    if cache.low_rank is not None:
+        u, v = cache.low_rank
+        rank, size = v.shape[-2:]
+        u_spec = pl.BlockSpec((None, rank, block_q), lambda b, h, i: (b, 0, i))
+        v_spec = pl.BlockSpec((None, None, rank, size), lambda b, h, i: (b, h, 0, 0))
+        operands += [(u, u_spec), (v, v_spec)]
+    return operands

@@ -1,0 +1,82 @@
+"""Compile for a TPU or a GPU that this machine does not have.
+
+libtpu and XLA's CUDA plugin hold whole compilers, which need a description of the chip and no chip: Mosaic, Triton and
+ptxas accept or reject a kernel here exactly as they would there.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from pallas_kernels.targets import Target
+
+# What XLA:GPU asks a driver about an H100 SXM.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024  threads_per_warp: 32
+  shared_memory_per_block: 49152  shared_memory_per_core: 233472  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048  core_count: 132  fpus_per_core: 128
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000  l2_cache_size: 52428800  clock_rate_ghz: 1.98
+  device_memory_size: 84978434048
+  cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+runtime_version { major: 12 minor: 9 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+_CUDA_PLUGIN = "jax_plugins.xla_cuda12"
+
+
+def missing(target: Target) -> str | None:
+    """What has to be installed before one can compile for a target; None where nothing is missing."""
+    if target.topology is None:
+        return f"{target.name} cannot be compiled for without having one"
+    if target.backend == "tpu":
+        return None if importlib.util.find_spec("libtpu") else "pip install libtpu"
+    found = importlib.util.find_spec("jax_plugins") and importlib.util.find_spec(_CUDA_PLUGIN)
+    return None if found else "pip install 'qsjax[cuda]'"
+
+
+def device(target: Target) -> Any:
+    """A description of the device, to put in a sharding.
+
+    Raises:
+        ModuleNotFoundError: its compiler is not installed; the message says how to.
+    """
+    if (reason := missing(target)) or target.topology is None:
+        raise ModuleNotFoundError(f"compiling for {target.name}: {reason}")
+    if target.backend == "gpu":
+        importlib.import_module(_CUDA_PLUGIN).initialize()
+        options = {"platform": "cuda", "target_config": _H100, "topology": target.topology}
+        return topologies.get_topology_desc(**options).devices[0]
+    # Else libtpu asks the network which cloud machine this is, and one process at a time may load it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    return topologies.get_topology_desc(target.topology, platform="tpu").devices[0]
+
+
+def compile_for(target: Target, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Compile a function ahead of time.
+
+    Args:
+        target: the device.
+        function: to compile; kernels in it need names with "@" and this target.
+        arguments: pytrees of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+        The compiled program, with `memory_analysis()` and `as_text()`.
+    """
+    sharding = SingleDeviceSharding(device(target))
+
+    def spec(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.jit(function).lower(*jax.tree.map(spec, arguments)).compile()

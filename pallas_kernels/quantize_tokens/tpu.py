@@ -1,0 +1,143 @@
+"""Pallas for TPU: a block of rows is read once, and leaves as int8 with its scales.
+
+The rotation works on aligned slices of channels, one product each: a reshape across lanes would move every register.
+Between the passes over a row its values wait in vector memory, so that one slice at a time is live in registers.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array
+
+from pallas_kernels.quantize_tokens.reference import SMALLEST
+from pallas_kernels.targets import Target
+from pallas_kernels.tpu_params import interpret_params
+
+_LANES = 128
+# Values of a block: 256 rows of 3,072 channels, 64 of 12,288.
+_BLOCK_VALUES = 256 * 3072
+_VMEM_LIMIT = 64 * 2**20
+
+
+def objection(*, backend: str, channels: int, rotated: int, **_: Any) -> str | None:
+    """Why the kernel cannot serve a call."""
+    if backend not in ("tpu", "interpret"):
+        return f"needs a TPU, this is {backend}"
+    if channels % _LANES:
+        return f"{channels} channels are not a multiple of {_LANES}"
+    return (
+        f"a rotation of {rotated} channels is not a multiple of {_LANES}"
+        if rotated % _LANES
+        else None
+    )
+
+
+def quantize_tokens(
+    x: Array,
+    gain: Array,
+    offset: Array,
+    rotation: Array | None,
+    clip: Array,
+    *,
+    norm: str,
+    activation: str,
+    limit: int,
+    epsilon: float,
+    target: Target,
+) -> tuple[Array, Array]:
+    """See `api.quantize_tokens`."""
+    groups, channels = gain.shape
+    rows = x.shape[0] // groups
+    # int8 tiles have 32 rows.
+    block = min(max(32, _BLOCK_VALUES // channels // 32 * 32), 256, -(-rows // 32) * 32)
+    blocks = pl.cdiv(rows, block)
+    tile = pl.BlockSpec((None, block, channels), lambda g, i: (g, i, 0))
+    by_group = pl.BlockSpec((None, 1, channels), lambda g, i: (g, 0, 0))
+    operands = [
+        (clip.reshape(1), pl.BlockSpec(memory_space=pltpu.SMEM)),
+        (x.reshape(groups, rows, channels), tile),
+        (gain[:, None], by_group),
+        (offset[:, None], by_group),
+    ]
+    if rotation is not None:
+        operands.append((rotation, pl.BlockSpec(rotation.shape, lambda g, i: (0, 0))))
+    kernel = partial(_kernel, norm=norm, activation=activation, limit=limit, epsilon=epsilon)
+    integers, scales = pl.pallas_call(
+        kernel,
+        out_shape=[
+            jax.ShapeDtypeStruct((groups, rows, channels), jnp.int8),
+            jax.ShapeDtypeStruct((groups, blocks, 1, block), jnp.float32),
+        ],
+        grid=(groups, blocks),
+        in_specs=[spec for _, spec in operands],
+        out_specs=[tile, pl.BlockSpec((None, None, 1, block), lambda g, i: (g, i, 0, 0))],
+        scratch_shapes=[pltpu.VMEM((block, channels), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM_LIMIT
+        ),
+        interpret=interpret_params(target),
+        name="quantize_tokens",
+    )(*(array for array, _ in operands))
+    return integers.reshape(x.shape), scales.reshape(groups, -1)[:, :rows].reshape(-1)
+
+
+def _kernel(
+    clip: Any,
+    x: Any,
+    gain: Any,
+    offset: Any,
+    *refs: Any,
+    norm: str,
+    activation: str,
+    limit: int,
+    epsilon: float,
+) -> None:
+    rotation = refs[0] if len(refs) == 4 else None
+    integers, scales, rotated = refs[-3:]
+    rows, channels = x.shape
+    width = _LANES if rotation is None else rotation.shape[0]
+
+    def over_slices(body: Any, start: Array) -> Array:
+        """Fold a function of (channels of a slice, carried value) over all slices."""
+        count = channels // width
+        return jax.lax.fori_loop(
+            0, count, lambda i, kept: body(pl.ds(i * width, width), kept), start
+        )
+
+    def values(part: Any) -> Array:
+        y = x[:, part].astype(jnp.float32)
+        return jax.nn.gelu(y, approximate=True) if activation == "gelu_tanh" else y
+
+    # Sums and maxima stay spread over lanes until the last slice: adding registers is cheap, adding lanes is not.
+    spread = jnp.zeros((rows, width), jnp.float32)
+    if norm == "layer":
+        total = over_slices(lambda part, kept: kept + values(part), spread)
+        mean = total.sum(axis=1, keepdims=True) / channels
+        squares = over_slices(lambda part, kept: kept + jnp.square(values(part) - mean), spread)
+        inverse = jax.lax.rsqrt(squares.sum(axis=1, keepdims=True) / channels + epsilon)
+
+    def transform(part: Any, largest: Array) -> Array:
+        y = values(part)
+        if norm == "layer":
+            y = (y - mean) * inverse
+        y = y * gain[:, part] + offset[:, part]
+        if rotation is not None:
+            y = jnp.dot(y.astype(rotation.dtype), rotation[...], preferred_element_type=jnp.float32)
+        rotated[:, part] = y
+        return jnp.maximum(largest, jnp.abs(y))
+
+    largest = over_slices(transform, spread).max(axis=1, keepdims=True)
+    largest = jnp.maximum(largest, SMALLEST) * clip[0]
+    scales[...] = (largest / limit).reshape(1, rows)
+    inverse_scale = limit / largest
+
+    def store(part: Any, kept: Array) -> Array:
+        scaled = jnp.round(rotated[:, part] * inverse_scale)
+        integers[:, part] = jnp.clip(scaled, -limit - 1, limit).astype(jnp.int8)
+        return kept
+
+    over_slices(store, jnp.int32(0))
