@@ -12,7 +12,7 @@ from pallas_kernels.dispatch import AUTO, Implementation, Operation
 
 
 def block_sparse_attention(
-    q: Float[Array, "B L H D"],
+    q: Float[Array, "B Q H D"],
     k: Float[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     blocks: BlockLists,
@@ -26,10 +26,11 @@ def block_sparse_attention(
     """Softmax attention over the listed blocks of keys, corrected by a cache.
 
     Softmax, log-sum-exp and the cache's arithmetic are float32; products take q's dtype. An empty list gives 0 and
-    a log-sum-exp of -1e30. Any length: the last blocks may be partial.
+    a log-sum-exp of -1e30. Any length: the last blocks may be partial. Queries may be a part of the sequence: text
+    rows, which see everything, are best run as a call of their own, lest all lists grow to their length.
 
     Args:
-        q, k, v: of one dtype.
+        q, k, v: of one dtype; q may have another length.
         blocks: lists of the blocks to compute; as many rows as q has blocks, made for all of k's blocks.
         kv_valid: keys that may be seen; None is all.
         scale: of the scores; None is D^-1/2.
@@ -38,7 +39,7 @@ def block_sparse_attention(
         implementation: "auto" or a name of `BLOCK_SPARSE_ATTENTION.implementations`.
 
     Returns:
-        [B, L, H, D] in q's dtype, or that and float32 [B, H, L].
+        [B, Q, H, D] in q's dtype, or that and float32 [B, H, Q].
 
     Raises:
         ValueError: shapes that do not go together.
@@ -51,7 +52,7 @@ def block_sparse_attention(
 
 
 def attention_with_residual(
-    q: Float[Array, "B L H D"],
+    q: Float[Array, "B Q H D"],
     k: Float[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     blocks: BlockLists,
@@ -60,7 +61,7 @@ def attention_with_residual(
     scale: float | None = None,
     implementation: str = AUTO,
 ) -> tuple[
-    Float[Array, "B L H D"], Float[Array, "B L H D"], Float[Array, "B H L"], Float[Array, "B L H"]
+    Float[Array, "B Q H D"], Float[Array, "B Q H D"], Float[Array, "B H Q"], Float[Array, "B Q H"]
 ]:
     """Full attention, and what the listed blocks miss of it, at the cost of one dense pass.
 
@@ -110,17 +111,22 @@ def _attend(
 
 
 def _check(q: Array, k: Array, v: Array, blocks: BlockLists, kv_valid: Array | None) -> None:
-    if q.shape != k.shape or k.shape != v.shape or not q.dtype == k.dtype == v.dtype:
+    batch, length, heads, size = q.shape
+    keys = k.shape[1]
+    if (
+        k.shape != (batch, keys, heads, size)
+        or k.shape != v.shape
+        or not q.dtype == k.dtype == v.dtype
+    ):
         found = ", ".join(f"{x.dtype}{list(x.shape)}" for x in (q, k, v))
-        raise ValueError(f"q, k and v must have one shape and dtype, found {found}")
-    batch, length, heads, _ = q.shape
-    if kv_valid is not None and kv_valid.shape != (batch, length):
-        raise ValueError(f"kv_valid has shape {kv_valid.shape}, expected {(batch, length)}")
-    rows, columns = (-(-length // block) for block in (blocks.block_q, blocks.block_kv))
+        raise ValueError(f"q, k and v must agree in all but q's length, found {found}")
+    if kv_valid is not None and kv_valid.shape != (batch, keys):
+        raise ValueError(f"kv_valid has shape {kv_valid.shape}, expected {(batch, keys)}")
+    rows, columns = -(-length // blocks.block_q), -(-keys // blocks.block_kv)
     if (blocks.q_blocks, blocks.kv_blocks) != (rows, columns):
         raise ValueError(
-            f"lists are for {blocks.q_blocks} x {blocks.kv_blocks} blocks; {length} tokens in blocks of"
-            f" {blocks.block_q} x {blocks.block_kv} are {rows} x {columns}"
+            f"lists are for {blocks.q_blocks} x {blocks.kv_blocks} blocks; {length} queries and {keys} keys in"
+            f" blocks of {blocks.block_q} x {blocks.block_kv} are {rows} x {columns}"
         )
     for name, sizes in (("indices", blocks.indices.shape), ("counts", blocks.counts.shape)):
         if sizes[0] not in (1, batch) or sizes[1] not in (1, heads):

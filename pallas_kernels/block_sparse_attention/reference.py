@@ -8,7 +8,7 @@ from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache
 
 
 def attend(
-    q: Float[Array, "B L H D"],
+    q: Float[Array, "B Q H D"],
     k: Float[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
@@ -16,7 +16,7 @@ def attend(
     cache: Cache | None,
     *,
     scale: float,
-) -> tuple[Float[Array, "B L H D"], Float[Array, "B H L"]]:
+) -> tuple[Float[Array, "B Q H D"], Float[Array, "B H Q"]]:
     """Output in q's dtype, and the log-sum-exp of the listed keys; 0 and `EMPTY` where there is none."""
     dtype = q.dtype
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))

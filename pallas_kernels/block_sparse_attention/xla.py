@@ -30,7 +30,7 @@ class _Head(NamedTuple):
 
 
 def attend(
-    q: Float[Array, "B L H D"],
+    q: Float[Array, "B Q H D"],
     k: Float[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
@@ -38,7 +38,7 @@ def attend(
     cache: Cache | None,
     *,
     scale: float,
-) -> tuple[Float[Array, "B L H D"], Float[Array, "B H L"]]:
+) -> tuple[Float[Array, "B Q H D"], Float[Array, "B H Q"]]:
     """Output in q's dtype, and the log-sum-exp of the listed keys; differentiable in q, k, v and the cache."""
     batch, length, heads, size = q.shape
 

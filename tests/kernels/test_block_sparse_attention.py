@@ -202,6 +202,19 @@ def test_bfloat16_in_and_out():
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=2 * BFLOAT16_CAST * size)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_some_of_the_queries_are_a_call_of_their_own(implementation):
+    q, k, v = heads()
+    everything = lists(1.0)
+    full = attend(q, k, v, everything, kv_valid=valid(), implementation=implementation)
+    dense = np.ones((1, 1, 2, COLUMNS), bool)
+    rows = BlockLists.from_block_map(dense, block_q=BLOCK_Q, block_kv=BLOCK_KV)
+    last = block_sparse_attention(
+        q[:, -20:], k, v, rows, kv_valid=valid(), implementation=implementation
+    )
+    np.testing.assert_allclose(last, full[:, -20:], **TIGHT)
+
+
 def test_new_lists_do_not_compile_again():
     q, k, v = heads()
     traces = 0
@@ -220,9 +233,9 @@ def test_new_lists_do_not_compile_again():
 
 def test_operands_that_do_not_go_together():
     q, k, v = heads()
-    with pytest.raises(ValueError, match="lists are for 6 x 3 blocks; 50 tokens"):
+    with pytest.raises(ValueError, match="lists are for 6 x 3 blocks; 50 queries"):
         block_sparse_attention(q[:, :50], k[:, :50], v[:, :50], lists())
-    with pytest.raises(ValueError, match="one shape and dtype"):
+    with pytest.raises(ValueError, match="agree in all but q's length"):
         block_sparse_attention(q.astype(jnp.bfloat16), k, v, lists())
     with pytest.raises(ValueError, match="2 samples of 2 heads nor 1"):
         block_sparse_attention(q, k, v, lists(count=3))

@@ -138,6 +138,16 @@ def test_attention_applies_the_cache(kind, rank):
     np.testing.assert_allclose(found, expected, **TIGHT)
 
 
+def test_attention_of_some_of_the_queries():
+    q, k, v, valid = attention_operands()
+    rows = BlockLists.from_block_map(np.ones((1, 1, 1, 3), bool), block_q=128, block_kv=128)
+    found, expected = (
+        block_sparse_attention(q[:, -40:], k, v, rows, kv_valid=valid, implementation=name)
+        for name in ("tpu@interpret", "reference")
+    )
+    np.testing.assert_allclose(found, expected, **TIGHT)
+
+
 def test_attention_refresh():
     q, k, v, valid = attention_operands()
     found, expected = (
