@@ -29,7 +29,7 @@ from qsjax.tiny.phases import Curriculum
 TEXT_LENGTH = 16
 """Tokens of the longest caption; shorter ones are padded, so that every batch has one shape."""
 
-TWO_OBJECTS = 0.5
+TWO_OBJECTS = 0.7
 """Fraction of training clips with two objects: they take longest to learn, and are rarer in evaluations."""
 
 DIT_CONFIG = DiTConfig(
