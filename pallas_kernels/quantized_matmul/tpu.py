@@ -22,6 +22,9 @@ from pallas_kernels.tpu_params import interpret_params
 
 # What `_widen` multiplies values by, to save shifts.
 _FACTOR = {4: 16, 6: 4, 8: 1}
+# The upper nibble of each of four bytes, 0xF0F0F0F0, and the two bits below it, 0x0C0C0C0C.
+_UPPER = -0x0F0F0F10
+_BELOW = 0x0C0C0C0C
 _VMEM_LIMIT = 64 * 2**20
 
 
@@ -171,13 +174,17 @@ def _widen(bits: int, planes: list[Array]) -> list[Array]:
     """One int8 block for each panel of K, `_FACTOR` times the weights."""
     if bits == 8:
         return planes
+    # Four bytes at once, as not every libtpu shifts int8; masks keep them apart.
+    words = [pltpu.bitcast(plane, jnp.int32) for plane in planes]
     if bits == 4:
-        return [planes[0] << 4, planes[0] & -16]
-    first, second, low = planes
-    # 16 h + 4 l for w = 4 h + l: the two low bits go below the nibble.
-    return [
-        (first << 4) | ((low & 3) << 2),
-        (second << 4) | (low & 12),
-        (first & -16) | ((low >> 2) & 12),
-        (second & -16) | ((low >> 4) & 12),
-    ]
+        wide = [(words[0] << 4) & _UPPER, words[0] & _UPPER]
+    else:
+        first, second, low = words
+        # 16 h + 4 l for w = 4 h + l: the two low bits go below the nibble.
+        wide = [
+            ((first << 4) & _UPPER) | ((low << 2) & _BELOW),
+            ((second << 4) & _UPPER) | (low & _BELOW),
+            (first & _UPPER) | ((low >> 2) & _BELOW),
+            (second & _UPPER) | ((low >> 4) & _BELOW),
+        ]
+    return [pltpu.bitcast(word, jnp.int8) for word in wide]

@@ -111,6 +111,6 @@ def test_attention_at_720p_with_a_complement(target):
     values = spec(1, 119056, 24, 128, dtype=jnp.bfloat16)
     cache = Complement(values, None, spec(1, 24, 119056), low_rank(119056))
     compiled = attention(target, 119056, 512, 512, 36, cache)
-    # Transposed copies of four operands and the result, padded to whole blocks, and no vector padded from one lane
-    # to 128: that would be two more copies' worth.
-    assert compiled.memory_analysis().temp_size_in_bytes < 6.5 * 119056 * 24 * 128 * 2
+    # Copies of the operands and the result, transposed and padded to whole blocks: six or seven, as the compiler's
+    # version has it. A vector padded from one lane to 128 would be two more.
+    assert compiled.memory_analysis().temp_size_in_bytes < 7.5 * 119056 * 24 * 128 * 2
