@@ -3,7 +3,7 @@
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.targets import Target
 
-# Measured as a compiler's estimate, see docs/benchmarks.md: a step costs a thousand cycles, whatever it multiplies.
+# By the compiler's estimate a step costs about a thousand cycles, whatever it multiplies.
 _KEYS = {"v5e": 1024, "v6e": 1024}
 
 

@@ -1,9 +1,7 @@
-"""Tile sizes of the matmul kernels: a table of checked sizes for each device, and a rule for shapes it does not hold."""
+"""Tile sizes of the TPU matmul kernel: as large as vector memory allows."""
 
 import itertools
 from dataclasses import dataclass
-
-from pallas_kernels.targets import Target
 
 LANES = 128
 _INT8_ROWS = 32  # of a TPU's int8 tile
@@ -19,14 +17,16 @@ class Tiles:
     k: int
 
 
-def tpu_tiles(target: Target, m: int, n: int, panel: int, parts: int) -> Tiles:
+def tpu_tiles(m: int, n: int, panel: int, parts: int) -> Tiles:
     """Tiles for M rows of activations against `parts` panels of K, each of `panel` rows.
 
     Args:
-        target: the device.
         m, n: of the result (m of one group of rows).
         panel: K / parts.
         parts: values of K that share a byte: 1, 2 or 4.
+
+    Raises:
+        ValueError: nothing fits.
     """
     rows = min(1024, -(-m // _INT8_ROWS) * _INT8_ROWS)
     depths = [k for k in range(panel, 0, -1) if panel % k == 0 and (k % LANES == 0 or k == panel)]

@@ -1,7 +1,7 @@
 """Pallas for TPU: weights stay packed in HBM and become int8 in vector memory, right before the matrix unit.
 
 A byte holds rows that are K/2 (or K/4) apart, so that the two (four) panels of activations that it meets are blocks of
-the same array. Mosaic has neither an int8 x int4 dot nor int8 additions, but shifts and masks: a nibble left in, or
+the same array. Mosaic has neither an int8 x int4 dot nor int8 additions, but shifts and masks of words: a nibble left in, or
 moved to, the upper half of its byte is 16 times its value with the right sign, and the factor goes into the scale.
 """
 
@@ -63,13 +63,13 @@ def quantized_matmul(
         activation: "none" or "gelu_tanh".
         out_dtype: of the result.
         target: device to build for.
-        tiles: instead of those of the table.
+        tiles: instead of those of `tpu_tiles`.
     """
     parts = PARTS[weight.bits]
     groups = 1 if gate is None else gate.shape[0]
     (rows, k), n = x.shape, weight.shape[1]
     m, panel = rows // groups, k // parts
-    tiles = tiles or tpu_tiles(target, m, n, panel, parts)
+    tiles = tiles or tpu_tiles(m, n, panel, parts)
     steps = panel // tiles.k
     x = x.reshape(groups, m, k)
     operands: list[tuple[Array, pl.BlockSpec]] = []

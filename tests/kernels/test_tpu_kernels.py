@@ -68,7 +68,7 @@ def test_matmul_sums_over_steps_exactly(bits):
 def test_tiles_divide_k_and_fit(k, n, bits):
     parts = {4: 2, 6: 4, 8: 1}[bits]
     for m in (1, 100, 25216):
-        tiles = tpu_tiles(TARGETS["v5e"], m, n, k // parts, parts)
+        tiles = tpu_tiles(m, n, k // parts, parts)
         assert (k // parts) % tiles.k == 0
         assert tiles.k % 128 == tiles.n % 128 == tiles.m % 32 == 0
         assert tpu_bytes(tiles, parts) <= 56 * 2**20
