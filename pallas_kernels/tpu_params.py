@@ -1,10 +1,19 @@
-"""How a Pallas TPU kernel is run where there is no TPU: in the strict interpreter."""
+"""What all Pallas TPU kernels share: sizes of the chip, who can run them, and the strict interpreter for who cannot."""
 
 from typing import Any
 
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.targets import Target
+
+LANES = 128
+VMEM_LIMIT = 64 * 2**20
+"""Vector memory a kernel may ask for: more than the compiler's default, half of what a v5e or v6e has."""
+
+
+def needs_tpu(backend: str) -> str | None:
+    """The objection of every TPU kernel to another backend."""
+    return None if backend in ("tpu", "interpret") else f"needs a TPU, this is {backend}"
 
 
 def interpret_params(target: Target) -> Any:

@@ -19,19 +19,17 @@ from jaxtyping import Array
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache, Complement
 from pallas_kernels.block_sparse_attention.tiles import keys_per_step
-from pallas_kernels.block_sparse_attention.tpu_kernel import LANES, Form, kernel
+from pallas_kernels.block_sparse_attention.tpu_kernel import Form, kernel
 from pallas_kernels.targets import Target
-from pallas_kernels.tpu_params import interpret_params
-
-_VMEM_LIMIT = 64 * 2**20
+from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs_tpu
 
 
 def objection(
     *, backend: str, dtype: Any, head_dim: int, block_q: int, block_kv: int, **_: Any
 ) -> str | None:
     """Why the kernel cannot serve a call."""
-    if backend not in ("tpu", "interpret"):
-        return f"needs a TPU, this is {backend}"
+    if reason := needs_tpu(backend):
+        return reason
     if dtype not in (jnp.bfloat16, jnp.float32):
         return f"is for bfloat16 and float32, not {jnp.dtype(dtype).name}"
     if head_dim % LANES:
@@ -49,9 +47,7 @@ class Arranged(NamedTuple):
     k: Array  # [B, H, L, D]
     v: Array  # [B, H, L, D]
     bias: Array  # float32 [B, key blocks, block_kv]: 0 or `EMPTY`
-    cache: (
-        Cache | None
-    )  # values [B, H, Lq, D], scale and lse [B, H, 1, Lq], low_rank (U [B, R, Lq], V)
+    cache: Cache | None  # its values [B, H, Lq, D], scale and lse [B, H, 1, Lq], U [B, R, Lq]
 
 
 def attend(
@@ -196,7 +192,7 @@ def launch(
             pltpu.SemaphoreType.DMA((2, 2)),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=_VMEM_LIMIT
+            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT
         ),
         interpret=interpret_params(target),
         name="block_sparse_attention",

@@ -11,8 +11,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from pallas_kernels.block_sparse_attention.cache import EMPTY
+from pallas_kernels.tpu_params import LANES
 
-LANES = 128
 # Running maxima start above the score of a key that is not valid, so that its weight is 2^(-9e29) = 0.
 _LOWEST_PEAK = -1e29
 _LOG2_E = math.log2(math.e)

@@ -15,23 +15,21 @@ from jaxtyping import Array
 
 from pallas_kernels.quantize_tokens.reference import SMALLEST
 from pallas_kernels.targets import Target
-from pallas_kernels.tpu_params import interpret_params
+from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs_tpu
 
-_LANES = 128
 # Values of a block: 256 rows of 3,072 channels, 64 of 12,288.
 _BLOCK_VALUES = 256 * 3072
-_VMEM_LIMIT = 64 * 2**20
 
 
 def objection(*, backend: str, channels: int, rotated: int, **_: Any) -> str | None:
     """Why the kernel cannot serve a call."""
-    if backend not in ("tpu", "interpret"):
-        return f"needs a TPU, this is {backend}"
-    if channels % _LANES:
-        return f"{channels} channels are not a multiple of {_LANES}"
+    if reason := needs_tpu(backend):
+        return reason
+    if channels % LANES:
+        return f"{channels} channels are not a multiple of {LANES}"
     return (
-        f"a rotation of {rotated} channels is not a multiple of {_LANES}"
-        if rotated % _LANES
+        f"a rotation of {rotated} channels is not a multiple of {LANES}"
+        if rotated % LANES
         else None
     )
 
@@ -77,7 +75,7 @@ def quantize_tokens(
         out_specs=[tile, pl.BlockSpec((None, None, 1, block), lambda g, i: (g, i, 0, 0))],
         scratch_shapes=[pltpu.VMEM((block, channels), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_VMEM_LIMIT
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT
         ),
         interpret=interpret_params(target),
         name="quantize_tokens",
@@ -99,7 +97,7 @@ def _kernel(
     rotation = refs[0] if len(refs) == 4 else None
     integers, scales, rotated = refs[-3:]
     rows, channels = x.shape
-    width = _LANES if rotation is None else rotation.shape[0]
+    width = LANES if rotation is None else rotation.shape[0]
 
     def over_slices(body: Any, start: Array) -> Array:
         """Fold a function of (channels of a slice, carried value) over all slices."""

@@ -3,7 +3,8 @@
 import itertools
 from dataclasses import dataclass
 
-LANES = 128
+from pallas_kernels.tpu_params import LANES
+
 _INT8_ROWS = 32  # of a TPU's int8 tile
 _VMEM = 56 * 2**20  # bytes of a TPU core's vector memory that one kernel may plan for
 

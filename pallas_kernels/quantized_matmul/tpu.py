@@ -16,24 +16,23 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from pallas_kernels.quantized_matmul.packing import PARTS, PackedWeight
-from pallas_kernels.quantized_matmul.tiles import LANES, Tiles, tpu_tiles
+from pallas_kernels.quantized_matmul.tiles import Tiles, tpu_tiles
 from pallas_kernels.targets import Target
-from pallas_kernels.tpu_params import interpret_params
+from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs_tpu
 
 # What `_widen` multiplies values by, to save shifts.
 _FACTOR = {4: 16, 6: 4, 8: 1}
 # The upper nibble of each of four bytes, 0xF0F0F0F0, and the two bits below it, 0x0C0C0C0C.
 _UPPER = -0x0F0F0F10
 _BELOW = 0x0C0C0C0C
-_VMEM_LIMIT = 64 * 2**20
 
 
 def objection(
     *, backend: str, layout: str, bits: int, weight_only: bool, rows: int, **_: Any
 ) -> str | None:
     """Why the kernel cannot serve a call."""
-    if backend not in ("tpu", "interpret"):
-        return f"needs a TPU, this is {backend}"
+    if reason := needs_tpu(backend):
+        return reason
     if layout != "bytes":
         return f"needs weights in layout 'bytes', not {layout!r}"
     if weight_only:
@@ -115,7 +114,7 @@ def quantized_matmul(
         scratch_shapes=[pltpu.VMEM((tiles.m, tiles.n), jnp.int32)] if steps > 1 else [],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=_VMEM_LIMIT,
+            vmem_limit_bytes=VMEM_LIMIT,
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * rows * n * k,
