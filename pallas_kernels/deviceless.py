@@ -54,7 +54,7 @@ def device(target: Target) -> Any:
     if (reason := missing(target)) or target.topology is None:
         raise ModuleNotFoundError(f"compiling for {target.name}: {reason}")
     if target.backend == "gpu":
-        importlib.import_module(_CUDA_PLUGIN).initialize()
+        jax.devices()  # Registers the plugin, whatever the platform in use.
         options = {"platform": "cuda", "target_config": _H100, "topology": target.topology}
         return topologies.get_topology_desc(**options).devices[0]
     # Else libtpu asks the network which cloud machine this is, and one process at a time may load it.
@@ -63,13 +63,19 @@ def device(target: Target) -> Any:
     return topologies.get_topology_desc(target.topology, platform="tpu").devices[0]
 
 
-def compile_for(target: Target, function: Callable[..., Any], *arguments: Any) -> Any:
+def compile_for(
+    target: Target,
+    function: Callable[..., Any],
+    *arguments: Any,
+    options: dict[str, Any] | None = None,
+) -> Any:
     """Compile a function ahead of time.
 
     Args:
         target: the device.
         function: to compile; kernels in it need names with "@" and this target.
         arguments: pytrees of arrays or `jax.ShapeDtypeStruct`.
+        options: of the compiler.
 
     Returns:
         The compiled program, with `memory_analysis()` and `as_text()`.
@@ -79,4 +85,4 @@ def compile_for(target: Target, function: Callable[..., Any], *arguments: Any) -
     def spec(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return jax.jit(function).lower(*jax.tree.map(spec, arguments)).compile()
+    return jax.jit(function).lower(*jax.tree.map(spec, arguments)).compile(options)

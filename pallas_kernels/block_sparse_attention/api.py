@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels.block_sparse_attention import reference, tpu, xla
+from pallas_kernels.block_sparse_attention import gpu, reference, tpu, xla
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import Cache, Complement, merge
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
@@ -162,6 +162,7 @@ BLOCK_SPARSE_ATTENTION = Operation(
     "block_sparse_attention",
     {
         "tpu": Implementation(tpu.attend, tpu.objection, tiled=True),
+        "gpu": Implementation(gpu.attend, gpu.objection, tiled=True),
         "xla": Implementation(xla.attend, _always),
         "reference": Implementation(reference.attend, _always),
     },

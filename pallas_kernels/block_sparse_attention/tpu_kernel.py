@@ -1,6 +1,5 @@
 """The body of the TPU kernel: one head, one block of queries, a loop over its list."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from pallas_kernels.block_sparse_attention.cache import EMPTY
+from pallas_kernels.block_sparse_attention.softmax import LOG2_E, LOWEST_PEAK
 from pallas_kernels.tpu_params import LANES
-
-# Running maxima start above the score of a key that is not valid, so that its weight is 2^(-9e29) = 0.
-_LOWEST_PEAK = -1e29
-_LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +81,7 @@ def kernel(lists: Any, q: Any, k_hbm: Any, v_hbm: Any, bias: Any, *refs: Any, fo
         for copy in copies(step, slot):
             copy.start()
 
-    peak[...] = jnp.full(peak.shape, _LOWEST_PEAK, jnp.float32)
+    peak[...] = jnp.full(peak.shape, LOWEST_PEAK, jnp.float32)
     total[...] = jnp.zeros(total.shape, jnp.float32)
     mixed[...] = jnp.zeros(mixed.shape, jnp.float32)
     _when(steps > 0, always)(lambda: fetch(0, 0))
@@ -114,7 +110,7 @@ def kernel(lists: Any, q: Any, k_hbm: Any, v_hbm: Any, bias: Any, *refs: Any, fo
         counter[0, 0] = multiplied
     some = total[...] > 0
     sums = jnp.where(some, total[...], 1.0)
-    log_sum = jnp.where(some, peak[...] / _LOG2_E + jnp.log(sums), EMPTY)
+    log_sum = jnp.where(some, peak[...] / LOG2_E + jnp.log(sums), EMPTY)
     result = mixed[...] / _repeat(sums, mixed.shape[1])
     lse[...] = log_sum[:, :1].reshape(1, -1)
     if form.cached:
@@ -134,7 +130,7 @@ def _accumulate(
     Maxima and sums fill all lanes with copies: Mosaic turns a [rows, 1] array into as many registers, one lane used.
     """
     scores = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    scores = scores * (scale * _LOG2_E) + bias
+    scores = scores * (scale * LOG2_E) + bias
     before = peak[...]
     higher = jnp.maximum(before, _over_lanes(scores.max(axis=1, keepdims=True), LANES))
     shrink = jnp.exp2(before - higher)

@@ -13,9 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache
-
-# Running maxima start above the score of a key that is not valid, so that its weight is exp(-9e29) = 0.
-_LOWEST_PEAK = -1e29
+from pallas_kernels.block_sparse_attention.softmax import LOWEST_PEAK
 
 
 class _Head(NamedTuple):
@@ -87,7 +85,7 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
 
             queries, size = q.shape[0], head.v.shape[-1]
             start = (
-                jnp.full(queries, _LOWEST_PEAK, jnp.float32),
+                jnp.full(queries, LOWEST_PEAK, jnp.float32),
                 jnp.zeros(queries, jnp.float32),
                 jnp.zeros((queries, size), jnp.float32),
             )
@@ -126,7 +124,7 @@ def _backward(
                 j = indices[i]
                 k, v = (x[j].astype(jnp.float32) for x in (head.k, head.v))
                 # Rows without keys have lse = EMPTY: their weights are exp(0) at invalid keys, not 0.
-                seen = (head.bias[j] == 0)[None] & (lse > _LOWEST_PEAK)[:, None]
+                seen = (head.bias[j] == 0)[None] & (lse > LOWEST_PEAK)[:, None]
                 weights = jnp.where(seen, jnp.exp(_scores(q, head, j, scale) - lse[:, None]), 0.0)
                 to_scores = weights * (slope @ v.T + offset[:, None]) * scale
                 return (

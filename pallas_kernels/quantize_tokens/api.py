@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
-from pallas_kernels.quantize_tokens import reference, tpu, xla
+from pallas_kernels.quantize_tokens import gpu, reference, tpu, xla
 
 NORMS = ("none", "layer")
 ACTIVATIONS = ("none", "gelu_tanh")
@@ -124,6 +124,7 @@ QUANTIZE_TOKENS = Operation(
     "quantize_tokens",
     {
         "tpu": Implementation(tpu.quantize_tokens, tpu.objection, tiled=True),
+        "gpu": Implementation(gpu.quantize_tokens, gpu.objection, tiled=True),
         "xla": Implementation(xla.quantize_tokens, _always),
         "reference": Implementation(reference.quantize_tokens, _always),
     },

@@ -9,6 +9,7 @@ A byte holds rows that are far apart, not neighbours: a 4-bit byte holds rows k 
     8 bits   byte[k, n] = w[k, n]                                                               K
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -104,6 +105,37 @@ def unpack(weight: PackedWeight) -> Int8[Array, "K N"]:
         if weight.bits == 6:
             values = values << 2 | _split_unsigned(planes[1])
     return values[: weight.rows]
+
+
+# Bytes of an integer -> 0xF0 and 0x0C in each of them, as signed numbers.
+_MASKS = {1: (-0x10, 0x0C), 4: (-0x0F0F0F10, 0x0C0C0C0C)}
+FACTOR = {4: 16, 6: 4, 8: 1}
+"""What `widened` multiplies values by."""
+
+
+def widened(bits: int, planes: Sequence[Array]) -> list[Array]:
+    """The panels of K, `FACTOR` times the weights, for kernels: shifts and masks only, no sign to extend.
+
+    A nibble left in, or moved to, the upper half of its byte is 16 times its value with the right sign; the two low
+    bits of 6 go below it.
+
+    Args:
+        bits: of a value.
+        planes: a block of each plane; for 6 bits the nibble plane twice, its upper and its lower half of rows,
+            then the plane of the low bits. int8, or int32 words of four bytes, which not every compiler can tell apart.
+    """
+    if bits == 8:
+        return list(planes)
+    upper, below = _MASKS[planes[0].dtype.itemsize]
+    if bits == 4:
+        return [(planes[0] << 4) & upper, planes[0] & upper]
+    first, second, low = planes
+    return [
+        ((first << 4) & upper) | ((low << 2) & below),
+        ((second << 4) & upper) | (low & below),
+        (first & upper) | ((low >> 2) & below),
+        (second & upper) | ((low >> 4) & below),
+    ]
 
 
 def _join(values: np.ndarray, parts: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Pallas for TPU: weights stay packed in HBM and become int8 in vector memory, right before the matrix unit.
 
 A byte holds rows that are K/2 (or K/4) apart, so that the two (four) panels of activations that it meets are blocks of
-the same array. Mosaic has neither an int8 x int4 dot nor int8 additions, but shifts and masks of words: a nibble left in, or
-moved to, the upper half of its byte is 16 times its value with the right sign, and the factor goes into the scale.
+the same array. Mosaic has neither an int8 x int4 dot nor int8 additions, but shifts and masks of words; what they multiply
+the weights by goes into the scale.
 """
 
 import operator
@@ -15,16 +15,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from pallas_kernels.quantized_matmul.packing import PARTS, PackedWeight
+from pallas_kernels.quantized_matmul.packing import FACTOR, PARTS, PackedWeight, widened
 from pallas_kernels.quantized_matmul.tiles import Tiles, tpu_tiles
 from pallas_kernels.targets import Target
 from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs_tpu
-
-# What `_widen` multiplies values by, to save shifts.
-_FACTOR = {4: 16, 6: 4, 8: 1}
-# The upper nibble of each of four bytes, 0xF0F0F0F0, and the two bits below it, 0x0C0C0C0C.
-_UPPER = -0x0F0F0F10
-_BELOW = 0x0C0C0C0C
 
 
 def objection(
@@ -90,7 +84,7 @@ def quantized_matmul(
             pl.BlockSpec((1, 1, tiles.m), lambda g, i, j, s: (g, 0, i)),
         )
     )
-    operands.append((w_scale.reshape(1, n) * (1 / _FACTOR[weight.bits]), row))
+    operands.append((w_scale.reshape(1, n) * (1 / FACTOR[weight.bits]), row))
     if bias is not None:
         operands.append((bias.reshape(1, n), row))
     if gate is not None:
@@ -170,20 +164,9 @@ def _kernel(*refs: Any, bits: int, steps: int, activation: str, optional: tuple[
 
 
 def _widen(bits: int, planes: list[Array]) -> list[Array]:
-    """One int8 block for each panel of K, `_FACTOR` times the weights."""
+    """One int8 block for each panel of K, `FACTOR` times the weights."""
     if bits == 8:
         return planes
-    # Four bytes at once, as not every libtpu shifts int8; masks keep them apart.
-    words = [pltpu.bitcast(plane, jnp.int32) for plane in planes]
-    if bits == 4:
-        wide = [(words[0] << 4) & _UPPER, words[0] & _UPPER]
-    else:
-        first, second, low = words
-        # 16 h + 4 l for w = 4 h + l: the two low bits go below the nibble.
-        wide = [
-            ((first << 4) & _UPPER) | ((low << 2) & _BELOW),
-            ((second << 4) & _UPPER) | (low & _BELOW),
-            (first & _UPPER) | ((low >> 2) & _BELOW),
-            (second & _UPPER) | ((low >> 4) & _BELOW),
-        ]
-    return [pltpu.bitcast(word, jnp.int8) for word in wide]
+    # Four bytes at once, as not every libtpu shifts int8.
+    words = widened(bits, [pltpu.bitcast(plane, jnp.int32) for plane in planes])
+    return [pltpu.bitcast(word, jnp.int8) for word in words]

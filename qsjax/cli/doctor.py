@@ -47,7 +47,7 @@ def examine() -> dict[str, Any]:
     cases.append((BLOCK_SPARSE_ATTENTION, f"bfloat16, blocks of {_BLOCK}", {**heads, **blocks}))
     tokens = {"dtype": jnp.dtype(jnp.bfloat16), "channels": _CHANNELS, "rotated": 128}
     cases.append((QUANTIZE_TOKENS, f"{_CHANNELS} channels, rotated by 128", tokens))
-    for layout in ("bytes", "int4"):
+    for layout in ("bytes", "bytes_transposed", "int4"):
         facts = {"bits": 4, "layout": layout, "rows": _CHANNELS, "weight_only": False}
         cases.append((QUANTIZED_MATMUL, f"int8 x 4 bits, layout {layout}", facts))
     operations = {

@@ -9,7 +9,7 @@ from tolerances import float32_sum
 
 from pallas_kernels.quantize_tokens import QUANTIZE_TOKENS, quantize_tokens
 
-ALL = ["reference", "xla", "tpu@interpret"]
+ALL = ["reference", "xla", "tpu@interpret", "gpu@interpret"]
 
 
 def operands(m=70, c=384, groups=1, rotated=128, seed=0):
@@ -44,6 +44,8 @@ def by_hand(x, shift, scale, smoothing, rotation):
 @pytest.mark.parametrize("bits", [4, 6, 8])
 @pytest.mark.parametrize(("groups", "rotated"), [(1, 128), (2, 384), (5, 0)])
 def test_integers_and_scales(implementation, bits, groups, rotated):
+    if implementation.startswith("gpu") and rotated == 384:
+        rotated = 64  # a power of two
     x, given_ = operands(groups=groups, rotated=rotated)
     integers, scales = quantize_tokens(
         x, norm="layer", **given_, bits=bits, clip=0.9, implementation=implementation

@@ -1,9 +1,11 @@
-"""The TPU kernels' numbers, in the interpreter that starts memory as NaN, bounds reads and finds races."""
+"""The Pallas kernels' numbers, interpreted; those of the TPU where memory starts as NaN and races are found."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tolerances import FLOAT32_EPILOGUE, float32_sum
 
 from pallas_kernels import (
@@ -15,52 +17,80 @@ from pallas_kernels import (
     pack,
     quantized_matmul,
 )
+from pallas_kernels.block_sparse_attention import gpu as attention_gpu
 from pallas_kernels.block_sparse_attention import tpu as attention_tpu
+from pallas_kernels.quantized_matmul import gpu as matmul_gpu
 from pallas_kernels.quantized_matmul import tpu as matmul_tpu
+from pallas_kernels.quantized_matmul.gpu_tiles import GpuTiles
 from pallas_kernels.quantized_matmul.tiles import Tiles, tpu_bytes, tpu_tiles
 from pallas_kernels.targets import TARGETS
 
 INTERPRET = TARGETS["interpret"]
+BOTH = pytest.mark.parametrize("kernel", ["tpu", "gpu"])
+LAYOUT = {"tpu": "bytes", "gpu": "bytes_transposed"}
 LENGTH, HEADS, SIZE = 300, 2, 128
 
 
-def matmul_operands(m, k, n, bits, groups):
+def matmul_operands(m, k, n, bits, groups, layout="bytes"):
     random = np.random.default_rng(0)
     limit = 2 ** (bits - 1)
     floats = {"bias": (n,), "residual": (m, n), "gate": (groups, n)}
     return {
         "x": jnp.asarray(random.integers(-128, 128, (m, k), np.int8)),
         "x_scale": jnp.asarray(random.uniform(0.5, 2, m), jnp.float32),
-        "weight": pack(random.integers(-limit, limit, (k, n), np.int8), bits=bits),
+        "weight": pack(random.integers(-limit, limit, (k, n), np.int8), bits=bits, layout=layout),
         "w_scale": jnp.asarray(random.uniform(0.001, 0.002, n), jnp.float32),
         **{name: jnp.asarray(random.normal(size=s), jnp.float32) for name, s in floats.items()},
     }
 
 
+@BOTH
 @pytest.mark.parametrize("bits", [4, 6, 8])
 @pytest.mark.parametrize(("m", "k", "n", "groups"), [(40, 512, 200, 1), (96, 1024, 130, 3)])
-def test_matmul(bits, m, k, n, groups):
-    given = {**matmul_operands(m, k, n, bits, groups), "activation": "gelu_tanh"}
+def test_matmul(kernel, bits, m, k, n, groups):
+    operands = matmul_operands(m, k, n, bits, groups, LAYOUT[kernel])
     found, expected = (
-        quantized_matmul(**given, out_dtype=jnp.float32, implementation=name)
-        for name in ("tpu@interpret", "reference")
+        quantized_matmul(
+            **operands, activation="gelu_tanh", out_dtype=jnp.float32, implementation=name
+        )
+        for name in (f"{kernel}@interpret", "reference")
     )
     atol = 10 * FLOAT32_EPILOGUE * float(jnp.abs(expected).max())
     np.testing.assert_allclose(found, expected, atol=atol)
 
 
+@BOTH
 @pytest.mark.parametrize("bits", [4, 6, 8])
-def test_matmul_sums_over_steps_exactly(bits):
-    given = matmul_operands(40, 1024, 200, bits, 1)
-    exact = np.asarray(given["x"], np.int64)
+def test_matmul_sums_over_steps_exactly(kernel, bits):
+    x = matmul_operands(40, 1024, 200, bits, 1)["x"]
     random = np.random.default_rng(1)
     values = random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (1024, 200), np.int8)
-    found = matmul_tpu.quantized_matmul(
-        given["x"], jnp.ones(40), pack(values, bits=bits), jnp.ones(200), None, None, None,
-        activation="none", out_dtype=jnp.dtype(jnp.float32), target=INTERPRET,
-        tiles=Tiles(32, 128, 128),
+    module, tiles = {
+        "tpu": (matmul_tpu, Tiles(32, 128, 128)),
+        "gpu": (matmul_gpu, GpuTiles(16, 64, 32, 4, 2)),
+    }[kernel]
+    found = module.quantized_matmul(
+        x, jnp.ones(40), pack(values, bits=bits, layout=LAYOUT[kernel]), jnp.ones(200),
+        None, None, None,
+        activation="none", out_dtype=jnp.dtype(jnp.float32), target=INTERPRET, tiles=tiles,
     )  # fmt: skip
-    np.testing.assert_array_equal(found, exact @ values.astype(np.int64))
+    np.testing.assert_array_equal(found, np.asarray(x, np.int64) @ values.astype(np.int64))
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_matmul_of_floats_with_integer_weights(bits, rows):
+    operands = matmul_operands(rows, 256, 130, bits, 1, "bytes_transposed")
+    x = jax.random.normal(jax.random.key(0), (rows, 256))
+    found, expected = (
+        quantized_matmul(
+            x, None, operands["weight"], operands["w_scale"], operands["bias"],
+            out_dtype=jnp.float32, implementation=name,
+        )
+        for name in ("gpu@interpret", "reference")
+    )  # fmt: skip
+    atol = 4 * float32_sum(256) * float(jnp.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=atol)
 
 
 @pytest.mark.parametrize(("k", "n"), [(3072, 9216), (3072, 21504), (12288, 3072), (15360, 3072)])
@@ -109,50 +139,54 @@ def cache(kind, rank):
 TIGHT = {"atol": 16 * float32_sum(LENGTH), "rtol": 8 * float32_sum(LENGTH)}
 
 
+@BOTH
 @pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize("heads", [1, HEADS])
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
-def test_attention(samples, heads, density):
+def test_attention(kernel, samples, heads, density):
     q, k, v, valid = attention_operands()
     blocks = lists(density, samples=samples, heads=heads)
     found, expected = (
         block_sparse_attention(
             q, k, v, blocks, kv_valid=valid, return_lse=True, implementation=name
         )
-        for name in ("tpu@interpret", "reference")
+        for name in (f"{kernel}@interpret", "reference")
     )
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, **TIGHT)
 
 
+@BOTH
 @pytest.mark.parametrize("kind", ["additive", "additive_int8", "complement", "complement_int8"])
 @pytest.mark.parametrize("rank", [0, 16])
-def test_attention_applies_the_cache(kind, rank):
+def test_attention_applies_the_cache(kernel, kind, rank):
     q, k, v, valid = attention_operands()
     found, expected = (
         block_sparse_attention(
             q, k, v, lists(), kv_valid=valid, cache=cache(kind, rank), implementation=name
         )
-        for name in ("tpu@interpret", "reference")
+        for name in (f"{kernel}@interpret", "reference")
     )
     np.testing.assert_allclose(found, expected, **TIGHT)
 
 
-def test_attention_of_some_of_the_queries():
+@BOTH
+def test_attention_of_some_of_the_queries(kernel):
     q, k, v, valid = attention_operands()
     rows = BlockLists.from_block_map(np.ones((1, 1, 1, 3), bool), block_q=128, block_kv=128)
     found, expected = (
         block_sparse_attention(q[:, -40:], k, v, rows, kv_valid=valid, implementation=name)
-        for name in ("tpu@interpret", "reference")
+        for name in (f"{kernel}@interpret", "reference")
     )
     np.testing.assert_allclose(found, expected, **TIGHT)
 
 
-def test_attention_refresh():
+@BOTH
+def test_attention_refresh(kernel):
     q, k, v, valid = attention_operands()
     found, expected = (
         attention_with_residual(q, k, v, lists(), kv_valid=valid, implementation=name)
-        for name in ("tpu@interpret", "reference")
+        for name in (f"{kernel}@interpret", "reference")
     )
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, **TIGHT)
@@ -167,3 +201,57 @@ def test_executed_blocks_are_the_listed_ones(gather):
         arranged, blocks, gather=gather, scale=1.0, target=INTERPRET, count_blocks=True
     )
     np.testing.assert_array_equal(executed[..., 0, 0], blocks.counts)
+
+
+@pytest.mark.parametrize(("block_q", "block_kv"), [(16, 32), (64, 16), (256, 128), (128, 384)])
+def test_the_gpu_kernel_walks_blocks_of_any_size(block_q, block_kv):
+    q, k, v, valid = attention_operands()
+    random = np.random.default_rng(0)
+    block_map = random.random((2, HEADS, -(-LENGTH // block_q), -(-LENGTH // block_kv))) < 0.5
+    blocks = BlockLists.from_block_map(block_map, block_q=block_q, block_kv=block_kv)
+    out, _, executed = attention_gpu.launch(
+        q, k, v, valid, blocks, None, scale=SIZE**-0.5, target=INTERPRET, count_blocks=True
+    )
+    expected = block_sparse_attention(q, k, v, blocks, kv_valid=valid, implementation="reference")
+    np.testing.assert_allclose(out, expected, **TIGHT)
+    tile_q, tile_kv = min(block_q, 128), min(block_kv, 128)
+    listed = np.repeat(blocks.counts, block_q // tile_q, axis=2)[..., : executed.shape[2]]
+    np.testing.assert_array_equal(executed, listed * (block_kv // tile_kv))
+
+
+@BOTH
+@settings(max_examples=6)
+@given(
+    density=st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+    loud=st.sampled_from([1e-3, 1.0, 300.0]),
+    seed=st.integers(0, 99),
+)
+def test_attention_over_any_lists(kernel, density, loud, seed):
+    q, k, v, valid = attention_operands()
+    found, expected = (
+        block_sparse_attention(
+            loud * q, k, v, lists(density, seed=seed), kv_valid=valid, implementation=name
+        )
+        for name in (f"{kernel}@interpret", "reference")
+    )
+    # Scores of size `loud` have rounding errors of that size, which the softmax passes on.
+    np.testing.assert_allclose(found, expected, atol=TIGHT["atol"] * max(1, loud))
+
+
+@BOTH
+@settings(max_examples=6)
+@given(
+    m=st.integers(1, 70),
+    n=st.integers(1, 200),
+    bits=st.sampled_from([4, 6, 8]),
+    seed=st.integers(0, 99),
+)
+def test_matmul_of_any_size(kernel, m, n, bits, seed):
+    random = np.random.default_rng(seed)
+    values = random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (512, n), np.int8)
+    x = random.integers(-128, 128, (m, 512), np.int8)
+    found = quantized_matmul(
+        jnp.asarray(x), jnp.ones(m), pack(values, bits=bits, layout=LAYOUT[kernel]), jnp.ones(n),
+        out_dtype=jnp.float32, implementation=f"{kernel}@interpret",
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, x.astype(np.int64) @ values.astype(np.int64))
