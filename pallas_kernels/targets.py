@@ -22,6 +22,7 @@ class Target:
         bandwidth: of the main memory, bytes a second.
         topology: name by which its compiler is asked for one without having one.
         clock: cycles a second, which turn a compiler's estimate into time.
+        capability: CUDA's compute capability, times ten.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Target:
     bandwidth: float = 0.0
     topology: str | None = None
     clock: float = 0.0
+    capability: int | None = None
 
 
 # Peaks are the vendors'. Clocks: 1.5 GHz makes the four 128 x 128 units of a v5e its 197 TFLOP/s; likewise for the others.
@@ -43,8 +45,8 @@ TARGETS = {
         Target(
             "v6e", "tpu", ("TPU v6 lite", "TPU v6e"), 918e12, 1836e12, 1640e9, "v6e:2x2", 1.75e9
         ),
-        Target("h100", "gpu", ("NVIDIA H100",), 989e12, 1979e12, 3352e9, "1x1x1", 1.98e9),
-        Target("h200", "gpu", ("NVIDIA H200",), 989e12, 1979e12, 4800e9),
+        Target("h100", "gpu", ("NVIDIA H100",), 989e12, 1979e12, 3352e9, "1x1x1", 1.98e9, 90),
+        Target("h200", "gpu", ("NVIDIA H200",), 989e12, 1979e12, 4800e9, capability=90),
         Target("cpu", "cpu", ("cpu",)),
         Target("interpret", "interpret"),
     )

@@ -1,5 +1,6 @@
 """The operation: shapes, dtypes and checks, and the choice of an implementation."""
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from pallas_kernels.block_sparse_attention import gpu, reference, tpu, xla
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import Cache, Complement, merge
+from pallas_kernels.block_sparse_attention.scores import SCORES, quantize
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
 
 
@@ -20,6 +22,7 @@ def block_sparse_attention(
     kv_valid: Bool[Array, "B L"] | None = None,
     scale: float | None = None,
     cache: Cache | None = None,
+    scores: str = "float",
     return_lse: bool = False,
     implementation: str = AUTO,
 ) -> Array | tuple[Array, Array]:
@@ -35,6 +38,8 @@ def block_sparse_attention(
         kv_valid: keys that may be seen; None is all.
         scale: of the scores; None is D^-1/2.
         cache: `Additive` or `Complement`; its tensors have q's shape.
+        scores: "float", or "int8" for queries and smoothed keys in int8, a scale a row: faster where the matrix unit is,
+            and not differentiable.
         return_lse: also return log-sum-exp of the listed keys' scores.
         implementation: "auto" or a name of `BLOCK_SPARSE_ATTENTION.implementations`.
 
@@ -47,7 +52,7 @@ def block_sparse_attention(
     """
     if cache is not None:
         _check_cache(cache, q.shape)
-    out, lse = _attend(q, k, v, blocks, kv_valid, cache, scale, implementation)
+    out, lse = _attend(q, k, v, blocks, kv_valid, cache, scale, scores, implementation)
     return (out, lse) if return_lse else out
 
 
@@ -59,6 +64,7 @@ def attention_with_residual(
     *,
     kv_valid: Bool[Array, "B L"] | None = None,
     scale: float | None = None,
+    scores: str = "float",
     implementation: str = AUTO,
 ) -> tuple[
     Float[Array, "B Q H D"], Float[Array, "B Q H D"], Float[Array, "B H Q"], Float[Array, "B Q H"]
@@ -69,7 +75,7 @@ def attention_with_residual(
     listed keys, the first-order residual is out - O_S = (1 - a) (O_R - O_S).
 
     Args:
-        q, k, v, blocks, kv_valid, scale, implementation: as in `block_sparse_attention`.
+        q, k, v, blocks, kv_valid, scale, scores, implementation: as in `block_sparse_attention`.
 
     Returns:
         out in q's dtype; O_R (attention over the keys that are not listed) in q's dtype; its log-sum-exp; the recall a.
@@ -78,9 +84,9 @@ def attention_with_residual(
         ValueError: shapes that do not go together.
         ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
     """
-    listed, listed_lse = _attend(q, k, v, blocks, kv_valid, None, scale, implementation)
-    others, others_lse = _attend(
-        q, k, v, blocks.complement(), kv_valid, None, scale, implementation
+    (listed, listed_lse), (others, others_lse) = (
+        _attend(q, k, v, lists, kv_valid, None, scale, scores, implementation)
+        for lists in (blocks, blocks.complement())
     )
     wide = (x.astype(jnp.float32) for x in (listed, others))
     out, recall = merge(next(wide), listed_lse, next(wide), others_lse)
@@ -95,9 +101,12 @@ def _attend(
     kv_valid: Array | None,
     cache: Cache | None,
     scale: float | None,
+    scores: str,
     implementation: str,
 ) -> tuple[Array, Array]:
     _check(q, k, v, blocks, kv_valid)
+    if scores not in SCORES:
+        raise ValueError(f"scores {scores!r} are none of {', '.join(SCORES)}")
     kv_valid = jnp.ones(k.shape[:2], jnp.bool_) if kv_valid is None else kv_valid
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     serve = BLOCK_SPARSE_ATTENTION.serve(
@@ -107,7 +116,14 @@ def _attend(
         block_q=blocks.block_q,
         block_kv=blocks.block_kv,
     )
-    return serve(q, k, v, kv_valid, blocks, cache, scale=scale)
+    if scores == "float":
+        return serve(q, k, v, kv_valid, blocks, cache, scale=scale)
+    q8, k8, scales, product = quantize(q, k, kv_valid)
+    shift = scale * product
+    if isinstance(cache, Complement):
+        cache = dataclasses.replace(cache, lse=cache.lse - shift)
+    out, lse = serve(q8, k8, v, kv_valid, blocks, cache, scale=scale, scales=scales)
+    return out, lse + shift
 
 
 def _check(q: Array, k: Array, v: Array, blocks: BlockLists, kv_valid: Array | None) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache, Complement
 from pallas_kernels.block_sparse_attention.gpu_kernel import Form, kernel
+from pallas_kernels.block_sparse_attention.scores import Int8Scales
 from pallas_kernels.gpu_params import needs_gpu, triton_options
 from pallas_kernels.targets import Target
 
@@ -46,10 +47,11 @@ def attend(
     cache: Cache | None,
     *,
     scale: float,
+    scales: Int8Scales | None = None,
     target: Target,
 ) -> tuple[Array, Array]:
-    """Output in q's dtype, and the log-sum-exp of the listed keys; see `api.block_sparse_attention`."""
-    out, lse = launch(q, k, v, kv_valid, blocks, cache, scale=scale, target=target)
+    """Output in v's dtype, and the log-sum-exp of the listed keys; see `api.block_sparse_attention`."""
+    out, lse = launch(q, k, v, kv_valid, blocks, cache, scale=scale, scales=scales, target=target)
     return out, lse
 
 
@@ -62,6 +64,7 @@ def launch(
     cache: Cache | None,
     *,
     scale: float,
+    scales: Int8Scales | None = None,
     target: Target,
     count_blocks: bool = False,
 ) -> tuple[Array, ...]:
@@ -70,6 +73,7 @@ def launch(
     Args:
         q, k, v, kv_valid, blocks, cache: checked operands.
         scale: of the scores.
+        scales: of q and k, where they are int8.
         target: device to build for.
         count_blocks: also return how many tiles of keys each tile of queries was multiplied with, int32 [B, H, tiles].
 
@@ -102,8 +106,12 @@ def launch(
         "bias": (bias, pl.BlockSpec((None, bias.shape[1]), lambda i, h, b: (b, 0))),
         **_cache_operands(cache, tile, row, tile_q),
     }
+    if scales is not None:
+        k_scale = jnp.pad(scales.k, ((0, 0), (0, 0), (0, padding)))
+        by_head = pl.BlockSpec((None, None, k_scale.shape[2]), lambda i, h, b: (b, h, 0))
+        operands |= {"q_scale": (scales.q, row), "k_scale": (k_scale, by_head)}
     outputs = {
-        "out": (jax.ShapeDtypeStruct(q.shape, q.dtype), tile),
+        "out": (jax.ShapeDtypeStruct(q.shape, v.dtype), tile),
         "lse": (jax.ShapeDtypeStruct((batch, heads, length), jnp.float32), row),
     }
     if count_blocks:

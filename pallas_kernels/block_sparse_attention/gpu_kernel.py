@@ -41,6 +41,8 @@ def kernel(*refs: Any, form: Form) -> None:
     ref = dict(zip(form.names, refs, strict=True))
     rows = inside(pl.program_id(0) * form.tile_q, form.tile_q, form.queries)
     q = load(ref["q"], rows=rows)
+    int8 = "q_scale" in ref
+    q_scale = load(ref["q_scale"], columns=rows)[:, None] if int8 else None
 
     def step(index: Any, state: tuple[Array, Array, Array, Array]) -> tuple[Array, ...]:
         peak, total, mixed, executed = state
@@ -51,9 +53,11 @@ def kernel(*refs: Any, form: Form) -> None:
             # Past the last key the last one is read again; its bias there says that it is not to be seen.
             places = jnp.minimum(start + jnp.arange(form.tile_kv), form.keys - 1)
         k, v = ref["k"][places, :], ref["v"][places, :]
-        scores = jax.lax.dot_general(
-            q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-        )
+        kind = jnp.int32 if int8 else jnp.float32
+        scores = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=kind)
+        if q_scale is not None:
+            k_scale = ref["k_scale"][pl.ds(start, form.tile_kv)]
+            scores = scores.astype(jnp.float32) * q_scale * k_scale[None]
         bias = ref["bias"][pl.ds(start, form.tile_kv)]
         scores = scores * (form.scale * LOG2_E) + bias[None]
         higher = jnp.maximum(peak, scores.max(axis=1))

@@ -1,24 +1,28 @@
 """The meaning of the operation: dense attention in float32 under a mask."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache
+from pallas_kernels.block_sparse_attention.scores import Int8Scales, dequantize
 
 
 def attend(
-    q: Float[Array, "B Q H D"],
-    k: Float[Array, "B L H D"],
+    q: Shaped[Array, "B Q H D"],
+    k: Shaped[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
     blocks: BlockLists,
     cache: Cache | None,
     *,
     scale: float,
+    scales: Int8Scales | None = None,
 ) -> tuple[Float[Array, "B Q H D"], Float[Array, "B H Q"]]:
-    """Output in q's dtype, and the log-sum-exp of the listed keys; 0 and `EMPTY` where there is none."""
-    dtype = q.dtype
+    """Output in v's dtype, and the log-sum-exp of the listed keys; 0 and `EMPTY` where there is none."""
+    dtype = v.dtype
+    if scales is not None:
+        q, k = dequantize(q, k, scales)
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     rows = jnp.arange(q.shape[1]) // blocks.block_q
     columns = jnp.arange(k.shape[1]) // blocks.block_kv

@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache, Complement
+from pallas_kernels.block_sparse_attention.scores import Int8Scales
 from pallas_kernels.block_sparse_attention.tiles import keys_per_step
 from pallas_kernels.block_sparse_attention.tpu_kernel import Form, kernel
 from pallas_kernels.targets import Target
@@ -48,6 +49,7 @@ class Arranged(NamedTuple):
     v: Array  # [B, H, L, D]
     bias: Array  # float32 [B, key blocks, block_kv]: 0 or `EMPTY`
     cache: Cache | None  # its values [B, H, Lq, D], scale and lse [B, H, 1, Lq], U [B, R, Lq]
+    scales: Int8Scales | None = None  # float32 [B, H, 1, Lq] and [B, H, key blocks, block_kv]
 
 
 def attend(
@@ -59,11 +61,12 @@ def attend(
     cache: Cache | None,
     *,
     scale: float,
+    scales: Int8Scales | None = None,
     target: Target,
 ) -> tuple[Array, Array]:
-    """Output in q's dtype, and the log-sum-exp of the listed keys; see `api.block_sparse_attention`."""
+    """Output in v's dtype, and the log-sum-exp of the listed keys; see `api.block_sparse_attention`."""
     gather = keys_per_step(target, blocks) // blocks.block_kv
-    arranged = arrange(q, k, v, kv_valid, blocks, cache, gather=gather)
+    arranged = arrange(q, k, v, kv_valid, blocks, cache, scales, gather=gather)
     out, lse = launch(arranged, blocks, gather=gather, scale=scale, target=target)
     length = q.shape[1]
     return out[:, :, :length].transpose(0, 2, 1, 3), lse[:, :, 0, :length]
@@ -76,6 +79,7 @@ def arrange(
     kv_valid: Array,
     blocks: BlockLists,
     cache: Cache | None,
+    scales: Int8Scales | None = None,
     *,
     gather: int,
 ) -> Arranged:
@@ -105,6 +109,10 @@ def arrange(
                 for name, x in vectors.items()
             },
         )
+    if scales is not None:
+        k_scale = jnp.pad(scales.k, ((0, 0), (0, 0), (0, columns - scales.k.shape[-1])))
+        k_scale = k_scale.reshape(*k_scale.shape[:2], blocks.kv_blocks, blocks.block_kv)
+        scales = Int8Scales(along_lanes(scales.q)[:, :, None], k_scale)
     return Arranged(
         _lists(blocks, gather),
         heads_first(q, rows),
@@ -112,6 +120,7 @@ def arrange(
         heads_first(v, columns),
         bias.reshape(len(bias), blocks.kv_blocks, blocks.block_kv),
         cache,
+        scales,
     )
 
 
@@ -140,7 +149,7 @@ def launch(
     Returns:
         Output [B, H, Lq, D], log-sum-exp [B, H, 1, Lq], and the counts if asked for.
     """
-    lists, q, k, v, bias, cache = arranged
+    lists, q, k, v, bias, cache, scales = arranged
     batch, heads, length, size = q.shape
     rows = blocks.q_blocks
     samples, list_heads = blocks.counts.shape[:2]
@@ -155,9 +164,12 @@ def launch(
     of_sample = pl.BlockSpec((None, *bias.shape[1:]), lambda b, h, i: (b, 0, 0))
     list_spec = pl.BlockSpec((None, 1, lists.shape[-1]), row_of_list, memory_space=pltpu.SMEM)
     operands = [(lists, list_spec), (q, tile), (k, in_hbm), (v, in_hbm), (bias, of_sample)]
+    if scales is not None:
+        of_head = pl.BlockSpec((None, None, *scales.k.shape[2:]), lambda b, h, i: (b, h, 0, 0))
+        operands += [(scales.q, row), (scales.k, of_head)]
     operands += _cache_operands(cache, tile, row, blocks.block_q)
     outputs = [
-        (jax.ShapeDtypeStruct(q.shape, q.dtype), tile),
+        (jax.ShapeDtypeStruct(q.shape, v.dtype), tile),
         (jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32), row),
     ]
     if count_blocks:
@@ -171,6 +183,7 @@ def launch(
         scale=scale,
         trips=trips,
         count_blocks=count_blocks,
+        int8=scales is not None,
         cached=cache is not None,
         complement=isinstance(cache, Complement),
         quantized=cache is not None and cache.scale is not None,

@@ -24,6 +24,7 @@ class Form:
         scale: of the scores.
         trips: steps to run whatever the list says, for a static estimate; None obeys the list.
         count_blocks: write down how many listed blocks were multiplied.
+        int8: queries and keys are, and have scales.
         cached: there is a cache to apply.
         complement: it is a `Complement`, else an `Additive`.
         quantized: its values are int8 with a scale.
@@ -35,6 +36,7 @@ class Form:
     scale: float
     trips: int | None
     count_blocks: bool
+    int8: bool
     cached: bool
     complement: bool
     quantized: bool
@@ -49,13 +51,15 @@ def kernel(lists: Any, q: Any, k_hbm: Any, v_hbm: Any, bias: Any, *refs: Any, fo
         q: [block_q, D].
         k_hbm, v_hbm: [B, H, L, D], all of them, in HBM.
         bias: float32 [key blocks, block_kv], 0 or `EMPTY`.
-        refs: the cache's arrays, the outputs (out, lse, and the counter if asked for), then buffers of two slots
+        refs: scales of int8 queries and keys, the cache's arrays, the outputs (out, lse, and the counter if asked for), then buffers of two slots
             for keys and values, running maxima and sums [block_q, LANES], the running output, and semaphores.
         form: what is fixed.
     """
     *given, k_buffer, v_buffer, peak, total, mixed, semaphores = refs
     counters = [given.pop()] if form.count_blocks else []
-    *cache, out, lse = given
+    *given, out, lse = given
+    q_scale, k_scale = given[:2] if form.int8 else (None, None)
+    cache = given[2:] if form.int8 else given
     sample, head = pl.program_id(0), pl.program_id(1)
     count = lists[0, 0]
     always = form.trips is not None
@@ -93,16 +97,22 @@ def kernel(lists: Any, q: Any, k_hbm: Any, v_hbm: Any, bias: Any, *refs: Any, fo
             lambda: fetch(jnp.where(step + 1 < steps, step + 1, 0), 1 - slot)
         )
         left = count - step * form.gather
-        rows = [
-            jnp.where(place < left, bias[pl.ds(listed(step, place), 1)], jnp.float32(EMPTY))
-            for place in range(form.gather)
+        rows = [pl.ds(listed(step, place), 1) for place in range(form.gather)]
+        seen = [
+            jnp.where(place < left, bias[row], jnp.float32(EMPTY)) for place, row in enumerate(rows)
         ]
         for copy in copies(step, slot):
             copy.wait()
-        _accumulate(
-            q[...], k_buffer[slot], v_buffer[slot], jnp.concatenate(rows, axis=1),
-            peak, total, mixed, form.scale,
-        )  # fmt: skip
+        kind = jnp.int32 if form.int8 else jnp.float32
+        scores = jax.lax.dot_general(
+            q[...], k_buffer[slot], (((1,), (1,)), ((), ())), preferred_element_type=kind
+        )
+        if q_scale is not None and k_scale is not None:
+            by_key = jnp.concatenate([k_scale[row] for row in rows], axis=1)
+            by_query = _over_lanes(q_scale[...].reshape(-1, 1), scores.shape[1])
+            scores = scores.astype(jnp.float32) * by_query * by_key
+        scores = scores * (form.scale * LOG2_E) + jnp.concatenate(seen, axis=1)
+        _accumulate(scores, v_buffer[slot], peak, total, mixed)
         return multiplied + jnp.minimum(left, form.gather)
 
     multiplied = jax.lax.fori_loop(0, steps, step_body, jnp.int32(0))
@@ -122,15 +132,11 @@ def _when(condition: Any, always: bool) -> Any:
     return (lambda body: body()) if always else pl.when(condition)
 
 
-def _accumulate(
-    q: Array, k: Array, v: Array, bias: Array, peak: Any, total: Any, mixed: Any, scale: float
-) -> None:
+def _accumulate(scores: Array, v: Array, peak: Any, total: Any, mixed: Any) -> None:
     """One step of the online softmax, in powers of two.
 
     Maxima and sums fill all lanes with copies: Mosaic turns a [rows, 1] array into as many registers, one lane used.
     """
-    scores = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    scores = scores * (scale * LOG2_E) + bias
     before = peak[...]
     higher = jnp.maximum(before, _over_lanes(scores.max(axis=1, keepdims=True), LANES))
     shrink = jnp.exp2(before - higher)

@@ -9,11 +9,24 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache
+from pallas_kernels.block_sparse_attention.scores import Int8Scales, dequantize
 from pallas_kernels.block_sparse_attention.softmax import LOWEST_PEAK
+
+_QUERIES_AT_ONCE, _KEYS_AT_ONCE = 256, 4096
+"""Blocks of so many queries or more take a full list of so many keys or less in one step: XLA:CPU then fuses the whole
+softmax and uses its threads, for which smaller products are not worth it."""
+
+
+class _Softmax(NamedTuple):
+    """An online softmax, so far."""
+
+    peak: Array  # [queries]
+    total: Array  # [queries]
+    mixed: Array  # [queries, D]
 
 
 class _Head(NamedTuple):
@@ -28,17 +41,20 @@ class _Head(NamedTuple):
 
 
 def attend(
-    q: Float[Array, "B Q H D"],
-    k: Float[Array, "B L H D"],
+    q: Shaped[Array, "B Q H D"],
+    k: Shaped[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
     blocks: BlockLists,
     cache: Cache | None,
     *,
     scale: float,
+    scales: Int8Scales | None = None,
 ) -> tuple[Float[Array, "B Q H D"], Float[Array, "B H Q"]]:
-    """Output in q's dtype, and the log-sum-exp of the listed keys; differentiable in q, k, v and the cache."""
+    """Output in v's dtype, and the log-sum-exp of the listed keys; differentiable in q, k, v and the cache."""
     batch, length, heads, size = q.shape
+    if scales is not None:
+        q, k = dequantize(q, k, scales)
 
     def cut(x: Array, block: int, count: int) -> Array:
         x = jnp.pad(x, ((0, 0), (0, block * count - x.shape[1]), (0, 0), (0, 0)))
@@ -61,42 +77,63 @@ def attend(
     out, lse = _attend(scale, head)
     out = out.reshape(batch, heads, -1, size)[:, :, :length].transpose(0, 2, 1, 3)
     lse = lse.reshape(batch, heads, -1)[:, :, :length]
-    return (out if cache is None else cache.apply(out, lse)).astype(q.dtype), lse
+    return (out if cache is None else cache.apply(out, lse)).astype(v.dtype), lse
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
-    def one_head(head: _Head) -> tuple[Array, Array]:
-        def row(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-            q, indices, count = part
+    """All rows of all heads in one loop, which reads the blocks of keys where they are."""
+    k_blocks, v_blocks, bias_blocks = (
+        x.reshape(-1, *x.shape[2:]) for x in (heads.k, heads.v, heads.bias)
+    )
+    pairs, rows, kv_blocks = *heads.q.shape[:2], heads.k.shape[1]
+    first = jnp.arange(pairs, dtype=jnp.int32)[:, None, None] * kv_blocks
 
-            def step(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-                peak, total, mixed = state
-                scores = _scores(q, head, indices[i], scale)
-                higher = jnp.maximum(peak, scores.max(axis=1))
-                shrink, weights = jnp.exp(peak - higher), jnp.exp(scores - higher[:, None])
-                v = head.v[indices[i]]
-                more = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-                return (
-                    higher,
-                    total * shrink + weights.sum(axis=1),
-                    mixed * shrink[:, None] + more,
-                )
+    def row(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        q, indices, count = part
 
-            queries, size = q.shape[0], head.v.shape[-1]
-            start = (
+        def at_once() -> _Softmax:
+            k, v, bias = (
+                x[indices].reshape(-1, *x.shape[2:]) for x in (k_blocks, v_blocks, bias_blocks)
+            )
+            # Left to itself, XLA:CPU gathers it again for every query.
+            scores = _scores(q, k, jax.lax.optimization_barrier(bias), scale)
+            # A product, its maxima and its exponentials are one operation there, if this is how they are written.
+            peak = jax.lax.reduce(scores, jnp.float32(LOWEST_PEAK), jax.lax.max, (1,))
+            weights = jnp.exp(scores - peak[:, None])
+            return _Softmax(peak, weights.sum(axis=1), _matmul(weights, v))
+
+        def step(i: Array, state: _Softmax) -> _Softmax:
+            j = indices[i]
+            scores = _scores(q, k_blocks[j], bias_blocks[j], scale)
+            peak = jnp.maximum(state.peak, scores.max(axis=1))
+            shrink, weights = jnp.exp(state.peak - peak), jnp.exp(scores - peak[:, None])
+            total = state.total * shrink + weights.sum(axis=1)
+            mixed = state.mixed * shrink[:, None] + _matmul(weights, v_blocks[j])
+            return _Softmax(peak, total, mixed)
+
+        def one_by_one() -> _Softmax:
+            queries, size = q.shape[0], v_blocks.shape[-1]
+            start = _Softmax(
                 jnp.full(queries, LOWEST_PEAK, jnp.float32),
                 jnp.zeros(queries, jnp.float32),
                 jnp.zeros((queries, size), jnp.float32),
             )
-            peak, total, mixed = jax.lax.fori_loop(0, count, step, start)
-            some = total > 0
-            total = jnp.where(some, total, 1.0)
-            return mixed / total[:, None], jnp.where(some, peak + jnp.log(total), EMPTY)
+            return jax.lax.fori_loop(0, count, step, start)
 
-        return jax.lax.map(row, (head.q, head.indices, head.counts))
+        keys = len(indices) * k_blocks.shape[1]
+        if len(q) >= _QUERIES_AT_ONCE and keys <= _KEYS_AT_ONCE:
+            state = jax.lax.cond(count == len(indices), at_once, one_by_one)
+        else:
+            state = one_by_one()
+        some = state.total > 0
+        total = jnp.where(some, state.total, 1.0)
+        lse = jnp.where(some, state.peak + jnp.log(total), EMPTY)
+        return state.mixed / total[:, None], lse
 
-    return jax.lax.map(one_head, heads)
+    parts = (heads.q, heads.indices + first, heads.counts)
+    out, lse = jax.lax.map(row, tuple(x.reshape(-1, *x.shape[2:]) for x in parts))
+    return out.reshape(pairs, rows, *out.shape[1:]), lse.reshape(pairs, rows, -1)
 
 
 def _forward(scale: float, heads: _Head) -> tuple[tuple[Array, Array], tuple[_Head, Array, Array]]:
@@ -125,7 +162,8 @@ def _backward(
                 k, v = (x[j].astype(jnp.float32) for x in (head.k, head.v))
                 # Rows without keys have lse = EMPTY: their weights are exp(0) at invalid keys, not 0.
                 seen = (head.bias[j] == 0)[None] & (lse > LOWEST_PEAK)[:, None]
-                weights = jnp.where(seen, jnp.exp(_scores(q, head, j, scale) - lse[:, None]), 0.0)
+                scores = _scores(q, head.k[j], head.bias[j], scale)
+                weights = jnp.where(seen, jnp.exp(scores - lse[:, None]), 0.0)
                 to_scores = weights * (slope @ v.T + offset[:, None]) * scale
                 return (
                     to_q + to_scores @ k,
@@ -150,8 +188,11 @@ def _backward(
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(q: Array, head: _Head, block: Array, scale: float) -> Array:
-    """q k^T of one pair of blocks in float32, with invalid keys far below all others."""
-    k = head.k[block]
+def _matmul(weights: Array, v: Array) -> Array:
+    return jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+
+
+def _scores(q: Array, k: Array, bias: Array, scale: float) -> Array:
+    """q k^T in float32, with invalid keys far below all others."""
     scores = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return scores * jnp.float32(scale) + head.bias[block][None]
+    return scores * jnp.float32(scale) + bias[None]

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
-from pallas_kernels.quantized_matmul import gpu, reference, tpu, xla
+from pallas_kernels.quantized_matmul import gpu, jax_triton, reference, tpu, xla
 from pallas_kernels.quantized_matmul.packing import PackedWeight
 
 ACTIVATIONS = ("none", "gelu_tanh")
@@ -138,6 +138,7 @@ QUANTIZED_MATMUL = Operation(
         ),
         "tpu": Implementation(tpu.quantized_matmul, tpu.objection, tiled=True),
         "gpu": Implementation(gpu.quantized_matmul, gpu.objection, tiled=True),
+        "jax_triton": Implementation(jax_triton.quantized_matmul, jax_triton.objection, tiled=True),
         "xla": Implementation(xla.quantized_matmul, lambda **_: None),
         "reference": Implementation(_reference, lambda **_: None),
     },

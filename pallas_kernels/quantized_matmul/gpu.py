@@ -13,13 +13,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from pallas_kernels.gpu_params import inside, load, needs_gpu, store, triton_options
+from pallas_kernels.gpu_params import ROWS_TOGETHER, inside, load, needs_gpu, store, triton_options
 from pallas_kernels.quantized_matmul.gpu_tiles import GpuTiles, gpu_tiles
 from pallas_kernels.quantized_matmul.packing import FACTOR, PARTS, PackedWeight, widened
 from pallas_kernels.targets import Target
-
-# Row tiles that run side by side over all columns: their activations and the weights stay in the L2 cache.
-_ROWS_TOGETHER = 16
 
 
 def objection(*, backend: str, layout: str, bits: int, rows: int, **_: Any) -> str | None:
@@ -58,16 +55,16 @@ def quantized_matmul(
     groups = 1 if gate is None else gate.shape[0]
     (rows, k), n = x.shape, weight.shape[1]
     m, panel = rows // groups, k // PARTS[weight.bits]
-    far = rows * max(k * x.dtype.itemsize, n * out_dtype.itemsize) > 2**32
-    tiles = tiles or gpu_tiles(m, panel, weight.bits, far=far)
+    far_apart = rows * max(k * x.dtype.itemsize, n * out_dtype.itemsize) > 2**32
+    tiles = tiles or gpu_tiles(m, panel, weight.bits, narrow=far_apart)
     down, across = pl.cdiv(m, tiles.m), pl.cdiv(n, tiles.n)
 
     def place(program: Any) -> tuple[Any, Any]:
         """Row and column of a program's tile: down a band of rows, then to the next column."""
-        band = jax.lax.div(program, _ROWS_TOGETHER * across)
-        within = program - band * (_ROWS_TOGETHER * across)
-        height = jnp.minimum(down - band * _ROWS_TOGETHER, _ROWS_TOGETHER)
-        return band * _ROWS_TOGETHER + jax.lax.rem(within, height), jax.lax.div(within, height)
+        band = jax.lax.div(program, ROWS_TOGETHER * across)
+        within = program - band * (ROWS_TOGETHER * across)
+        height = jnp.minimum(down - band * ROWS_TOGETHER, ROWS_TOGETHER)
+        return band * ROWS_TOGETHER + jax.lax.rem(within, height), jax.lax.div(within, height)
 
     tile = pl.BlockSpec((None, tiles.m, tiles.n), lambda p, g: (g, *place(p)))
     columns = pl.BlockSpec((tiles.n,), lambda p, g: (place(p)[1],))

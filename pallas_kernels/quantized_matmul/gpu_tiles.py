@@ -14,20 +14,20 @@ class GpuTiles:
     stages: int
 
 
-def gpu_tiles(m: int, panel: int, bits: int, *, far: bool = False) -> GpuTiles:
+def gpu_tiles(m: int, panel: int, bits: int, *, narrow: bool = False) -> GpuTiles:
     """Tiles for M rows of activations against panels of K of `panel` rows.
 
     Args:
         m: rows of the result (of one group).
         panel: K / parts, a multiple of 32.
         bits: of a weight; with 6, four panels of activations are held at once.
-        far: offsets need 64 bits, and twice the registers.
+        narrow: leave registers for offsets of 64 bits, or for what another compiler does with them.
     """
     depth = _divisor(panel, {4: 64, 6: 32, 8: 128}[bits])
     if m <= 64:
         # Reading the weights is all there is to do: narrow tiles, so that all multiprocessors take part.
         return GpuTiles(max(16, 1 << (m - 1).bit_length()), 64, depth, 4, 4)
-    return GpuTiles(128, 128 if far or bits == 6 else 256, depth, 8, 3)
+    return GpuTiles(128, 128 if narrow or bits == 6 else 256, depth, 8, 3)
 
 
 def _divisor(panel: int, most: int) -> int:

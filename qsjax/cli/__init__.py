@@ -14,7 +14,7 @@ VERBS = {
     "convert": "PyTorch weights of HunyuanVideo into a checkpoint, and back with --export",
     "sample": "a video from a prompt",
     "doctor": "what this machine has, and which implementations would run on it",
-    "bench": "measure the transformer against PyTorch",
+    "bench": "measure the transformer against PyTorch, and the kernels against what the hardware allows",
 }
 
 

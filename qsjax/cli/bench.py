@@ -1,4 +1,4 @@
-"""`qsjax bench`: measure the transformer against PyTorch."""
+"""`qsjax bench`: the transformer against PyTorch, the kernels against what the hardware allows."""
 
 import argparse
 import json
@@ -6,11 +6,23 @@ import json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `qsjax bench`."""
-    parser.add_argument("what", choices=("dit",), help="dit: one forward of a mid-size transformer")
     parser.add_argument(
-        "--against", choices=("torch",), default="torch", help="what to compare with"
+        "what",
+        choices=("dit", "kernels"),
+        help="dit: one forward of a mid-size transformer; kernels: every operation of pallas_kernels",
     )
-    parser.add_argument("--pairs", type=int, default=7, help="alternating measurements of each")
+    parser.add_argument(
+        "--against", choices=("torch",), default="torch", help="dit: what to compare with"
+    )
+    parser.add_argument(
+        "--target",
+        default=argparse.SUPPRESS,
+        help="kernels: cpu, v5e, v5p, v6e, h100 or h200; measured on the default device (which is the default),"
+        " estimated by the compiler for a TPU that is not here",
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=7, help="measurements of each, in alternating order"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
@@ -18,22 +30,36 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print.
 
     Raises:
-        InputError: fewer than one pair, or torch is not installed.
+        InputError: fewer than one pair; torch is not installed; a target that is not here and cannot be estimated.
     """
-    from qsjax.bench.dit import against_torch
     from qsjax.errors import InputError
 
     if args.pairs < 1:
         raise InputError(f"--pairs {args.pairs}: at least 1 is needed")
-    report = against_torch(args.pairs)
-    if args.json:
-        print(json.dumps(report, indent=1))
-        return 0
-    print(
+    target = getattr(args, "target", None)
+    if args.what == "dit" and target is not None:
+        raise InputError(f"--target {target} is for `qsjax bench kernels`, not for dit")
+    report, text = _kernels(target, args.pairs) if args.what == "kernels" else _dit(args.pairs)
+    print(json.dumps(report, indent=1) if args.json else text)
+    return 0
+
+
+def _kernels(target: str | None, pairs: int) -> tuple[dict, str]:
+    from qsjax.bench.kernel_tables import text
+    from qsjax.bench.kernels import bench
+
+    report = bench(target, pairs=pairs)
+    return report, text(report)
+
+
+def _dit(pairs: int) -> tuple[dict, str]:
+    from qsjax.bench.dit import against_torch
+
+    report = against_torch(pairs)
+    return report, (
         f"{report['tokens']} tokens, float32, {report['threads']} threads, {report['gflop']:.0f} GFLOP in the blocks,"
         f" median of {report['pairs']} alternating pairs\n"
         f"qsjax    {report['qsjax_seconds']:.3f} s  {report['qsjax_gflops']:.0f} GFLOP/s\n"
         f"diffusers {report['torch_seconds']:.3f} s  {report['torch_gflops']:.0f} GFLOP/s\n"
         f"ratio    {report['median_ratio']:.3f}  (largest difference of the outputs {report['max_difference']:.1e})"
     )
-    return 0

@@ -19,7 +19,7 @@ from pallas_kernels.block_sparse_attention import (
 from pallas_kernels.block_sparse_attention.cache import EMPTY
 
 # Lists of one size, so that each form is compiled once.
-attend = jax.jit(block_sparse_attention, static_argnames=("return_lse", "implementation"))
+attend = jax.jit(block_sparse_attention, static_argnames=("return_lse", "scores", "implementation"))
 
 LENGTH, BLOCK_Q, BLOCK_KV = 83, 16, 32  # neither block divides the length
 ROWS, COLUMNS = 6, 3
@@ -254,3 +254,50 @@ def test_operands_that_do_not_go_together():
     assert BLOCK_SPARSE_ATTENTION.choose(backend="tpu", **{**facts, "block_q": 16}) == "xla"
     with pytest.raises(ValueError, match="no target 'v9'; known: v5e"):
         block_sparse_attention(q, k, v, lists(), implementation="tpu@v9")
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_large_blocks_take_a_full_list_at_once(full):
+    q, k, v = heads(length=500)
+    mask = jnp.ones((2, 500), jnp.bool_).at[0, :200].set(False)
+    block_map = np.random.default_rng(0).random((2, 2, 2, 8)).argsort(axis=-1) < 3
+    block_map[0, 0, 0] = [1, 1, 1, 0, 0, 0, 0, 0]  # keys that are not valid
+    if not full:
+        block_map[1, 0, 0] = False
+        block_map[1, 1, 1, 5:] = False
+    blocks = BlockLists.from_block_map(block_map, block_q=256, block_kv=64, longest=3)
+    found, expected = (
+        attend(q, k, v, blocks, kv_valid=mask, return_lse=True, implementation=name)
+        for name in ("xla", "reference")
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, **TIGHT)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_int8_scores_are_near_the_float_ones(implementation):
+    """Also where all keys share a large mean, which int8 alone would be spent on."""
+    q, k, v = heads(size=64)
+    k = k + 20 * jax.random.normal(jax.random.key(1), (1, 1, *k.shape[2:]))
+    values = jax.random.normal(jax.random.key(2), q.shape)
+    cached = Complement(values, None, jnp.full((2, 2, LENGTH), 60.0))
+    for cache in (None, cached):
+        (float_out, float_lse), (out, lse) = (
+            attend(
+                q, k, v, lists(), kv_valid=valid(), cache=cache, scores=scores, return_lse=True,
+                implementation=implementation,
+            )
+            for scores in ("float", "int8")
+        )  # fmt: skip
+        # 1/254 of a row's largest value a product, over 64 of them in random directions.
+        error = jnp.linalg.norm(out - float_out) / jnp.linalg.norm(float_out)
+        assert error < 0.02
+        seen = np.asarray(float_lse) > EMPTY / 2
+        np.testing.assert_allclose(lse[seen], float_lse[seen], atol=0.1)
+        assert (np.asarray(lse)[~seen] <= EMPTY / 2).all()
+
+
+def test_scores_are_float_or_int8():
+    q, k, v = heads()
+    with pytest.raises(ValueError, match="none of float, int8"):
+        block_sparse_attention(q, k, v, lists(), scores="int4")

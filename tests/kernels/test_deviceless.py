@@ -70,7 +70,7 @@ def test_quantize_tokens(target, channels, settings):
     assert compiled.memory_analysis().temp_size_in_bytes < 2**20
 
 
-def attention(target, length, block_q, block_kv, longest, cache=None):
+def attention(target, length, block_q, block_kv, longest, cache=None, scores="float"):
     heads, rows, columns = 24, -(-length // block_q), -(-length // block_kv)
     x = spec(1, length, heads, 128, dtype=jnp.bfloat16)
     lists = BlockLists(
@@ -83,7 +83,7 @@ def attention(target, length, block_q, block_kv, longest, cache=None):
 
     def program(q, k, v, valid, blocks, cache):
         return block_sparse_attention(
-            q, k, v, blocks, kv_valid=valid, cache=cache, return_lse=True,
+            q, k, v, blocks, kv_valid=valid, cache=cache, scores=scores, return_lse=True,
             implementation=f"tpu@{target}",
         )  # fmt: skip
 
@@ -104,6 +104,11 @@ def test_attention(target):
 def test_attention_over_fine_lists_with_an_int8_cache(target):
     values = spec(1, 25216, 24, 128, dtype=jnp.int8), spec(1, 24, 25216)
     attention(target, 25216, 128, 128, 40, Additive(*values, low_rank(25216)))
+
+
+@pytest.mark.parametrize("target", TPUS)
+def test_attention_with_int8_scores(target):
+    attention(target, 25216, 512, 512, None, scores="int8")
 
 
 @pytest.mark.parametrize("target", ["v5e", "v6e"])

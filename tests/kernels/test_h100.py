@@ -6,7 +6,7 @@ No GPU is needed, only `pip install 'qsjax[cuda]'`.
 import jax
 import jax.numpy as jnp
 import pytest
-from h100_code import H100, SHARED_MEMORY, compiled
+from h100_code import H100, SHARED_MEMORY, compiled, triton_compiled
 
 from pallas_kernels import (
     Additive,
@@ -17,7 +17,7 @@ from pallas_kernels import (
     quantize_tokens,
     quantized_matmul,
 )
-from pallas_kernels.deviceless import missing
+from pallas_kernels.deviceless import compile_for, missing
 
 pytestmark = pytest.mark.skipif(missing(H100) is not None, reason="the CUDA extra is not installed")
 INT8, BFLOAT16 = "s32.s8.s8", "f32.bf16.bf16"
@@ -96,12 +96,14 @@ def test_quantize_tokens(tmp_path, channels, settings, rotated):
     assert code.temporary < 2**20
 
 
-@pytest.mark.parametrize("kind", [None, Additive, Complement])
+@pytest.mark.parametrize(("kind", "scores"), [
+    (None, "float"), (Additive, "float"), (Complement, "float"), (None, "int8"), (Complement, "int8"),
+])  # fmt: skip
 @pytest.mark.parametrize(
     ("length", "block_q", "block_kv"),
     [(25216, 128, 128), (25216, 64, 64), (119056, 128, 128), (119056, 512, 1024)],
 )
-def test_attention(tmp_path, length, block_q, block_kv, kind):
+def test_attention(tmp_path, length, block_q, block_kv, kind, scores):
     heads, rows, columns = 24, -(-length // block_q), -(-length // block_kv)
     x = spec(1, length, heads, 128, dtype=jnp.bfloat16)
     lists = BlockLists(
@@ -122,7 +124,7 @@ def test_attention(tmp_path, length, block_q, block_kv, kind):
 
     def program(q, k, v, valid, blocks, cache):
         return block_sparse_attention(
-            q, k, v, blocks, kv_valid=valid, cache=cache, return_lse=True,
+            q, k, v, blocks, kv_valid=valid, cache=cache, scores=scores, return_lse=True,
             implementation="gpu@h100",
         )  # fmt: skip
 
@@ -130,6 +132,47 @@ def test_attention(tmp_path, length, block_q, block_kv, kind):
         tmp_path, "block_sparse_attention", program, x, x, x, spec(1, length, dtype=jnp.bool_),
         lists, cache,
     )  # fmt: skip
-    check(code, BFLOAT16)
-    # Neither a transposed nor a padded copy of any operand.
-    assert code.temporary < 2**20
+    if scores == "float":
+        check(code, BFLOAT16)
+        # Neither a transposed nor a padded copy of any operand.
+        assert code.temporary < 2**20
+    else:
+        check(code, "")
+        assert any(INT8 in name for name in code.tensor_cores)
+
+
+@pytest.mark.parametrize(("k", "n"), [(3072, 12288), (3072, 21504), (12288, 3072)])
+@pytest.mark.parametrize("m", [25216, 119056])
+def test_matmul_of_jax_triton(m, k, n):
+    """Its bytes are unpacked four at a time: without permutations of bytes, which Triton's own shifts need."""
+    from pallas_kernels.quantized_matmul.gpu_tiles import gpu_tiles
+    from pallas_kernels.quantized_matmul.triton_kernel import matmul
+
+    tiles = gpu_tiles(m, k // 2, 4, narrow=True)
+    pointers = {
+        "x": "*i8", "w": "*i8", "w_scale": "*fp32", "x_scale": "*fp32", "bias": "*fp32",
+        "gate": "*fp32", "residual": "*bf16", "out": "*bf16",
+    }  # fmt: skip
+    constants = {
+        "M": m, "N": n, "PANEL": k // 2, "TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k,
+        "ROWS_TOGETHER": 16, "BIAS": True, "GELU": True, "GATE": True, "RESIDUAL": True,
+    }  # fmt: skip
+    code = triton_compiled(matmul, pointers, constants, warps=tiles.warps, stages=tiles.stages)
+    check(code, INT8)
+    assert code.permutations == 0
+
+
+def test_jax_triton_is_called_from_a_program():
+    def program(x, x_scale, w, w_scale, bias, residual, gate):
+        return quantized_matmul(
+            x, x_scale, w, w_scale, bias, residual=residual, gate=gate,
+            implementation="jax_triton@h100",
+        )  # fmt: skip
+
+    m, k, n = 4096, 3072, 3072
+    compiled_program = compile_for(
+        H100, program, spec(m, k, dtype=jnp.int8), spec(m), weight(k, n, 4), spec(n), spec(n),
+        spec(m, n, dtype=jnp.bfloat16), spec(2, n),
+    )  # fmt: skip
+    assert "triton_kernel_call" in compiled_program.as_text()
+    assert compiled_program.memory_analysis().temp_size_in_bytes < 2**20

@@ -171,6 +171,21 @@ def test_attention_applies_the_cache(kernel, kind, rank):
 
 
 @BOTH
+@pytest.mark.parametrize("kind", [None, "complement_int8"])
+def test_attention_with_int8_scores(kernel, kind):
+    q, k, v, valid = attention_operands()
+    found, expected = (
+        block_sparse_attention(
+            q, k + 3.0, v, lists(), kv_valid=valid, cache=kind and cache(kind, 16), scores="int8",
+            return_lse=True, implementation=name,
+        )
+        for name in (f"{kernel}@interpret", "reference")
+    )  # fmt: skip
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, **TIGHT)
+
+
+@BOTH
 def test_attention_of_some_of_the_queries(kernel):
     q, k, v, valid = attention_operands()
     rows = BlockLists.from_block_map(np.ones((1, 1, 1, 3), bool), block_q=128, block_kv=128)

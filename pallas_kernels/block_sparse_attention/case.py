@@ -1,0 +1,152 @@
+"""A call of attention for the benchmark: its lists, the least it has to do, and what a TPU's compiler is to profile of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.block_sparse_attention import tpu
+from pallas_kernels.block_sparse_attention.api import block_sparse_attention
+from pallas_kernels.block_sparse_attention.blocks import BlockLists
+from pallas_kernels.block_sparse_attention.tiles import keys_per_step
+from pallas_kernels.roofline import Program, Work, random_like, spec
+from pallas_kernels.targets import Target
+
+BAND_BLOCK = 128
+"""Tokens of the blocks that a band is made of."""
+# Rows of queries that are profiled; a row costs the same whichever it is.
+_PROFILED_ROWS = 8
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """Self-attention of one sample.
+
+    Attributes:
+        label: what the lists are.
+        tokens: of the sample, text last.
+        heads: there are.
+        head_dim: channels of a head.
+        block_q, block_kv: of the lists.
+        implementation: name of the implementation; "cudnn" is jax's dense attention, for comparison.
+        listed: blocks of keys in every list; None is all.
+        band: half width of a band of tokens, instead of `listed`; made of blocks of 128 and coarsened.
+        text: tokens that see all and are seen by all, beside a band.
+        dtype: of queries, keys and values.
+    """
+
+    label: str
+    tokens: int
+    heads: int
+    head_dim: int
+    block_q: int
+    block_kv: int
+    implementation: str
+    listed: int | None = None
+    band: int | None = None
+    text: int = 0
+    dtype: str = "bfloat16"
+
+    @property
+    def name(self) -> str:
+        """Lists, blocks and shape."""
+        blocks = f"{self.block_q} x {self.block_kv}"
+        return (
+            f"{self.label}, blocks {blocks}, {self.tokens} tokens, {self.heads} x {self.head_dim}"
+        )
+
+    @cached_property
+    def lists(self) -> BlockLists:
+        """Uniform ones are drawn at random for every head; a band and full lists are shared by all heads."""
+        q_blocks, kv_blocks = -(-self.tokens // self.block_q), -(-self.tokens // self.block_kv)
+        if self.band is not None:
+            fine = BlockLists.from_band(
+                self.tokens, self.band, block_q=BAND_BLOCK, block_kv=BAND_BLOCK,
+                dense_from=self.tokens - self.text,
+            )  # fmt: skip
+            return fine.coarsen(self.block_q, self.block_kv)
+        block_map = np.ones((1, q_blocks, kv_blocks), np.bool_)
+        if self.listed is not None:
+            draws = np.random.default_rng(0).random((self.heads, q_blocks, kv_blocks))
+            block_map = draws.argsort(axis=-1).argsort(axis=-1) < self.listed
+        return BlockLists.from_block_map(block_map, block_q=self.block_q, block_kv=self.block_kv)
+
+    @property
+    def executed_density(self) -> float:
+        """Listed blocks over all blocks."""
+        return float(self.lists.executed_density())
+
+    def steps(self, target: Target) -> int:
+        """Steps of the TPU kernel's loops, over all heads: the last of a list may be partly empty."""
+        gather = keys_per_step(target, self.lists) // self.block_kv
+        counts = np.asarray(self.lists.counts)
+        return int(np.ceil(counts / gather).sum()) * self.heads // counts.shape[1]
+
+    @property
+    def work(self) -> Work:
+        """Both products of the listed blocks, whole ones; queries, keys and values read, the result written."""
+        counts = np.asarray(self.lists.counts)
+        pairs = int(counts.sum()) * self.heads // counts.shape[1] * self.block_q * self.block_kv
+        values = self.tokens * self.heads * self.head_dim
+        size = jnp.dtype(self.dtype).itemsize
+        return Work(4.0 * pairs * self.head_dim, self.dtype, 4.0 * values * size)
+
+    def operands(self) -> tuple[Any, ...]:
+        """Random queries, keys and values, and the lists."""
+        x = spec(1, self.tokens, self.heads, self.head_dim, dtype=jnp.dtype(self.dtype))
+        return (*random_like((x, x, x)), self.lists)
+
+    def call(self, implementation: str) -> Callable[..., Any]:
+        """The operation; padded and transposed as the implementation wants it, on the clock."""
+
+        def attend(q: Any, k: Any, v: Any, lists: BlockLists) -> Any:
+            if self.implementation == "cudnn":
+                return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+            return block_sparse_attention(q, k, v, lists, implementation=implementation)
+
+        return attend
+
+    def program(self, target: Target) -> Program:
+        """A few rows of one head over all keys, the loop as long as the mean list, without branches.
+
+        The profiler charges neither branches nor loops of unknown length, and takes too long over a whole call. Only the
+        kernel is compiled: the copies that put heads before tokens are not in the estimate.
+        """
+        gather = keys_per_step(target, self.lists) // self.block_kv
+        steps, lists = self.steps(target), self.lists
+        trips = max(1, round(steps / (lists.q_blocks * self.heads)))
+        dtype = jnp.dtype(self.dtype)
+        # All heads' keys, or the compiler may keep those of a single one in vector memory.
+        k = spec(1, self.tokens, self.heads, self.head_dim, dtype=dtype)
+        q = spec(1, _PROFILED_ROWS * self.block_q, 1, self.head_dim, dtype=dtype)
+        profiled = BlockLists(
+            spec(1, 1, _PROFILED_ROWS, lists.indices.shape[-1], dtype=jnp.int32),
+            spec(1, 1, _PROFILED_ROWS, dtype=jnp.int32),
+            self.block_q,
+            self.block_kv,
+            lists.kv_blocks,
+        )
+
+        def arrange(q: Any, k: Any, valid: Any, blocks: BlockLists) -> tpu.Arranged:
+            return tpu.arrange(q, k, k, valid, blocks, None, gather=gather)
+
+        def launch(arranged: tpu.Arranged, blocks: BlockLists) -> Any:
+            return tpu.launch(
+                arranged, blocks, gather=gather, scale=self.head_dim**-0.5, target=target,
+                trips=trips,
+            )  # fmt: skip
+
+        valid = spec(1, self.tokens, dtype=jnp.bool_)
+        arranged = jax.eval_shape(arrange, q, k, valid, profiled)
+        once = 2.0 * self.tokens * self.heads * self.head_dim * dtype.itemsize
+        fetched = 2 * gather * self.block_kv * self.head_dim * dtype.itemsize
+        return Program(
+            launch,
+            (arranged, profiled),
+            traffic=once + steps * fetched,
+            repeats=steps / (_PROFILED_ROWS * trips),
+        )
