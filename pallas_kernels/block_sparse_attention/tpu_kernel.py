@@ -122,7 +122,7 @@ def kernel(lists: Any, q: Any, k_hbm: Any, v_hbm: Any, bias: Any, *refs: Any, fo
     sums = jnp.where(some, total[...], 1.0)
     log_sum = jnp.where(some, peak[...] / LOG2_E + jnp.log(sums), EMPTY)
     result = mixed[...] / _repeat(sums, mixed.shape[1])
-    lse[...] = log_sum[:, :1].reshape(1, -1)
+    lse[...] = log_sum.T[:1]
     if form.cached:
         result = _apply(result, log_sum, cache, form)
     out[...] = result.astype(out.dtype)

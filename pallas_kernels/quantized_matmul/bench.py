@@ -1,7 +1,8 @@
 """HunyuanVideo's linear layers as cases for the benchmark.
 
-Hidden size 3072, MLP 12288; a single block has one fused linear layer into queries, keys, values and MLP, and one out of
-attention and MLP. The latter takes two inputs with scales of their own, and runs as two calls.
+Hidden size 3072, MLP 12288; a single block has one fused linear layer, linear1, into queries, keys, values and MLP, and
+one, linear2, out of attention and MLP. The latter takes two inputs with scales of their own, and runs as two calls, the
+second with the result of the first as its residual: in shape they are a double block's projection and MLP down.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class MatmulCase:
     Attributes:
         label: which layer.
         m: tokens.
-        inner: K of every input; a layer of two inputs is two calls, the second with the first as its residual.
+        k: input channels.
         n: output channels.
         bits: of a weight; 16 is XLA's bfloat16 product, for comparison.
         implementation: name of the implementation.
@@ -45,7 +46,7 @@ class MatmulCase:
 
     label: str
     m: int
-    inner: tuple[int, ...]
+    k: int
     n: int
     bits: int
     implementation: str
@@ -57,77 +58,69 @@ class MatmulCase:
         """Layer, bits and shape."""
         kind = "bfloat16" if self.bits == 16 else f"W{self.bits}A8"
         fused = ", gelu" if self.activation != "none" else ", gate, residual" if self.gated else ""
-        return (
-            f"{self.label} {kind} {self.m} x {' + '.join(map(str, self.inner))} x {self.n}{fused}"
-        )
+        return f"{self.label} {kind} {self.m} x {self.k} x {self.n}{fused}"
 
     @property
     def work(self) -> Work:
-        """Products of all inputs; activations, weights and residual read, the result written; vectors are not counted."""
-        k, width = sum(self.inner), 2 if self.bits == 16 else 1
-        ends = 2 * self.m * self.n * (2 if self.gated else 1)
-        moved = self.m * k * width + k * self.n * self.bits / 8 + ends
-        return Work(2.0 * self.m * k * self.n, "bfloat16" if self.bits == 16 else "int8", moved)
+        """Activations, weights and residual read, the result written; vectors are not counted."""
+        width = 2 if self.bits == 16 else 1
+        moved = self.m * self.k * width + self.k * self.n * self.bits / 8 + self._ends
+        unit = "bfloat16" if self.bits == 16 else "int8"
+        return Work(2.0 * self.m * self.k * self.n, unit, moved)
+
+    @property
+    def _ends(self) -> float:
+        """Bytes of the result, and of a residual."""
+        return 2.0 * self.m * self.n * (2 if self.gated else 1)
 
     def _specs(self) -> tuple[Any, ...]:
-        inputs: list[list[Any]] = []
-        for k in self.inner:
-            if self.bits == 16:
-                inputs.append(
-                    [spec(self.m, k, dtype=jnp.bfloat16), spec(k, self.n, dtype=jnp.bfloat16)]
-                )
-            else:
-                weight = _weight(k, self.n, self.bits, _LAYOUTS[self.implementation])
-                inputs.append([spec(self.m, k, dtype=jnp.int8), spec(self.m), weight, spec(self.n)])
-        shared = [spec(self.n)]
-        if self.gated:
-            shared += [spec(1, self.n), spec(self.m, self.n, dtype=jnp.bfloat16)]
-        return inputs, shared
+        if self.bits == 16:
+            wide = jnp.bfloat16
+            return spec(self.m, self.k, dtype=wide), spec(self.k, self.n, dtype=wide), spec(self.n)
+        weight = _weight(self.k, self.n, self.bits, _LAYOUTS[self.implementation])
+        x = spec(self.m, self.k, dtype=jnp.int8)
+        shared = (x, spec(self.m), weight, spec(self.n), spec(self.n))
+        gated = (spec(1, self.n), spec(self.m, self.n, dtype=jnp.bfloat16))
+        return (*shared, *gated) if self.gated else shared
 
     def operands(self) -> tuple[Any, ...]:
-        """Random inputs with their weights, then bias, gate and residual."""
+        """Random tokens, weights, and what is fused."""
         return random_like(self._specs())
 
     def call(self, implementation: str) -> Callable[..., Any]:
-        """The layer: one call for every input."""
+        """The layer."""
         return partial(_dense if self.bits == 16 else self._layer, implementation=implementation)
 
-    def _layer(self, inputs: Any, shared: Any, *, implementation: str) -> Any:
-        bias, gate, residual = shared if self.gated else (*shared, None, None)
-        for x, x_scale, weight, w_scale in inputs:
-            residual = quantized_matmul(
-                x, x_scale, weight, w_scale, bias, activation=self.activation, residual=residual,
-                gate=gate, implementation=implementation,
-            )  # fmt: skip
-            bias = None
-        return residual
+    def _layer(
+        self, x: Any, x_scale: Any, weight: Any, w_scale: Any, bias: Any, gate: Any = None,
+        residual: Any = None, *, implementation: str,
+    ) -> Any:  # fmt: skip
+        return quantized_matmul(
+            x, x_scale, weight, w_scale, bias, activation=self.activation, residual=residual,
+            gate=gate, implementation=implementation,
+        )  # fmt: skip
 
     def program(self, target: Target) -> Program:
         """The whole layer."""
         call = self.call(f"{self.implementation}@{target.name}")
-        return Program(call, self._specs(), self._traffic())
+        return Program(call, self._specs(), self._traffic(target))
 
-    def _traffic(self) -> float:
+    def _traffic(self, target: Target) -> float:
         """The TPU kernel reads weights once for every tile of rows, and activations once where they fit."""
         if self.implementation != "tpu":
             return self.work.bytes
-        total = 0.0
-        for k in self.inner:
-            parts = PARTS[self.bits]
-            tiles = tpu_tiles(self.m, self.n, k // parts, parts)
-            rows = -(-self.m // tiles.m)
-            columns = 1 if tiles.k == k // parts else -(-self.n // tiles.n)
-            ends = 2 * self.m * self.n * (2 if self.gated else 1)
-            total += self.m * k * columns + k * self.n * self.bits / 8 * rows + ends
-        return total
+        parts = PARTS[self.bits]
+        tiles = tpu_tiles(self.m, self.n, self.k // parts, parts, target.name)
+        rows = -(-self.m // tiles.m)
+        columns = 1 if tiles.k == self.k // parts else -(-self.n // tiles.n)
+        return self.m * self.k * columns + self.k * self.n * self.bits / 8 * rows + self._ends
 
 
-def _dense(inputs: Any, shared: Any, *, implementation: str) -> jax.Array:
+def _dense(x: Any, w: Any, bias: Any, *, implementation: str) -> jax.Array:
     """XLA's own product of bfloat16."""
     del implementation
-    ((x, w),) = inputs
     y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
-    return (y + shared[0][None]).astype(jnp.bfloat16)
+    return (y + bias[None]).astype(jnp.bfloat16)
 
 
 def _weight(k: int, n: int, bits: int, layout: str) -> PackedWeight:
@@ -140,7 +133,7 @@ def _weight(k: int, n: int, bits: int, layout: str) -> PackedWeight:
 
 
 def _tpu() -> tuple[MatmulCase, ...]:
-    m, up = 4096, ("MLP up", 4096, (3072,), 12288)
+    m, up = 4096, ("MLP up", 4096, 3072, 12288)
     return (
         MatmulCase(*up, 4, "tpu"),
         # Once is enough: the profiler takes minutes and gigabytes over it.
@@ -148,17 +141,16 @@ def _tpu() -> tuple[MatmulCase, ...]:
         MatmulCase(*up, 4, "tpu", activation="gelu_tanh"),
         MatmulCase(*up, 6, "tpu"),
         MatmulCase(*up, 8, "tpu"),
-        MatmulCase("MLP down", m, (12288,), 3072, 4, "tpu", gated=True),
-        MatmulCase("qkv", m, (3072,), 9216, 4, "tpu"),
-        MatmulCase("projection", m, (3072,), 3072, 4, "tpu", gated=True),
-        MatmulCase("linear1", m, (3072,), 21504, 4, "tpu"),
-        MatmulCase("linear2", m, (3072, 12288), 3072, 4, "tpu", gated=True),
+        MatmulCase("qkv", m, 3072, 9216, 4, "tpu"),
+        MatmulCase("linear1", m, 3072, 21504, 4, "tpu"),
+        MatmulCase("projection, linear2 of attention", m, 3072, 3072, 4, "tpu", gated=True),
+        MatmulCase("MLP down, linear2 of MLP", m, 12288, 3072, 4, "tpu", gated=True),
     )
 
 
 def _gpu() -> tuple[MatmulCase, ...]:
     return tuple(
-        MatmulCase("MLP up", m, (3072,), 12288, bits, implementation)
+        MatmulCase("MLP up", m, 3072, 12288, bits, implementation)
         for m in (4096, 25216, 119056)
         for bits, implementation in ((4, "gpu"), (4, "jax_triton"), (8, "gpu"), (16, "xla"))
     )
@@ -167,6 +159,6 @@ def _gpu() -> tuple[MatmulCase, ...]:
 CASES = {
     "tpu": _tpu(),
     "gpu": _gpu(),
-    "cpu": tuple(MatmulCase("small", 256, (768,), 3072, bits, "xla") for bits in (4, 6, 8)),
+    "cpu": tuple(MatmulCase("small", 256, 768, 3072, bits, "xla") for bits in (4, 6, 8)),
 }
 """By backend; a CPU gets a quarter of the width."""

@@ -62,7 +62,7 @@ def quantized_matmul(
     groups = 1 if gate is None else gate.shape[0]
     (rows, k), n = x.shape, weight.shape[1]
     m, panel = rows // groups, k // parts
-    tiles = tiles or tpu_tiles(m, n, panel, parts)
+    tiles = tiles or tpu_tiles(m, n, panel, parts, target.name)
     steps = panel // tiles.k
     x = x.reshape(groups, m, k)
     operands: list[tuple[Array, pl.BlockSpec]] = []

@@ -28,7 +28,7 @@ from qsjax.cli import main
 V5E = TARGETS["v5e"]
 needs_libtpu = pytest.mark.skipif(missing(V5E) is not None, reason="libtpu is not installed")
 
-SMALL_MATMUL = MatmulCase("small", 32, (256,), 128, 4, "xla")
+SMALL_MATMUL = MatmulCase("small", 32, 256, 128, 4, "xla")
 SMALL_TOKENS = TokensCase(32, 256, 128, "xla")
 SMALL_ATTENTION = attention.cpu(64, tokens=512)
 
@@ -62,15 +62,15 @@ def test_the_floor_is_the_larger_of_compute_and_memory():
 
 
 def test_work_of_a_linear_layer():
-    plain = MatmulCase("up", 4096, (3072,), 12288, 4, "tpu")
+    plain = MatmulCase("up", 4096, 3072, 12288, 4, "tpu")
     assert plain.work.operations == 309_237_645_312
     # int8 tokens, half a byte a weight, bfloat16 result
     assert plain.work.bytes == 12_582_912 + 18_874_368 + 100_663_296
     assert plain.work.seconds(Peaks.of(V5E)) == pytest.approx(309_237_645_312 / 394e12)
-    two = MatmulCase("linear2", 4096, (3072, 12288), 3072, 4, "tpu", gated=True)
-    assert two.work.operations == 2 * 4096 * 15360 * 3072
-    assert two.work.bytes == 4096 * 15360 + 15360 * 3072 / 2 + 2 * (2 * 4096 * 3072)
-    assert MatmulCase("up", 4096, (3072,), 12288, 6, "tpu").work.bytes == (
+    gated = MatmulCase("down", 4096, 12288, 3072, 4, "tpu", gated=True)
+    assert gated.work.operations == 2 * 4096 * 12288 * 3072
+    assert gated.work.bytes == 4096 * 12288 + 12288 * 3072 / 2 + 2 * (2 * 4096 * 3072)
+    assert MatmulCase("up", 4096, 3072, 12288, 6, "tpu").work.bytes == (
         12_582_912 + 28_311_552 + 100_663_296
     )
 
@@ -111,7 +111,7 @@ def test_a_program_scales_to_the_whole_call():
     # Every row of queries fetches all keys and values, in whole blocks.
     fetched = 24 * 50 * 25 * 1024 * 128 * 2 * 2
     assert program.traffic == fetched + 2 * 25216 * 24 * 128 * 2
-    assert MatmulCase("up", 4096, (3072,), 12288, 4, "tpu").program(V5E).traffic == (
+    assert MatmulCase("up", 4096, 3072, 12288, 4, "tpu").program(V5E).traffic == (
         12_582_912 + 4 * 18_874_368 + 100_663_296
     )
 
@@ -137,7 +137,7 @@ def test_cycles_are_the_profilers_not_the_cost_models():
 @pytest.mark.parametrize(
     "case",
     [
-        MatmulCase("small", 64, (256,), 256, 4, "tpu"),
+        MatmulCase("small", 64, 256, 256, 4, "tpu"),
         AttentionCase("full lists", 1024, 1, 128, 128, 128, "tpu"),
     ],
     ids=lambda case: case.label,
@@ -172,12 +172,12 @@ def test_a_compiler_that_takes_too_long_is_a_sentence():
 
 
 def test_random_operands_have_the_shapes_asked_for():
-    case = MatmulCase("small", 32, (256, 128), 128, 6, "xla", gated=True)
-    (first, second), shared = case.operands()
-    assert first[0].dtype == jnp.int8
-    assert second[2].shape == (128, 128)
-    assert [x.shape for x in shared] == [(128,), (1, 128), (32, 128)]
-    assert case.call("xla")(((first), (second)), shared).shape == (32, 128)
+    case = MatmulCase("small", 32, 256, 128, 6, "xla", gated=True)
+    x, _, weight, *vectors, residual = operands = case.operands()
+    assert x.dtype == jnp.int8
+    assert weight.shape == (256, 128)
+    assert [x.shape for x in vectors] == [(128,), (128,), (1, 128)]
+    assert residual.shape == case.call("xla")(*operands).shape == (32, 128)
     assert random_like({"a": None}) == {"a": None}
 
 
@@ -186,9 +186,8 @@ def test_random_operands_have_the_shapes_asked_for():
 def test_every_case_fits_its_implementation(operation, backend, target):
     """What is not installed here, or looks for a GPU at once, is left to a machine that has it."""
     for case in kernels.OPERATIONS[operation][backend]:
-        assert (
-            case.work.bytes > 0
-        )  # Lists are made here: inside `eval_shape` their counts are not known.
+        # Lists are made here: inside `eval_shape` their counts are not known.
+        assert case.work.bytes > 0
         if case.implementation in ("jax_triton", "cudnn"):
             continue
         name = case.implementation

@@ -22,7 +22,7 @@ from pallas_kernels.block_sparse_attention import tpu as attention_tpu
 from pallas_kernels.quantized_matmul import gpu as matmul_gpu
 from pallas_kernels.quantized_matmul import tpu as matmul_tpu
 from pallas_kernels.quantized_matmul.gpu_tiles import GpuTiles
-from pallas_kernels.quantized_matmul.tiles import Tiles, tpu_bytes, tpu_tiles
+from pallas_kernels.quantized_matmul.tiles import TABLE, Tiles, tpu_bytes, tpu_tiles
 from pallas_kernels.targets import TARGETS
 
 INTERPRET = TARGETS["interpret"]
@@ -102,6 +102,16 @@ def test_tiles_divide_k_and_fit(k, n, bits):
         assert (k // parts) % tiles.k == 0
         assert tiles.k % 128 == tiles.n % 128 == tiles.m % 32 == 0
         assert tpu_bytes(tiles, parts) <= 56 * 2**20
+
+
+@pytest.mark.parametrize("known", TABLE)
+def test_tiles_in_the_table_belong_to_their_layers(known):
+    target, parts, panel, n = known
+    tiles = TABLE[known]
+    assert TARGETS[target].backend == "tpu"
+    assert panel % tiles.k == n % tiles.n == tiles.k % 128 == tiles.n % 128 == tiles.m % 32 == 0
+    assert tpu_tiles(tiles.m, n, panel, parts, target) == tiles
+    assert tpu_tiles(tiles.m - 1, n, panel, parts, target) != tiles
 
 
 def attention_operands(dtype=jnp.float32):
