@@ -4,6 +4,7 @@ Work and memory follow the lists: a block that is not listed is neither read nor
 lists again (their scores are computed anew from the saved log-sum-exp), since a loop of traced length has no reverse.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -17,8 +18,8 @@ from pallas_kernels.block_sparse_attention.scores import Int8Scales, dequantize
 from pallas_kernels.block_sparse_attention.softmax import LOWEST_PEAK
 
 _QUERIES_AT_ONCE, _KEYS_AT_ONCE = 256, 4096
-"""Blocks of so many queries or more take a full list of so many keys or less in one step: XLA:CPU then fuses the whole
-softmax and uses its threads, for which smaller products are not worth it."""
+"""Blocks of so many queries or more take lists of so many keys or less in one step, if all lists are full: XLA:CPU then
+fuses the whole softmax and uses its threads, for which smaller products are not worth it."""
 
 
 class _Softmax(NamedTuple):
@@ -89,20 +90,19 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
     pairs, rows, kv_blocks = *heads.q.shape[:2], heads.k.shape[1]
     first = jnp.arange(pairs, dtype=jnp.int32)[:, None, None] * kv_blocks
 
-    def row(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        q, indices, count = part
+    def at_once(q: Array, indices: Array, count: Array) -> _Softmax:
+        del count
+        k, v, bias = (
+            x[indices].reshape(-1, *x.shape[2:]) for x in (k_blocks, v_blocks, bias_blocks)
+        )
+        # Left to itself, XLA:CPU gathers it again for every query.
+        scores = _scores(q, k, jax.lax.optimization_barrier(bias), scale)
+        # A product, its maxima and its exponentials are one operation there, if this is how they are written.
+        peak = jax.lax.reduce(scores, jnp.float32(LOWEST_PEAK), jax.lax.max, (1,))
+        weights = jnp.exp(scores - peak[:, None])
+        return _Softmax(peak, weights.sum(axis=1), _matmul(weights, v))
 
-        def at_once() -> _Softmax:
-            k, v, bias = (
-                x[indices].reshape(-1, *x.shape[2:]) for x in (k_blocks, v_blocks, bias_blocks)
-            )
-            # Left to itself, XLA:CPU gathers it again for every query.
-            scores = _scores(q, k, jax.lax.optimization_barrier(bias), scale)
-            # A product, its maxima and its exponentials are one operation there, if this is how they are written.
-            peak = jax.lax.reduce(scores, jnp.float32(LOWEST_PEAK), jax.lax.max, (1,))
-            weights = jnp.exp(scores - peak[:, None])
-            return _Softmax(peak, weights.sum(axis=1), _matmul(weights, v))
-
+    def one_by_one(q: Array, indices: Array, count: Array) -> _Softmax:
         def step(i: Array, state: _Softmax) -> _Softmax:
             j = indices[i]
             scores = _scores(q, k_blocks[j], bias_blocks[j], scale)
@@ -112,27 +112,32 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
             mixed = state.mixed * shrink[:, None] + _matmul(weights, v_blocks[j])
             return _Softmax(peak, total, mixed)
 
-        def one_by_one() -> _Softmax:
-            queries, size = q.shape[0], v_blocks.shape[-1]
-            start = _Softmax(
-                jnp.full(queries, LOWEST_PEAK, jnp.float32),
-                jnp.zeros(queries, jnp.float32),
-                jnp.zeros((queries, size), jnp.float32),
-            )
-            return jax.lax.fori_loop(0, count, step, start)
+        queries, size = q.shape[0], v_blocks.shape[-1]
+        start = _Softmax(
+            jnp.full(queries, LOWEST_PEAK, jnp.float32),
+            jnp.zeros(queries, jnp.float32),
+            jnp.zeros((queries, size), jnp.float32),
+        )
+        return jax.lax.fori_loop(0, count, step, start)
 
-        keys = len(indices) * k_blocks.shape[1]
-        if len(q) >= _QUERIES_AT_ONCE and keys <= _KEYS_AT_ONCE:
-            state = jax.lax.cond(count == len(indices), at_once, one_by_one)
-        else:
-            state = one_by_one()
-        some = state.total > 0
-        total = jnp.where(some, state.total, 1.0)
-        lse = jnp.where(some, state.peak + jnp.log(total), EMPTY)
-        return state.mixed / total[:, None], lse
+    def all_rows(form: Callable[..., _Softmax]) -> Callable[[], tuple[Array, Array]]:
+        def row(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+            state = form(*part)
+            some = state.total > 0
+            total = jnp.where(some, state.total, 1.0)
+            lse = jnp.where(some, state.peak + jnp.log(total), EMPTY)
+            return state.mixed / total[:, None], lse
 
-    parts = (heads.q, heads.indices + first, heads.counts)
-    out, lse = jax.lax.map(row, tuple(x.reshape(-1, *x.shape[2:]) for x in parts))
+        parts = (heads.q, heads.indices + first, heads.counts)
+        flat = tuple(x.reshape(-1, *x.shape[2:]) for x in parts)
+        return lambda: jax.lax.map(row, flat)
+
+    longest = heads.indices.shape[-1]
+    if heads.q.shape[2] >= _QUERIES_AT_ONCE and longest * heads.k.shape[2] <= _KEYS_AT_ONCE:
+        full = (heads.counts == longest).all()
+        out, lse = jax.lax.cond(full, all_rows(at_once), all_rows(one_by_one))
+    else:
+        out, lse = all_rows(one_by_one)()
     return out.reshape(pairs, rows, *out.shape[1:]), lse.reshape(pairs, rows, -1)
 
 
