@@ -19,6 +19,8 @@ from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs
 
 # Values of a block: 256 rows of 3,072 channels, 64 of 12,288.
 _BLOCK_VALUES = 256 * 3072
+# Slices of a step: alone, one waits for each of its own operations; all of them take the compiler minutes.
+_UNROLLED = 8
 
 
 def objection(*, backend: str, channels: int, rotated: int, **_: Any) -> str | None:
@@ -103,7 +105,7 @@ def _kernel(
         """Fold a function of (channels of a slice, carried value) over all slices."""
         count = channels // width
         return jax.lax.fori_loop(
-            0, count, lambda i, kept: body(pl.ds(i * width, width), kept), start
+            0, count, lambda i, kept: body(pl.ds(i * width, width), kept), start, unroll=_UNROLLED
         )
 
     def values(part: Any) -> Array:

@@ -32,11 +32,12 @@ def weight(k, n, bits):
 
 
 @pytest.mark.parametrize("target", TPUS)
-@pytest.mark.parametrize(
-    ("k", "n", "bits"),
-    [(3072, 9216, 4), (3072, 12288, 4), (3072, 21504, 6), (12288, 3072, 4), (3072, 3072, 8)],
-)
-def test_matmul(target, k, n, bits):
+@pytest.mark.parametrize(("m", "k", "n", "bits"), [
+    (25216, 3072, 9216, 4), (25216, 3072, 12288, 4), (25216, 3072, 21504, 6),
+    (25216, 12288, 3072, 4), (25216, 3072, 3072, 8), (25216, 15360, 3072, 4),
+    (119056, 3072, 21504, 4), (119056, 12288, 3072, 6),
+])  # fmt: skip
+def test_matmul(target, m, k, n, bits):
     def program(x, x_scale, w, w_scale, bias, residual, gate):
         return quantized_matmul(
             x, x_scale, w, w_scale, bias, residual=residual, gate=gate,
@@ -44,8 +45,8 @@ def test_matmul(target, k, n, bits):
         )  # fmt: skip
 
     compiled = compile_for(
-        TARGETS[target], program, spec(25216, k, dtype=jnp.int8), spec(25216), weight(k, n, bits),
-        spec(n), spec(n), spec(25216, n, dtype=jnp.bfloat16), spec(1, n),
+        TARGETS[target], program, spec(m, k, dtype=jnp.int8), spec(m), weight(k, n, bits),
+        spec(n), spec(n), spec(m, n, dtype=jnp.bfloat16), spec(1, n),
     )  # fmt: skip
     # Nothing is unpacked in HBM.
     assert compiled.memory_analysis().temp_size_in_bytes < 2**20

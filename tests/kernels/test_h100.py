@@ -42,7 +42,8 @@ def check(code, instruction):
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
 @pytest.mark.parametrize(
-    ("k", "n"), [(3072, 9216), (3072, 12288), (3072, 21504), (12288, 3072), (3072, 3072)]
+    ("k", "n"),
+    [(3072, 9216), (3072, 12288), (3072, 21504), (12288, 3072), (3072, 3072), (15360, 3072)],
 )
 @pytest.mark.parametrize("m", [25216, 119056])
 def test_matmul(tmp_path, m, k, n, bits):
