@@ -1,6 +1,8 @@
 """What all Pallas Triton kernels share: who can run them, and the loads and stores at the edge of an array."""
 
 import importlib.util
+import operator
+from functools import reduce
 from typing import Any
 
 import jax.numpy as jnp
@@ -57,9 +59,6 @@ def store(
 
 
 def _joint(shape: tuple[int, ...], rows: Array | None, columns: Array | None) -> Array | None:
-    masks = [
-        None if mask is None else jnp.broadcast_to(mask[:, None] if along == 0 else mask, shape)
-        for along, mask in ((0 if len(shape) == 2 else 1, rows), (1, columns))
-    ]
-    given = [mask for mask in masks if mask is not None]
-    return None if not given else given[0] if len(given) == 1 else given[0] & given[1]
+    given = [None if rows is None else rows[:, None], columns]
+    masks = [jnp.broadcast_to(mask, shape) for mask in given if mask is not None]
+    return reduce(operator.and_, masks) if masks else None
