@@ -17,7 +17,7 @@ from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache
 from pallas_kernels.block_sparse_attention.scores import Int8Scales, dequantize
 from pallas_kernels.block_sparse_attention.softmax import LOWEST_PEAK
 
-_QUERIES_AT_ONCE, _KEYS_AT_ONCE = 256, 4096
+_QUERIES_AT_ONCE, _KEYS_AT_ONCE = 128, 4096
 """Blocks of so many queries or more take lists of so many keys or less in one step, if all lists are full: XLA:CPU then
 fuses the whole softmax and uses its threads, for which smaller products are not worth it."""
 
