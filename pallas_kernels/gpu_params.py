@@ -10,8 +10,6 @@ from jaxtyping import Array
 
 from pallas_kernels.targets import Target
 
-ROWS_TOGETHER = 16
-"""Row tiles of a matmul that run side by side over all columns: activations and weights stay in the L2 cache."""
 _TRITON = "jax.experimental.pallas.triton"
 
 

@@ -13,9 +13,10 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
-from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache, Complement
+from pallas_kernels.block_sparse_attention.cache import Cache, Complement
 from pallas_kernels.block_sparse_attention.gpu_kernel import Form, kernel
 from pallas_kernels.block_sparse_attention.scores import Int8Scales
+from pallas_kernels.block_sparse_attention.softmax import key_bias
 from pallas_kernels.gpu_params import needs_gpu, triton_options
 from pallas_kernels.targets import Target
 
@@ -93,9 +94,8 @@ def launch(
     tile = pl.BlockSpec((None, tile_q, None, size), lambda i, h, b: (b, i, h, 0))
     row = pl.BlockSpec((None, None, tile_q), lambda i, h, b: (b, h, i))
     whole = pl.BlockSpec((None, keys, None, size), lambda i, h, b: (b, 0, h, 0))
-    padding = blocks.kv_blocks * blocks.block_kv - keys
-    bias = jnp.where(kv_valid, jnp.float32(0), jnp.float32(EMPTY))
-    bias = jnp.pad(bias, ((0, 0), (0, padding)), constant_values=EMPTY)
+    padded = blocks.kv_blocks * blocks.block_kv
+    bias = key_bias(kv_valid, padded)
     listed = blocks.indices.shape[-1]
     operands = {
         "counts": (blocks.counts[..., None], pl.BlockSpec((None, None, None, 1), of_list)),
@@ -107,7 +107,7 @@ def launch(
         **_cache_operands(cache, tile, row, tile_q),
     }
     if scales is not None:
-        k_scale = jnp.pad(scales.k, ((0, 0), (0, 0), (0, padding)))
+        k_scale = jnp.pad(scales.k, ((0, 0), (0, 0), (0, padded - keys)))
         by_head = pl.BlockSpec((None, None, k_scale.shape[2]), lambda i, h, b: (b, h, 0))
         operands |= {"q_scale": (scales.q, row), "k_scale": (k_scale, by_head)}
     outputs = {

@@ -17,8 +17,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
-from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache, Complement
+from pallas_kernels.block_sparse_attention.cache import Cache, Complement
 from pallas_kernels.block_sparse_attention.scores import Int8Scales
+from pallas_kernels.block_sparse_attention.softmax import key_bias
 from pallas_kernels.block_sparse_attention.tiles import keys_per_step
 from pallas_kernels.block_sparse_attention.tpu_kernel import Form, kernel
 from pallas_kernels.targets import Target
@@ -85,8 +86,7 @@ def arrange(
 ) -> Arranged:
     """Transpose and pad; XLA copies every operand once."""
     rows, columns = blocks.q_blocks * blocks.block_q, blocks.kv_blocks * blocks.block_kv
-    bias = jnp.where(kv_valid, jnp.float32(0), jnp.float32(EMPTY))
-    bias = jnp.pad(bias, ((0, 0), (0, columns - bias.shape[1])), constant_values=EMPTY)
+    bias = key_bias(kv_valid, columns)
 
     def heads_first(x: Array, length: int) -> Array:
         x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))

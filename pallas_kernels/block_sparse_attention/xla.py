@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache
 from pallas_kernels.block_sparse_attention.scores import Int8Scales, dequantize
-from pallas_kernels.block_sparse_attention.softmax import LOWEST_PEAK
+from pallas_kernels.block_sparse_attention.softmax import LOWEST_PEAK, key_bias
 
 _QUERIES_AT_ONCE, _KEYS_AT_ONCE = 128, 4096
 """Blocks of so many queries or more take lists of so many keys or less in one step, if all lists are full: XLA:CPU then
@@ -64,9 +64,7 @@ def attend(
     def shared(x: Array) -> Array:
         return jnp.broadcast_to(x, (batch, heads, *x.shape[2:])).reshape(-1, *x.shape[2:])
 
-    bias = jnp.where(kv_valid, jnp.float32(0), jnp.float32(EMPTY))
-    padding = blocks.block_kv * blocks.kv_blocks - k.shape[1]
-    bias = jnp.pad(bias, ((0, 0), (0, padding)), constant_values=EMPTY)
+    bias = key_bias(kv_valid, blocks.block_kv * blocks.kv_blocks)
     head = _Head(
         q=cut(q, blocks.block_q, blocks.q_blocks),
         k=cut(k, blocks.block_kv, blocks.kv_blocks),

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from pallas_kernels.gpu_params import ROWS_TOGETHER, inside, load, needs_gpu, store, triton_options
-from pallas_kernels.quantized_matmul.gpu_tiles import GpuTiles, gpu_tiles
+from pallas_kernels.gpu_params import inside, load, needs_gpu, store, triton_options
+from pallas_kernels.quantized_matmul.gpu_tiles import ROWS_TOGETHER, GpuTiles, gpu_tiles
 from pallas_kernels.quantized_matmul.packing import FACTOR, PARTS, PackedWeight, widened
 from pallas_kernels.targets import Target
 

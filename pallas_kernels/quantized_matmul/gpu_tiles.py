@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+ROWS_TOGETHER = 16
+"""Row tiles that run side by side over all columns: activations and weights stay in the L2 cache."""
+
 
 @dataclass(frozen=True)
 class GpuTiles:

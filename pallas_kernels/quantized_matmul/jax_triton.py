@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from pallas_kernels.gpu_params import ROWS_TOGETHER
-from pallas_kernels.quantized_matmul.gpu_tiles import GpuTiles, gpu_tiles
+from pallas_kernels.quantized_matmul.gpu_tiles import ROWS_TOGETHER, GpuTiles, gpu_tiles
 from pallas_kernels.quantized_matmul.packing import FACTOR, PackedWeight
 from pallas_kernels.targets import Target
 

@@ -146,7 +146,7 @@ def test_attention(tmp_path, length, block_q, block_kv, kind, scores):
 @pytest.mark.parametrize("m", [25216, 119056])
 def test_matmul_of_jax_triton(m, k, n):
     """Its bytes are unpacked four at a time: without permutations of bytes, which Triton's own shifts need."""
-    from pallas_kernels.quantized_matmul.gpu_tiles import gpu_tiles
+    from pallas_kernels.quantized_matmul.gpu_tiles import ROWS_TOGETHER, gpu_tiles
     from pallas_kernels.quantized_matmul.triton_kernel import matmul
 
     tiles = gpu_tiles(m, k // 2, 4, narrow=True)
@@ -156,7 +156,7 @@ def test_matmul_of_jax_triton(m, k, n):
     }  # fmt: skip
     constants = {
         "M": m, "N": n, "PANEL": k // 2, "TILE_M": tiles.m, "TILE_N": tiles.n, "TILE_K": tiles.k,
-        "ROWS_TOGETHER": 16, "BIAS": True, "GELU": True, "GATE": True, "RESIDUAL": True,
+        "ROWS_TOGETHER": ROWS_TOGETHER, "BIAS": True, "GELU": True, "GATE": True, "RESIDUAL": True,
     }  # fmt: skip
     code = triton_compiled(matmul, pointers, constants, warps=tiles.warps, stages=tiles.stages)
     check(code, INT8)
