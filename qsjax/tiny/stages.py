@@ -37,13 +37,20 @@ FIT, TRAIN_VAE, TRAIN_DIT, TRAIN_DISTIL, HELD_OUT = 12345, 1, 2, 3, 99
 # Scenes and Euler steps of the evaluations during training, and how they are guided.
 _SCENES, _STEPS, _GUIDANCE = 16, 15, 4.0
 
+# About what the shipped model saw, in one pass: small clips, then both lengths in turns.
+_TURN = (Phase(33, 64, 16, 130), Phase(65, 64, 8, 50))
 DIT = DiTTraining(
     curriculum=Curriculum(
-        phases=(Phase(33, 32, 24, 1000), Phase(33, 48, 16, 900), Phase(33, 64, 16, 1700))
+        phases=(
+            *(Phase(33, 32, 24, 1000), Phase(33, 48, 16, 900), Phase(33, 64, 16, 4500)),
+            *(13 * _TURN),
+            Phase(65, 96, 4, 270),
+            *(13 * _TURN),
+        )
     )
 )
 DISTIL = DiTTraining(
-    curriculum=Curriculum(phases=(Phase(33, 64, 16, 240),), warm_up=20, decay=0.6),
+    curriculum=Curriculum(phases=(Phase(33, 64, 16, 400),), warm_up=20, decay=0.6),
     learning_rate=5e-4,
 )
 

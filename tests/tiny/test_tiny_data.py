@@ -90,7 +90,9 @@ def test_objects_stay_inside_and_apart():
                 covered(dataclasses.replace(scene, objects=(one,))) for one in scene.objects
             )
             assert not (first & second).any()
-            assert scene.objects[0].color != scene.objects[1].color
+            one, other = scene.objects
+            assert one.color != other.color
+            assert one.motion == other.motion
 
 
 @pytest.mark.parametrize(("frames", "side"), [(33, 64), (17, 48), (65, 96)])
