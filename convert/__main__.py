@@ -45,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=absent,
         help="dtype of all stored weights (default: as in the source)",
     )
+    parser.add_argument(
+        "--quantize",
+        metavar="METHOD-RECIPE",
+        default=absent,
+        help="store the transformer quantized, without calibration: rtn-w4a8 rounds to nearest, quarot-w4a8 puts Hadamard "
+        "rotations in front; RECIPE is a preset (bf16, w4a16, w4a8, w6a6, w8a8) or a TOML file",
+    )
     flags = {
         "verify": "re-read what was written and compare it with the source; if DST is a checkpoint already, only that",
         "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
@@ -101,21 +108,30 @@ def _given(args: argparse.Namespace) -> dict[str, Path]:
 
 def _convert(args: argparse.Namespace) -> int:
     # Imported late: they bring JAX, and `--help` should not wait for it.
+    from convert.quantized import require
     from convert.report import as_text, describe
     from convert.sources import Sources
     from convert.stream import convert
     from convert.verification import verify
-    from qsjax.checkpoint import MANIFEST
+    from qsjax.checkpoint import MANIFEST, Manifest
 
-    given, source = _given(args), args.source
+    given, source, quantize = _given(args), args.source, getattr(args, "quantize", None)
     report: dict[str, Any] = {"checkpoint": str(args.destination)}
     lines: list[str] = []
     if args.verify and not args.overwrite and (args.destination / MANIFEST).is_file():
         sources = Sources.find(source, **given) if source is not None or given else None
+        if quantize is not None:
+            require(Manifest.read(args.destination), quantize)
     else:
         sources = Sources.find(source, **given)
-        dtype = getattr(args, "dtype", None)
-        report = describe(convert(sources, args.destination, dtype=dtype, overwrite=args.overwrite))
+        manifest = convert(
+            sources,
+            args.destination,
+            dtype=getattr(args, "dtype", None),
+            quantize=quantize,
+            overwrite=args.overwrite,
+        )
+        report = describe(manifest)
         lines.append(as_text(report))
     if args.verify:
         found = verify(args.destination, sources)
@@ -135,7 +151,7 @@ def _export(args: argparse.Namespace) -> int:
         raise InputError("--export needs a checkpoint and a folder; give SRC and DST")
     surplus = [
         *_given(args),
-        *(["dtype"] if hasattr(args, "dtype") else []),
+        *(name for name in ("dtype", "quantize") if hasattr(args, name)),
         *(["verify"] if args.verify else []),
     ]
     if surplus:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from convert.configuration import configuration
-from convert.containers import Source, open_source
+from convert.containers import Source, TensorInfo, open_source
 from convert.keymaps import Row, check, detect
 from convert.keymaps.detect import TITLES, Layout
 from convert.sources import Sources
@@ -59,6 +59,18 @@ class Component:
         part = self.source.read(name, rows)
         return part if self.dtype is None else part.astype(self.dtype, copy=False)
 
+    def outputs(self, row: Row) -> dict[str, TensorInfo]:
+        """The leaves that are stored of a row, before any tensor is read."""
+        return {row.leaf: TensorInfo(row.shape, self.stored_dtype(row))}
+
+    def made(self, row: Row, rows: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+        """These leaves, or a range of rows of one that is not rearranged."""
+        return {row.leaf: self.leaf(row, rows)}
+
+    def details(self) -> dict[str, Any]:
+        """What the manifest says of this component besides what it says of all of them."""
+        return {}
+
     def digest(self) -> str:
         """What the source holds, without reading its tensors: files, names, shapes and dtypes."""
         tensors = {
@@ -74,6 +86,10 @@ class Component:
 @contextmanager
 def open_components(sources: Sources, dtype: np.dtype | None) -> Iterator[dict[str, Component]]:
     """Open every component of the sources; they are closed at the end of the block.
+
+    Args:
+        sources: the PyTorch files.
+        dtype: to store; None keeps the sources'.
 
     Raises:
         InputError: a configuration is absent or does not describe this model.

@@ -57,9 +57,8 @@ def _component(part: Component) -> dict[str, Any]:
     return {
         "config": to_mapping(part.config),
         "parameters": sum(int(np.prod(row.shape)) for row in part.rows),
-        "bytes": sum(
-            int(np.prod(row.shape)) * part.stored_dtype(row).itemsize for row in part.rows
-        ),
+        "bytes": sum(info.nbytes for row in part.rows for info in part.outputs(row).values()),
+        **part.details(),
         "source": {
             "name": part.path.name,
             "container": part.source.container,

@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 from convert.component import Component
 from convert.keymaps import Row
 
@@ -12,7 +10,7 @@ ITEM_BYTES = 128 * 2**20
 
 
 class Piece(NamedTuple):
-    """A leaf, or the rows `start:stop` of one."""
+    """What a row becomes: a leaf, the rows `start:stop` of one, or the leaves of a quantized layer."""
 
     row: Row
     nbytes: int
@@ -63,8 +61,7 @@ def plan_items(component: Component, limit: int = ITEM_BYTES) -> tuple[Item, ...
 
 
 def _pieces(component: Component, row: Row, limit: int) -> list[Piece]:
-    itemsize = component.stored_dtype(row).itemsize
-    nbytes = int(np.prod(row.shape)) * itemsize
+    nbytes = sum(info.nbytes for info in component.outputs(row).values())
     table = row.transform == "copy" and len(row.shape) == 2
     if not table or nbytes <= limit:
         return [Piece(row, nbytes)]

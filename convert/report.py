@@ -18,6 +18,11 @@ def describe(manifest: Manifest) -> dict[str, Any]:
             "bytes_written": component["bytes"],
             "dtypes": sorted({spec["dtype"] for _, _, spec in manifest.leaves(name)}),
             "items": len(component["items"]),
+            **(
+                {"recipe": component["recipe"], "method": component["method"]}
+                if "recipe" in component
+                else {}
+            ),
             "seconds": component["seconds"],
         }
         for name, component in manifest.data["components"].items()
@@ -57,6 +62,8 @@ def as_text(report: dict[str, Any]) -> str:
     for name, part in report["components"].items():
         if part["ignored"]:
             text.append(f"not used by {name}: {', '.join(_folded(part['ignored']))}")
+        if "recipe" in part:
+            text.append(f"{name} is quantized: {part['method']}, recipe {part['recipe']['name']}")
     text.append(
         f"{report['checkpoint']}: complete, peak memory {_size(report['peak_memory_bytes'])}"
     )

@@ -15,6 +15,7 @@ from convert.component import Component, open_components
 from convert.description import describe
 from convert.items import ITEM_BYTES, Item, plan_items
 from convert.memory import peak_memory
+from convert.quantized import Quantization, with_quantization
 from convert.sources import Sources
 from qsjax.checkpoint import CheckpointWriter, Manifest
 from qsjax.config import nearest
@@ -30,6 +31,7 @@ def convert(
     destination: Path,
     *,
     dtype: str | None = None,
+    quantize: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
     item_bytes: int = ITEM_BYTES,
@@ -43,6 +45,8 @@ def convert(
         sources: the PyTorch files.
         destination: checkpoint directory to appear.
         dtype: "bfloat16" or "float32" for all weights; None keeps each component's own.
+        quantize: "rtn-RECIPE" or "quarot-RECIPE" stores the transformer quantized, RECIPE a preset or a TOML file (see
+            `convert.quantized`); the other components stay as they are.
         overwrite: replace an existing checkpoint, once the new one is whole.
         progress: show one bar over everything, in bytes.
         item_bytes: size of the pieces in which the checkpoint is stored, about a third of the peak memory.
@@ -57,7 +61,9 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"no dtype {dtype!r}; {nearest(dtype, DTYPES)}")
     stored = None if dtype is None else np.dtype(dtype)
-    with open_components(sources, stored) as components:
+    quantization = None if quantize is None else Quantization.named(quantize)
+    with open_components(sources, stored) as opened:
+        components = with_quantization(opened, quantization)
         data, files = describe(sources, components)
         plans = {name: plan_items(part, item_bytes) for name, part in components.items()}
         identity = _identity(components, data, item_bytes)
@@ -102,7 +108,9 @@ def convert(
 
 def _write(writer: CheckpointWriter, part: Component, item: Item) -> None:
     """Read, rearrange and store one item; its arrays are gone when this returns."""
-    leaves = {piece.row.leaf: part.leaf(piece.row, piece.rows) for piece in item.pieces}
+    leaves: dict[str, np.ndarray] = {}
+    for piece in item.pieces:
+        leaves |= part.made(piece.row, piece.rows)
     rows = {piece.row.leaf: piece.rows for piece in item.pieces if piece.rows is not None}
     writer.write_item(part.name, item.name, leaves, rows=rows)
 

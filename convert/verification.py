@@ -10,7 +10,7 @@ import numpy as np
 
 from convert.component import Component, open_components
 from convert.containers.listing import first_few
-from convert.keymaps import Row
+from convert.quantized import Quantization, with_quantization
 from convert.sources import Sources
 from qsjax.checkpoint import Manifest, digest, load_item
 from qsjax.errors import CheckpointError
@@ -38,23 +38,27 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
 
     Args:
         checkpoint: the directory to check.
-        sources: the PyTorch files it came from; every leaf is made from them again. None compares with the
-            checksums in the manifest only.
+        sources: the PyTorch files it came from; every leaf is made from them again, quantized as it was. None compares
+            with the checksums in the manifest only.
         progress: show a bar in bytes.
 
     Raises:
         CheckpointError: bytes differ (the first leaves are named), files are absent, or the sources are others.
+        InputError: sources are given for a checkpoint that was calibrated.
     """
     manifest = Manifest.read(checkpoint)
     wrong: list[str] = []
     leaves = from_source = nbytes = 0
     with ExitStack() as stack:
-        parts = {} if sources is None else stack.enter_context(open_components(sources, None))
+        parts: dict[str, Component] = {}
+        if sources is not None:
+            opened = stack.enter_context(open_components(sources, None))
+            parts = with_quantization(opened, _quantization(manifest, opened))
         if absent := sorted(set(parts) - set(manifest.data["components"])):
             raise CheckpointError(
                 f"{checkpoint}: has no {', '.join(absent)}, which the sources have; convert them with --overwrite"
             )
-        rows = {name: {row.leaf: row for row in part.rows} for name, part in parts.items()}
+        remade = {name: _Remade(part) for name, part in parts.items()}
         total = sum(
             _nbytes(spec)
             for name in manifest.data["components"]
@@ -68,9 +72,9 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
                     leaves, nbytes = leaves + 1, nbytes + _nbytes(spec)
                     if digest(np.asarray(loaded.pop(leaf))) != spec["sha256"]:
                         wrong.append(f"{name} {leaf} is not what was written")
-                    elif name in parts:
+                    elif name in remade:
                         from_source += 1
-                        if not _comes_from(parts[name], rows[name], leaf, spec):
+                        if not remade[name].agrees(leaf, spec):
                             wrong.append(f"{name} {leaf} is not what the source holds")
                     bar.advance(_nbytes(spec))
     files = manifest.data.get("files", {})
@@ -87,14 +91,29 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
     return Verified(leaves, from_source, nbytes, len(files))
 
 
-def _comes_from(
-    part: Component, rows: Mapping[str, Row], leaf: str, spec: Mapping[str, Any]
-) -> bool:
-    if leaf not in rows:
-        return False
-    bounds = spec.get("rows")
-    made = part.leaf(rows[leaf], None if bounds is None else (bounds[0], bounds[1]))
-    return digest(made.astype(np.dtype(spec["dtype"]), copy=False)) == spec["sha256"]
+def _quantization(manifest: Manifest, opened: Mapping[str, Component]) -> Quantization | None:
+    stored = manifest.data["components"].get("dit", {}) if "dit" in opened else {}
+    return Quantization.stored(stored, str(manifest.directory))
+
+
+class _Remade:
+    """The leaves of a component, made from the source once more; those of one row are held."""
+
+    def __init__(self, part: Component) -> None:
+        self._part = part
+        self._rows = {leaf: row for row in part.rows for leaf in part.outputs(row)}
+        self._held: tuple[Any, dict[str, np.ndarray]] = (None, {})
+
+    def agrees(self, leaf: str, spec: Mapping[str, Any]) -> bool:
+        if leaf not in self._rows:
+            return False
+        row, bounds = self._rows[leaf], spec.get("rows")
+        if self._held[0] != (row.leaf, bounds):
+            self._held = (None, {})
+            made = self._part.made(row, None if bounds is None else (bounds[0], bounds[1]))
+            self._held = ((row.leaf, bounds), made)
+        made = self._held[1][leaf].astype(np.dtype(spec["dtype"]), copy=False)
+        return digest(made) == spec["sha256"]
 
 
 def _file_matches(path: Path, expected: str) -> bool:

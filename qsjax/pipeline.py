@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,12 +19,16 @@ from qsjax.dit import DiT, DiTConfig, load_dit
 from qsjax.errors import Cancelled, InputError
 from qsjax.progress import Progress
 from qsjax.sample import Conditions, Plan, denoise_step, initial_noise, prepare, schedule
+from qsjax.sample.sampler import Step
 from qsjax.sample.settings import Settings, check_size
 from qsjax.text import EncodedPrompt, TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig, load_vae
 
 Prompt = str | Sequence[str] | EncodedPrompt
 Callback = Callable[[int, Array], bool | None]
+
+MODULATION = ("resident", "released")
+"""Where the modulation weights are while steps run: in memory, or only on disk."""
 
 
 class Pipeline:
@@ -44,10 +49,13 @@ class Pipeline:
         *,
         dtype: jnp.dtype,
         text_storage: str | None = None,
+        modulation: str = "resident",
         progress: bool = True,
     ) -> None:
+        if modulation not in MODULATION:
+            raise InputError(f"no modulation {modulation!r}; {nearest(modulation, MODULATION)}")
         self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
-        self._progress = progress
+        self._released, self._progress = modulation == "released", progress
         self._programs: dict[Any, Any] = {}
         source = str(manifest.directory)
         self.dit_config = from_mapping(
@@ -69,18 +77,22 @@ class Pipeline:
         *,
         dtype: jnp.dtype | type | str | None = None,
         text_storage: str | None = None,
+        modulation: str = "resident",
         progress: bool = True,
     ) -> "Pipeline":
-        """Open a checkpoint that `qsjax convert` wrote.
+        """Open a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
 
         Args:
             directory: the checkpoint.
             dtype: of weights and matmuls; None is bfloat16 on TPU and GPU, float32 on CPU.
             text_storage: "int8" halves the memory of the text encoders.
+            modulation: "released" reads the modulation weights (a quarter of HunyuanVideo's) for a prompt's table and drops
+                them before the first step, for each prompt anew; "resident" keeps them. The video is the same.
             progress: show bars (on a terminal or notebook; in a log, a line per 10 %).
 
         Raises:
             CheckpointError: not a checkpoint, or one without a DiT or VAE.
+            InputError: no such modulation.
         """
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -88,6 +100,7 @@ class Pipeline:
             Manifest.read(directory),
             dtype=jnp.dtype(dtype),
             text_storage=text_storage,
+            modulation=modulation,
             progress=progress,
         )
 
@@ -98,10 +111,20 @@ class Pipeline:
 
         return cls.from_checkpoint(converted_tiny_model(), **options)
 
+    @property
+    def directory(self) -> Path:
+        """The checkpoint."""
+        return self._manifest.directory
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of weights and matmuls."""
+        return self._dtype
+
     @cached_property
     def dit(self) -> DiT:
-        """The diffusion transformer."""
-        return self._timed("load", partial(load_dit, progress=self._progress), dtype=self._dtype)
+        """The diffusion transformer; with `modulation="released"` only what steps run."""
+        return self._load_dit("steps" if self._released else "whole")
 
     @cached_property
     def vae(self) -> VAE:
@@ -221,9 +244,11 @@ class Pipeline:
             )
         # The step donates its latents; a caller's array must stay his.
         x = jnp.array(latents, jnp.float32, copy=True)
+        prepared = self._prepare(plan, prompt, negative)
         dit = self.dit
-        conditions, step = self._programs_for(plan, dit, x, prompt, negative)
-        prepared = conditions(dit, prompt, negative)
+        step = self._compiled(
+            "step", plan, partial(denoise_step, plan), dit, x, _row(plan), prepared, donated=1
+        )
         steps, total = schedule(plan), plan.steps
         start = time.perf_counter()
         with Progress(total, "denoise", unit="step", enabled=self._progress) as bar:
@@ -270,25 +295,29 @@ class Pipeline:
         self._add("encode", start)
         return encoded
 
-    def _programs_for(
-        self,
-        plan: Plan,
-        dit: DiT,
-        x: Array,
-        prompt: EncodedPrompt,
-        negative: EncodedPrompt | None,
-    ) -> tuple[Callable[..., Conditions], Callable[..., Array]]:
-        """The compiled `prepare` and `denoise_step` of these shapes; compile time is kept apart."""
-        key = (plan, *(leaf.shape for leaf in jax.tree.leaves((x, prompt, negative))))
+    def _prepare(
+        self, plan: Plan, prompt: EncodedPrompt, negative: EncodedPrompt | None
+    ) -> Conditions:
+        """What the steps need of a prompt; released weights are gone when this returns."""
+        dit = self._load_dit("modulation") if self._released else self.dit
+        run = self._compiled("prepare", plan, partial(prepare, plan), dit, prompt, negative)
+        return jax.block_until_ready(run(dit, prompt, negative))
+
+    def _compiled(
+        self, name: str, plan: Plan, function: Callable[..., Any], *given: Any, donated: int = -1
+    ) -> Callable[..., Any]:
+        """The program of a function for these shapes, compiled when it is first asked for; that time is kept apart."""
+        key = (name, plan, *(leaf.shape for leaf in jax.tree.leaves(given[1:])))
         if key not in self._programs:
             start = time.perf_counter()
-            prepared = jax.jit(partial(prepare, plan)).lower(dit, prompt, negative).compile()
-            abstract = jax.eval_shape(partial(prepare, plan), dit, prompt, negative)
-            numbers = jax.tree.map(lambda leaf: leaf[0], schedule(plan))
-            step = jax.jit(partial(denoise_step, plan), donate_argnums=1)
-            self._programs[key] = (prepared, step.lower(dit, x, numbers, abstract).compile())
+            jitted = jax.jit(function, donate_argnums=() if donated < 0 else donated)
+            self._programs[key] = jitted.lower(*given).compile()
             self._add("compile", start)
         return self._programs[key]
+
+    def _load_dit(self, part: str) -> DiT:
+        load = partial(load_dit, part=part, progress=self._progress)
+        return self._timed("load", load, dtype=self._dtype)
 
     def _timed(self, stage: str, load: Callable[..., Any], **options: Any) -> Any:
         start = time.perf_counter()
@@ -298,6 +327,11 @@ class Pipeline:
 
     def _add(self, stage: str, start: float) -> None:
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _row(plan: Plan) -> Step:
+    """The numbers of one step, for their shapes."""
+    return jax.tree.map(lambda leaf: leaf[0], schedule(plan))
 
 
 def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:

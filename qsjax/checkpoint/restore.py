@@ -1,6 +1,6 @@
 """Reading a checkpoint into a Flax module, one item at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,20 +27,33 @@ class _Place(NamedTuple):
     whole: bool
 
 
-def load_item(manifest: Manifest, component: str, item: str) -> dict[str, Array]:
+def load_item(
+    manifest: Manifest, component: str, item: str, leaves: Collection[str] | None = None
+) -> dict[str, Array]:
     """One stored item as device arrays in their stored dtypes.
+
+    Args:
+        manifest: the checkpoint.
+        component: "dit", "vae", "llama" or "clip".
+        item: its name.
+        leaves: the only ones to be read; None reads all.
 
     Raises:
         CheckpointError: the files on disk do not hold what the manifest says.
     """
     specifications = manifest.data["components"][component]["items"][item]
+    if leaves is not None:
+        specifications = {name: specifications[name] for name in specifications if name in leaves}
     placed = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = {
         name: jax.ShapeDtypeStruct(tuple(spec["shape"]), jnp.dtype(spec["dtype"]), sharding=placed)
         for name, spec in specifications.items()
     }
+    context = ocp.Context()
+    context.pytree.loading.partial_load = leaves is not None
     try:
-        return ocp.load((manifest.directory / component / item).absolute(), abstract)
+        with context:
+            return ocp.load((manifest.directory / component / item).absolute(), abstract)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{manifest.directory}: item {component}/{item} cannot be loaded ({str(error).splitlines()[0]});"
@@ -54,6 +67,7 @@ def restore(
     build: Callable[[], Module],
     *,
     dtype: jnp.dtype | None = None,
+    wanted: Callable[[str], bool] | None = None,
     progress: bool = False,
 ) -> Module:
     """Load a component into the module that `build` describes; at most one item is held twice.
@@ -66,6 +80,7 @@ def restore(
         component: "dit", "vae", "llama" or "clip".
         build: makes the module; only evaluated abstractly.
         dtype: dtype of all floating parameters; None keeps what `build` says.
+        wanted: says of a leaf's name whether it is read, for a module that is a part of the component.
         progress: show a bar in bytes.
 
     Raises:
@@ -76,13 +91,18 @@ def restore(
         ".".join(map(str, path)): (path, value) for path, value in nnx.to_flat_state(state)
     }
     abstract = {name: value.get_value() for name, (_, value) in variables.items()}
-    places = _places(manifest, component, {name: tuple(a.shape) for name, a in abstract.items()})
+    items: dict[str, dict[str, Any]] = {}
+    for item, leaf, specification in manifest.leaves(component):
+        if wanted is None or wanted(leaf):
+            items.setdefault(item, {})[leaf] = specification
+    shapes = {name: tuple(a.shape) for name, a in abstract.items()}
+    places = _places(manifest, component, shapes, wanted)
     arrays: dict[str, Array] = {}
-    items = manifest.data["components"][component]["items"]
-    total = sum(_bytes(spec) for _, _, spec in manifest.leaves(component))
+    total = sum(_bytes(spec) for leaves in items.values() for spec in leaves.values())
     with Progress(total, f"load {component}", unit="B", enabled=progress) as bar:
         for item, specifications in items.items():
-            for leaf, value in load_item(manifest, component, item).items():
+            chosen = None if wanted is None else specifications
+            for leaf, value in load_item(manifest, component, item, chosen).items():
                 place = places[item, leaf]
                 target = abstract[place.parameter]
                 floating = jnp.issubdtype(target.dtype, jnp.floating)
@@ -111,13 +131,18 @@ def _bytes(specification: Mapping[str, Any]) -> int:
 
 
 def _places(
-    manifest: Manifest, component: str, shapes: Mapping[str, tuple[int, ...]]
+    manifest: Manifest,
+    component: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    wanted: Callable[[str], bool] | None,
 ) -> dict[tuple[str, str], _Place]:
     """The place of each (item, leaf), once every parameter is known to be covered exactly."""
     places: dict[tuple[str, str], _Place] = {}
     covered: dict[str, list[tuple[int, int]]] = {name: [] for name in shapes}
     problems: list[str] = []
     for item, leaf, spec in manifest.leaves(component):
+        if wanted is not None and not wanted(leaf):
+            continue
         name, index = _parameter_of(leaf, shapes)
         if name is None:
             problems.append(f"surplus {leaf}")

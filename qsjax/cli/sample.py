@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-storage", choices=("int8",), help="hold the text encoders in 8 bits"
     )
+    parser.add_argument(
+        "--modulation",
+        choices=("resident", "released"),
+        default="resident",
+        help="released: modulation weights are read for a prompt and dropped before its first step; the video is the same",
+    )
     parser.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     parser.add_argument("--json", action="store_true", help="print a report as JSON on stdout")
@@ -74,7 +80,11 @@ def run(args: argparse.Namespace) -> int:
     from qsjax.video import check_writable, write_video
 
     check_writable(args.save_prompt or args.out, overwrite=args.overwrite)
-    storage = {"dtype": args.dtype, "text_storage": args.text_storage}
+    storage = {
+        "dtype": args.dtype,
+        "text_storage": args.text_storage,
+        "modulation": args.modulation,
+    }
     pipeline = (
         Pipeline.tiny(**storage)
         if args.model == "tiny"

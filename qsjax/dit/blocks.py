@@ -6,14 +6,14 @@ It hands queries, keys and values to the attention slot; whether that is sparse 
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from qsjax.dit.config import DiTConfig
-from qsjax.dit.norms import RMSNorm, modulated_input
+from qsjax.dit.norms import RMSNorm
 from qsjax.dit.rope import apply_rope
+from qsjax.dit.slot import activated_input, gated_sum, joined_input, modulated_input
 
 
 @runtime_checkable
@@ -45,10 +45,6 @@ def _heads(x: Array, parts: int, head_dim: int) -> list[Array]:
     return [part.reshape(*x.shape[:2], -1, head_dim) for part in jnp.split(x, parts, axis=-1)]
 
 
-def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=True)
-
-
 class Stream(nnx.Module):
     """One side of a double block: the layers that video tokens, or text tokens, go through."""
 
@@ -75,9 +71,9 @@ class Stream(nnx.Module):
     def update(self, x: Array, attended: Array, modulation: list[Array]) -> Array:
         """Add the projected attention output, then the MLP's, each through its gate."""
         _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation
-        x = x + gate[:, None] * self.proj(attended.reshape(x.shape))
+        x = gated_sum(x, gate, self.proj, attended.reshape(x.shape))
         hidden = self.fc1(modulated_input(self.fc1, x, mlp_shift, mlp_scale))
-        return x + mlp_gate[:, None] * self.fc2(_gelu(hidden))
+        return gated_sum(x, mlp_gate, self.fc2, activated_input(self.fc2, hidden))
 
 
 class DoubleBlock(nnx.Module):
@@ -148,6 +144,6 @@ class SingleBlock(nnx.Module):
             for part in (q, k)
         )
         attended, state = context.attention(q, k, v, context.kv_valid, state)
-        hidden = _gelu(projected[..., 3 * self.width :])
-        joined = jnp.concatenate([attended.reshape(x.shape), hidden], axis=-1)
-        return x + gate[:, None] * self.linear2(joined), state
+        hidden = projected[..., 3 * self.width :]
+        joined = joined_input(self.linear2, attended.reshape(x.shape), hidden)
+        return gated_sum(x, gate, self.linear2, joined), state

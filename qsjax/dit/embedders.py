@@ -6,6 +6,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from qsjax.dit.slot import dtype_of
+
 FREQUENCIES = 128
 _MAX_PERIOD = 10_000.0
 
@@ -36,4 +38,4 @@ class Embedder(nnx.Module):
 
     def __call__(self, x: Float[Array, "B N"]) -> Float[Array, "B D"]:
         """Embed in the dtype of the weights."""
-        return self.fc2(jax.nn.silu(self.fc1(x.astype(self.fc1.kernel.dtype))))
+        return self.fc2(jax.nn.silu(self.fc1(x.astype(dtype_of(self.fc1)))))

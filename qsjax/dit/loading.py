@@ -1,6 +1,7 @@
-"""Loading the DiT of a checkpoint directory."""
+"""Loading the DiT of a checkpoint directory, quantized or not."""
 
 import os
+from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,32 +9,57 @@ from flax import nnx
 from qsjax.checkpoint import Manifest, restore
 from qsjax.config import from_mapping
 from qsjax.dit.config import DiTConfig
+from qsjax.dit.halves import belongs_to, keep
 from qsjax.dit.model import DiT
+from qsjax.errors import CheckpointError, InputError
+from qsjax.quant import Recipe, arrange, with_quantized_layers
 
 
 def load_dit(
     directory: str | os.PathLike[str],
     *,
     dtype: jnp.dtype | type | None = None,
+    part: str = "whole",
     progress: bool = False,
 ) -> DiT:
-    """The diffusion transformer of a checkpoint that `qsjax convert` wrote.
+    """The diffusion transformer of a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
 
     Args:
         directory: the checkpoint.
-        dtype: parameters and matmuls; None means bfloat16, as the weights are released.
+        dtype: parameters and matmuls; None means bfloat16, as the weights are released. Of a quantized layer it is the
+            dtype of the output; its integers, and its scales and transforms in float32, are as stored.
+        part: "whole", or one of the halves of `qsjax.dit.halves`; nothing else is read.
         progress: show a bar in bytes.
 
     Raises:
         CheckpointError: not a checkpoint, without a DiT, or one that does not fit its configuration.
+        InputError: no such part.
     """
     manifest = Manifest.read(directory)
     config = from_mapping(DiTConfig, manifest.config("dit"), source=f"{directory}: dit config")
-    chosen = jnp.dtype(jnp.bfloat16 if dtype is None else dtype)
-    return restore(
-        manifest,
-        "dit",
-        lambda: DiT(config, dtype=chosen, rngs=nnx.Rngs(0)),
-        dtype=chosen,
-        progress=progress,
-    )
+    chosen, recipe = jnp.dtype(jnp.bfloat16 if dtype is None else dtype), stored_recipe(manifest)
+    clipped = manifest.data["components"]["dit"].get("clipped", False)
+
+    def build() -> DiT:
+        dit = DiT(config, dtype=chosen, rngs=nnx.Rngs(0))
+        if recipe is not None:
+            dit = with_quantized_layers(dit, recipe, clipped=clipped)
+        return keep(dit, part)
+
+    wanted = None if part == "whole" else partial(belongs_to, part)
+    return arrange(restore(manifest, "dit", build, wanted=wanted, progress=progress))
+
+
+def stored_recipe(manifest: Manifest) -> Recipe | None:
+    """How the DiT of a checkpoint is quantized; None if it is not.
+
+    Raises:
+        CheckpointError: the manifest has a recipe that this version of qsjax does not know.
+    """
+    values = manifest.data["components"].get("dit", {}).get("recipe")
+    if values is None:
+        return None
+    try:
+        return from_mapping(Recipe, values, source=f"{manifest.directory}: recipe")
+    except InputError as error:
+        raise CheckpointError(f"{error}; quantize again, or upgrade qsjax") from error

@@ -1,7 +1,7 @@
 """HunyuanVideo's diffusion transformer: latents, time, text in; velocity out.
 
 It knows neither quantization nor sparsity. A linear layer may be replaced by any module that is
-called the same way (see `norms.modulated_input`), and attention is an argument of the call.
+asked the same questions (see `qsjax.dit.slot`), and attention is an argument of the call.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from qsjax.dit.embedders import FREQUENCIES, Embedder, sinusoid
 from qsjax.dit.norms import modulate
 from qsjax.dit.refiner import TokenRefiner
 from qsjax.dit.rope import rope_tables
+from qsjax.dit.slot import dtype_of
 from qsjax.dit.stack import over_layers, scan_layers, stacked
 from qsjax.errors import InputError
 
@@ -89,7 +90,7 @@ class DiT(nnx.Module):
     @property
     def dtype(self) -> jnp.dtype:
         """Dtype of the residual stream."""
-        return self.patch_embed.kernel.dtype
+        return dtype_of(self.patch_embed)
 
     def __call__(
         self,
@@ -140,13 +141,7 @@ class DiT(nnx.Module):
         """
         if modulation is None:
             modulation = self._modulation(timestep, pooled, guidance)
-        grid = self._grid(latents)
-        cos, sin = map(jnp.asarray, rope_tables(self.config, grid))
-        txt = self.refiner(text, text_mask, timestep)
-        img = self.patch_embed(self._patchify(latents, grid).astype(self.dtype))
-        valid = jnp.ones(img.shape[:2], bool)
-        kv_valid = jnp.concatenate([valid, text_mask], axis=1)
-        context = Context(cos, sin, kv_valid, attention or dense_attention)
+        img, txt, context = self.embed(latents, timestep, text, text_mask, attention=attention)
 
         def double(block: DoubleBlock, streams: Any, rows: Any, mine: Any) -> tuple[Any, Any]:
             return block(streams, rows, context, mine)
@@ -167,7 +162,24 @@ class DiT(nnx.Module):
         )
         shift, scale = jnp.split(modulation.final, 2, axis=-1)
         patches = self.final.linear(modulate(x[:, : img.shape[1]], shift, scale))
-        return self._unpatchify(patches, grid).astype(jnp.float32), state
+        return self._unpatchify(patches, self._grid(latents)).astype(jnp.float32), state
+
+    def embed(
+        self,
+        latents: Float[Array, "B C T H W"],
+        timestep: Float[Array, " B"],
+        text: Float[Array, "B L E"],
+        text_mask: Bool[Array, "B L"],
+        *,
+        attention: Attention | None = None,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B L D"], Context]:
+        """Video tokens, refined text tokens, and what all blocks share: everything in front of the first block."""
+        grid = self._grid(latents)
+        cos, sin = map(jnp.asarray, rope_tables(self.config, grid))
+        txt = self.refiner(text, text_mask, timestep)
+        img = self.patch_embed(self._patchify(latents, grid).astype(self.dtype))
+        kv_valid = jnp.concatenate([jnp.ones(img.shape[:2], bool), text_mask], axis=1)
+        return img, txt, Context(cos, sin, kv_valid, attention or dense_attention)
 
     def modulation(
         self,
@@ -193,7 +205,17 @@ class DiT(nnx.Module):
 
         return jax.tree.map(by_step, rows)
 
-    def _modulation(self, timestep: Array, pooled: Array, guidance: Array | None) -> Modulation:
+    def conditioning(
+        self,
+        timestep: Float[Array, " B"],
+        pooled: Float[Array, "B P"],
+        guidance: Float[Array, " B"] | None = None,
+    ) -> Float[Array, "B D"]:
+        """The input of every modulation layer: embedded time, guidance and pooled text, through a SiLU.
+
+        Raises:
+            InputError: guidance given to a model without it, or missing.
+        """
         if self.config.guidance_embeds != (guidance is not None):
             raise InputError(
                 "this model is guidance-distilled and needs guidance (1000 times the scale)"
@@ -203,7 +225,10 @@ class DiT(nnx.Module):
         conditioning = self.time_embed(sinusoid(timestep))
         if guidance is not None:
             conditioning = conditioning + self.guidance_embed(sinusoid(guidance))
-        active = jax.nn.silu(conditioning + self.pooled_embed(pooled))
+        return jax.nn.silu(conditioning + self.pooled_embed(pooled))
+
+    def _modulation(self, timestep: Array, pooled: Array, guidance: Array | None) -> Modulation:
+        active = self.conditioning(timestep, pooled, guidance)
         return Modulation(
             img=over_layers(self.double_blocks, lambda block: block.img.modulation(active)),
             txt=over_layers(self.double_blocks, lambda block: block.txt.modulation(active)),

@@ -1,6 +1,4 @@
-"""The norms of the DiT, with statistics in float32, and the norm that feeds a linear layer."""
-
-from typing import Any
+"""The norms of the DiT, with statistics in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +21,6 @@ def modulate(
 ) -> Float[Array, "B L D"]:
     """Adaptive LayerNorm: LN(x) * (1 + scale) + shift, the same for all tokens of a sample."""
     return layer_norm(x) * (1 + scale[:, None, :]) + shift[:, None, :]
-
-
-def modulated_input(layer: Any, x: Array, shift: Array, scale: Array) -> Any:
-    """What `layer` shall be called with: the modulated norm of x, in the form that the layer wants.
-
-    This is the first half of the linear slot. A layer that has its own `modulated_input(x, shift, scale)`
-    (a quantized one fuses norm, modulation, rotation and quantization, and returns quantized tokens)
-    is asked; a plain `nnx.Linear` gets the array.
-    """
-    fused = getattr(layer, "modulated_input", None)
-    return modulate(x, shift, scale) if fused is None else fused(x, shift, scale)
 
 
 class RMSNorm(nnx.Module):

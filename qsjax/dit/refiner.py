@@ -9,6 +9,7 @@ from qsjax.dit.attention import key_bias, masked_attention
 from qsjax.dit.config import DiTConfig
 from qsjax.dit.embedders import FREQUENCIES, Embedder, sinusoid
 from qsjax.dit.norms import LayerNorm
+from qsjax.dit.slot import dtype_of
 from qsjax.dit.stack import scan_layers, stacked
 
 _MLP_RATIO = 4  # fixed in HunyuanVideo, whatever the blocks' own ratio is
@@ -71,7 +72,7 @@ class TokenRefiner(nnx.Module):
         # Padded rows see key 0 only: an empty softmax row would be NaN.
         pairs = mask[:, :, None] & mask[:, None, :]
         pairs = pairs | (jnp.arange(mask.shape[1]) == 0)[None, None, :]
-        tokens = self.proj_in(text.astype(self.proj_in.kernel.dtype))
+        tokens = self.proj_in(text.astype(dtype_of(self.proj_in)))
 
         def step(
             block: RefinerBlock, x: Array, _: None, state: tuple[()]

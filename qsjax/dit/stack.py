@@ -19,9 +19,12 @@ def stacked(build: Callable[[nnx.Rngs], Block], count: int, rngs: nnx.Rngs) -> B
 
 
 def over_layers(blocks: Block, function: Callable[[Block], Any]) -> Any:
-    """`function` of every block at once (vmap), results stacked over layers."""
+    """`function` of one block after the other, results stacked over layers.
+
+    Not all at once: packed weights that are widened for a product would be so for every layer.
+    """
     graph, parameters = nnx.split(blocks)
-    return jax.vmap(lambda one: function(nnx.merge(graph, one)))(parameters)
+    return jax.lax.map(lambda one: function(nnx.merge(graph, one)), parameters)
 
 
 def scan_layers(

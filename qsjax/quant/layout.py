@@ -1,0 +1,96 @@
+"""On the device: how packed weights lie in memory, and how many bytes that takes.
+
+On disk they have the layout "bytes", which every backend can compute with. A layout that a backend's fastest
+implementation wants is made from it while loading, by moving bits only.
+"""
+
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from pallas_kernels import PackedWeight, unpack
+from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL
+from pallas_kernels.targets import current
+from qsjax.quant.linear import QuantizedLinear
+from qsjax.quant.quantizer import UNQUANTIZED
+from qsjax.quant.recipe import Precision
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+def preferred_layout(precision: Precision, rows: int, backend: str | None = None) -> str:
+    """The layout that the most preferred implementation of the matmul takes; of several, the first here.
+
+    Args:
+        precision: of the layer.
+        rows: K.
+        backend: "cpu", "gpu" or "tpu"; None is the default device's.
+    """
+    backend = backend or current().backend
+    layouts = ["bytes", "bytes_transposed"]
+    if backend == "tpu" and precision.container == 4:
+        layouts.insert(0, "int4")  # elsewhere an int4 takes a whole byte
+    order = list(QUANTIZED_MATMUL.implementations)
+
+    def rank(layout: str) -> int:
+        name = QUANTIZED_MATMUL.choose(
+            backend=backend,
+            bits=precision.container,
+            layout=layout,
+            rows=rows,
+            weight_only=precision.activations == UNQUANTIZED,
+        )
+        return order.index(name)
+
+    return min(layouts, key=rank)
+
+
+def arrange(module: Module, backend: str | None = None) -> Module:
+    """Give every quantized layer the layout that suits a backend, in place.
+
+    One parameter after the other: besides the module there is never more than one of them, and one layer of it in
+    bytes.
+    """
+    for _, linear in nnx.iter_modules(module):
+        if not isinstance(linear, QuantizedLinear) or linear.layout != "bytes":
+            continue
+        layout = preferred_layout(linear.precision, linear.rows, backend)
+        if layout == "bytes":
+            continue
+        for name in ("packed", "low_bits"):
+            plane = getattr(linear, name)
+            if plane is not None:
+                plane.set_value(_rearranged(plane.get_value(), layout, linear.rows))
+        linear.layout = layout
+    return module
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a module or another pytree; two int4 values share one.
+
+    Abstract arrays (`nnx.eval_shape`) count like real ones.
+    """
+    return sum(_nbytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _nbytes(leaf: Any) -> int:
+    if leaf.dtype in (jnp.int4, jnp.uint4):
+        return -(-leaf.size // 2)
+    return leaf.size * np.dtype(leaf.dtype).itemsize
+
+
+@partial(jax.jit, static_argnames=("layout", "rows"))
+def _rearranged(plane: Array, layout: str, rows: int) -> Array:
+    """A plane [K', N], or one for each layer; "int4" is for 4 bits, whose only plane it is."""
+    if layout == "bytes_transposed":
+        return jnp.swapaxes(plane, -1, -2)
+
+    def one(plane: Array) -> Array:
+        return unpack(PackedWeight((plane,), 4, "bytes", rows)).astype(jnp.int4)
+
+    return one(plane) if plane.ndim == 2 else jax.lax.map(one, plane)
