@@ -10,9 +10,12 @@ import logging
 import sys
 
 VERBS = {
-    "demo": "convert the bundled tiny model and sample three videos with it, offline, on any CPU",
+    "demo": "convert the bundled tiny model, calibrate it to W4A8 and sample three videos with both, offline, on any CPU",
     "convert": "PyTorch weights of HunyuanVideo into a checkpoint, and back with --export",
+    "calibrate": "a quantized checkpoint from a float one, block by block",
     "sample": "a video from a prompt",
+    "plan": "what fits where, before anything is loaded: bytes, operations, hours of calibration",
+    "evaluate": "compressed models against full precision: PSNR, SSIM and velocity errors, paired",
     "doctor": "what this machine has, and which implementations would run on it",
     "bench": "measure the transformer against PyTorch, and the kernels against what the hardware allows",
 }

@@ -1,5 +1,6 @@
 """The checkpoint directory: atomic, resumable, complete or refused."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, restore
+from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, load_item, restore
 from qsjax.errors import CheckpointError, InputError
 
 
@@ -62,6 +63,30 @@ def test_round_trip_stacks_blocks_and_joins_rows(tmp_path):
     )
     np.testing.assert_array_equal(model.tail[0].bias.get_value(), tree["tail.0.bias"])
     assert not (tmp_path / "ckpt.tmp").exists()
+
+
+def test_a_part_of_a_component_reads_only_its_leaves(tmp_path, monkeypatch):
+    tree, read = leaves(), []
+    manifest = write(tmp_path / "ckpt", tree)
+    part = {"blocks.0.proj.bias", "blocks.1.proj.bias"}
+    assert load_item(manifest, "model", "c", part).keys() == part
+
+    def build_part():
+        model = build()
+        del model.embed, model.tail, model.blocks.proj.kernel
+        return model
+
+    def count(manifest, component, item, wanted):
+        read.append((item, set(wanted)))
+        return load_item(manifest, component, item, wanted)
+
+    module = importlib.import_module("qsjax.checkpoint.restore")
+    monkeypatch.setattr(module, "load_item", count)
+    model = restore(manifest, "model", build_part, wanted=part.__contains__)
+    assert read == [("c", part)]
+    np.testing.assert_array_equal(
+        model.blocks.proj.bias.get_value()[1], tree["blocks.1.proj.bias"].astype(np.float32)
+    )
 
 
 def test_relative_paths_will_do(tmp_path, monkeypatch):

@@ -8,11 +8,15 @@ from PIL import Image
 from qsjax.cli import main
 
 
-def test_demo_converts_samples_and_shows(capsys, tmp_path):
+def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path):
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--steps", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (out / "checkpoint" / "manifest.json").is_file()
+    for folder in ("checkpoint", "checkpoint-w4a8"):
+        assert (out / folder / "manifest.json").is_file()
+    assert report["dit_bytes"]["W4A8"] < 0.6 * report["dit_bytes"]["float"]
+    assert report["calibration"]["output_error"] < 1
+    assert len(report["psnr"]) == 3
     videos = sorted(out.glob("*.mp4"))
     assert len(videos) == 3
     frames, height, width = map(int, report["video"].split("x"))
@@ -21,10 +25,9 @@ def test_demo_converts_samples_and_shows(capsys, tmp_path):
             assert sum(1 for _ in container.decode(video=0)) == frames
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > 8 * 2 * width
-        assert sheet.height > 3 * 2 * height
-    assert {"convert", "load", "encode", "compile", "denoise", "decode", "all"} <= set(
-        report["seconds"]
-    )
+        assert sheet.height > 6 * 2 * height
+    stages = {f"{stage} {name}" for stage in ("denoise", "decode") for name in ("float", "W4A8")}
+    assert {"convert", "calibrate", "all", *stages} <= set(report["seconds"])
     assert {"denoise", "decode"} <= set(report["seconds_of_last_video"])
     assert "compile" not in report["seconds_of_last_video"]
     assert main(["demo", "--out", str(out), "--steps", "1"]) == 2

@@ -1,0 +1,124 @@
+"""Ways to quantize a model, as data: MSAD, what it is compared with, and its ablation."""
+
+from dataclasses import dataclass, replace
+
+from qsjax.config import nearest
+from qsjax.errors import InputError
+
+ROWS = ("salient", "random", "all")
+INPUTS = ("fp", "quantized", "mixed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Where transforms start, what of them is learned, and against which loss.
+
+    Attributes:
+        name: for people.
+        smoothing: start from SmoothQuant's channel scales; False leaves them out.
+        alpha: of SmoothQuant: how much of the difficulty moves to the weights.
+        rotation: use the recipe's rotation, from the Hadamard on; False leaves it out.
+        learn_smoothing, learn_rotation, learn_clips: train them, block by block.
+        global_weight: of the distance between attention maps of pooled queries and keys.
+        local_weight: of the distance between attention rows.
+        rows: which rows: the keys that most attention goes to, random ones, or all of them.
+        auto: weights are relative: every term is divided by its mean over the samples before the first step. False takes them
+            as they are, as the paper's 1 and 100 for HunyuanVideo.
+        rank: of a learned correction of the weights before they are rounded, which costs nothing later, and of whether there is
+            one of rank 1 in floating point beside the layer; 0 has neither (Q-VDiT's token-aware estimator).
+        frame_weight: of the divergence between similarities of frames in the block's output (Q-VDiT's temporal term).
+        inputs: what a block sees while it is trained: float activations, those of the quantized blocks before it,
+            or the two in turns.
+        epochs: passes over the samples.
+        learning_rate: AdamW's, of smoothing and rotation.
+        clip_learning_rate: of clips.
+        window: tokens pooled for the global term; 0 takes 128, or less where there are few (16 of 576).
+        local_rows: attention rows of the local term; 0 takes 256, or less where there are few (64 of 576).
+    """
+
+    name: str
+    smoothing: bool = True
+    alpha: float = 0.5
+    rotation: bool = True
+    learn_smoothing: bool = False
+    learn_rotation: bool = False
+    learn_clips: bool = False
+    global_weight: float = 0.0
+    local_weight: float = 0.0
+    rows: str = "salient"
+    auto: bool = True
+    rank: int = 0
+    frame_weight: float = 0.0
+    inputs: str = "fp"
+    epochs: int = 15
+    learning_rate: float = 5e-3
+    clip_learning_rate: float = 5e-2
+    window: int = 0
+    local_rows: int = 0
+
+    def __post_init__(self) -> None:
+        for value, known, name in ((self.rows, ROWS, "rows"), (self.inputs, INPUTS, "inputs")):
+            if value not in known:
+                raise InputError(
+                    f"method {self.name}: no {name} {value!r}; {nearest(value, known)}"
+                )
+        if self.epochs < 1 or min(self.window, self.local_rows) < 0:
+            raise InputError(
+                f"method {self.name}: epochs={self.epochs} must be 1 or more,"
+                f" window={self.window} and local_rows={self.local_rows} not negative"
+            )
+
+    @property
+    def learns(self) -> bool:
+        """Whether blocks are trained at all."""
+        return self.learn_smoothing or self.learn_rotation or self.learn_clips or self.rank > 0
+
+    def sized(self, video: int) -> "Method":
+        """The method with its window and its number of rows for this many video tokens."""
+        rows = video if self.rows == "all" else self.local_rows or max(16, min(256, video // 9))
+        return replace(
+            self,
+            window=self.window or max(4, min(128, video // 36)),
+            local_rows=min(rows, video),
+        )
+
+
+_PTQ = Method(name="ptq", learn_smoothing=True, learn_rotation=True, learn_clips=True)
+_MSAD = replace(_PTQ, name="msad", global_weight=1.0, local_weight=1.0)
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(name="rtn", smoothing=False, rotation=False),
+        Method(name="smoothquant", rotation=False),
+        Method(name="quarot", smoothing=False),
+        Method(name="vidit", alpha=0.25),
+        Method(
+            name="qvdit",
+            smoothing=False,
+            rotation=False,
+            learn_clips=True,
+            rank=32,
+            frame_weight=1.0,
+        ),
+        _PTQ,
+        _MSAD,
+        replace(_MSAD, name="global", local_weight=0.0),
+        replace(_MSAD, name="local", global_weight=0.0),
+        replace(_MSAD, name="random-rows", rows="random"),
+        replace(_MSAD, name="full-attention", rows="all", global_weight=0.0),
+    )
+}
+"""Round-to-nearest; SmoothQuant; QuaRot's Hadamard rotation; static smoothing and rotation as ViDiT-Q; low-rank corrections and
+similar frames as Q-VDiT, with symmetric integers and block by block, where the original trains the whole network; learned transforms without a look at attention; QuantSparse's MSAD; and what remains of MSAD without one of its parts."""
+
+
+def method(name: str) -> Method:
+    """A method by name.
+
+    Raises:
+        InputError: no such method; the nearest is named.
+    """
+    if name not in METHODS:
+        raise InputError(f"no method {name!r}; {nearest(name, METHODS)}")
+    return METHODS[name]

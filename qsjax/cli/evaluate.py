@@ -1,0 +1,137 @@
+"""`qsjax evaluate`: compressed models against full precision, and the experiments on the tiny model."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from qsjax.cli.options import add_config, with_config
+from qsjax.errors import InputError
+
+_SIZES = {
+    "frames": "video frames, 4k+1",
+    "height": "pixels",
+    "width": "pixels",
+    "steps": "denoising steps",
+}
+_DEFAULT_OUT = Path("outputs/quantization")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `qsjax evaluate`."""
+    parser.add_argument(
+        "what",
+        choices=("compare", "quantization"),
+        help="compare: checkpoints against a full-precision one; quantization: calibrate the bundled model in many"
+        " ways and compare them, hours for all rows",
+    )
+    parser.add_argument(
+        "--reference", default="tiny", help="full-precision checkpoint, or 'tiny' for the bundle"
+    )
+    parser.add_argument(
+        "--model", nargs="+", default=[], help="compare: checkpoints of the same architecture"
+    )
+    parser.add_argument(
+        "--captions",
+        type=str,
+        help="how many held-out captions of the tiny model (default: 8 for compare, 32 for quantization); compare: or a"
+        " text file with one a line",
+    )
+    parser.add_argument(
+        "--rows",
+        default="",
+        help="quantization: only rows in whose name this regular expression is found, as in W4A8/",
+    )
+    parser.add_argument("--samples", type=int, default=20, help="quantization: of the calibration")
+    parser.add_argument("--batch", type=int, default=8, help="compare: clips at once")
+    for name, text in _SIZES.items():
+        parser.add_argument(f"--{name}", type=int, help=f"{text} (default: the checkpoint's)")
+    parser.add_argument("--seed", type=int, default=0, help="clip i has the noise of seed + i")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"folder for tables, contact sheets and plots (default: quantization {_DEFAULT_OUT}, where a stopped run goes"
+        " on; compare writes nothing)",
+    )
+    parser.add_argument("--plots", action="store_true", help="plots too: pip install 'qsjax[plot]'")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print tables.
+
+    Raises:
+        QsjaxError: something the caller can mend.
+    """
+    options = argparse.ArgumentParser(add_help=False)
+    add_arguments(options)
+    args = with_config(options, args)
+    if args.plots:
+        from qsjax.evaluate.plots import require_matplotlib
+
+        require_matplotlib()
+    report, text = _quantization(args) if args.what == "quantization" else _compare(args)
+    print(json.dumps(report, indent=1) if args.json else text)
+    return 0
+
+
+def _quantization(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if args.model:
+        raise InputError("--model is for `qsjax evaluate compare`; --reference names the model")
+    captions = "32" if args.captions is None else args.captions
+    if not captions.isdecimal():
+        raise InputError(f"--captions {captions}: quantization takes a number of held-out captions")
+    from qsjax.evaluate.grid import grid, select
+    from qsjax.evaluate.quantization import Experiment
+    from qsjax.evaluate.report import plain_report, tables_text, write_report
+
+    rows, folder = select(grid(), args.rows), args.out or _DEFAULT_OUT
+    experiment = Experiment(
+        _pipeline(args.reference, dtype="float32"),
+        folder,
+        captions=int(captions),
+        samples=args.samples,
+        seed=args.seed,
+        progress=True,
+        **_settings(args),
+    )
+    outcomes = experiment.run(rows)
+    files = write_report(experiment, outcomes, folder, plots=args.plots)
+    report = plain_report(experiment, outcomes) | {"files": [str(path) for path in files]}
+    return report, "\n".join([tables_text(outcomes), *(f"wrote {path}" for path in files)])
+
+
+def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if not args.model:
+        raise InputError("--model CHECKPOINT is needed: what to compare with --reference")
+    if args.plots and args.out is None:
+        raise InputError("--plots needs --out FOLDER to write to")
+    from qsjax.evaluate.checkpoints import compare_checkpoints, read_captions
+
+    captions = read_captions("8" if args.captions is None else args.captions)
+    found = compare_checkpoints(
+        _pipeline(args.reference),
+        {str(name): _pipeline(str(name)) for name in args.model},
+        captions,
+        seed=args.seed,
+        batch=args.batch,
+        show=2 if args.out else 0,
+        progress=True,
+        **_settings(args),
+    )
+    files = [] if args.out is None else found.write(args.out, plots=args.plots)
+    report = {"reference": args.reference, **found.plain(), "files": list(map(str, files))}
+    return report, "\n".join([found.text(), *(f"wrote {path}" for path in files)])
+
+
+def _pipeline(name: str, **options: Any) -> Any:
+    from qsjax.pipeline import Pipeline
+
+    if name == "tiny":
+        return Pipeline.tiny(progress=False, **options)
+    return Pipeline.from_checkpoint(name, progress=False, **options)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in _SIZES}

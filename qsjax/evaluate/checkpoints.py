@@ -1,0 +1,134 @@
+"""Checkpoints against a full-precision one: what `qsjax evaluate compare` does."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsjax.errors import InputError
+from qsjax.evaluate.compare import Comparison, compare
+from qsjax.evaluate.plots import draw, write_sheet
+from qsjax.evaluate.reference import Reference, reference_run
+from qsjax.evaluate.tables import NOTE, comparison_table, plain, summary, versions
+from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.tiny import sampling
+from qsjax.tiny.evaluate import HELD_OUT
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoints:
+    """What was found.
+
+    Attributes:
+        reference: the full-precision run.
+        results: by the name of the checkpoint; the first is what the others are paired with.
+    """
+
+    reference: Reference
+    results: Mapping[str, Comparison]
+
+    def text(self) -> str:
+        """A table and what its figures are."""
+        first = next(iter(self.results)) if len(self.results) > 1 else None
+        table = comparison_table(self.results, baseline=first)
+        return f"{table}\n\n{len(self.reference.captions)} clips. {NOTE}"
+
+    def plain(self) -> dict[str, Any]:
+        """Estimates, and the values of every clip, as plain data."""
+        base = next(iter(self.results.values()))
+        models = {
+            name: {**plain(summary(found, None if found is base else base)), **_clips(found)}
+            for name, found in self.results.items()
+        }
+        return {
+            "captions": list(self.reference.captions),
+            "seed": self.reference.seed,
+            "versions": versions(),
+            "models": models,
+        }
+
+    def write(self, folder: Path, *, plots: bool = False) -> list[Path]:
+        """Write report, table, a contact sheet of the clips that were kept and, if asked for, plots; return the files.
+
+        Raises:
+            InputError: plots without matplotlib, or a place that cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            report, table = folder / "comparison.json", folder / "comparison.md"
+            report.write_text(json.dumps(self.plain(), indent=1) + "\n", encoding="utf-8")
+            table.write_text(self.text() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror}); name a writable place"
+            ) from error
+        written = [report, table]
+        seen = {k: found.videos for k, found in self.results.items() if found.videos is not None}
+        if seen:
+            shown = len(next(iter(seen.values())))
+            full = {"full precision": to_uint8(self.reference.clips(shown))}
+            captions = self.reference.captions[:shown]
+            written.append(write_sheet({**full, **seen}, captions, folder / "comparison.png"))
+        return written + (draw(self.results, folder / "comparison") if plots else [])
+
+
+def compare_checkpoints(
+    reference: Pipeline,
+    models: Mapping[str, Pipeline],
+    captions: Sequence[str],
+    *,
+    seed: int = 0,
+    batch: int = 8,
+    show: int = 0,
+    progress: bool = False,
+    **settings: Any,
+) -> Checkpoints:
+    """Sample `reference` and each of `models`, at the reference's settings and with its VAE and text encoders.
+
+    Args:
+        reference: full precision.
+        models: by name, at least one; each model's DiT is released before the next is loaded.
+        captions: one a clip.
+        seed: clip i starts from the noise of `seed + i`.
+        batch: clips sampled at once.
+        show: clips kept to look at.
+        progress: show bars.
+        **settings: of `reference_run`.
+
+    Raises:
+        InputError: no models or captions, or models that cannot be compared.
+    """
+    if not models:
+        raise InputError("no model to compare with the reference; name at least one")
+    run = reference_run(reference, captions, seed=seed, batch=batch, progress=progress, **settings)
+    results = {}
+    for name, model in models.items():
+        results[name] = compare(reference, run, model.dit, show=show, label=name, progress=progress)
+        if model is not reference:
+            del model.dit
+    return Checkpoints(run, results)
+
+
+def read_captions(given: str) -> list[str]:
+    """Captions from a text file, one a line; or, of a number, that many held-out captions of the tiny model.
+
+    Raises:
+        InputError: no such file, or none in it.
+    """
+    if given.isdecimal() and int(given):
+        return [scene.caption for scene in sampling.held_out(HELD_OUT, int(given))]
+    try:
+        lines = Path(given).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--captions {given}: neither a number above 0 nor a text file that can be read ({error})"
+        ) from error
+    captions = [line.strip() for line in lines if line.strip()]
+    if not captions:
+        raise InputError(f"--captions {given}: the file holds no captions; write one a line")
+    return captions
+
+
+def _clips(found: Comparison) -> dict[str, Any]:
+    return {"clips": found.to_mapping()}

@@ -1,0 +1,121 @@
+"""A model against full precision on the same captions and noise: its videos, and its velocities on the reference's way.
+
+A video says what a viewer would see, but the error of the first step bends all later ones. Teacher forcing takes that
+away: at every step both models get the reference's latents, so that each step's own error shows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from qsjax.dit import DiT
+from qsjax.errors import CheckpointError, InputError
+from qsjax.evaluate.metrics import psnr, relative_error, ssim
+from qsjax.evaluate.reference import Reference, stepper
+from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.progress import Progress
+
+_FIGURES = ("psnr", "ssim", "velocity")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One value a clip, in the reference's order.
+
+    Attributes:
+        psnr: decibels between sampled videos.
+        ssim: between sampled videos.
+        velocity: ||v_q(x_t) - v(x_t)|| / ||v(x_t)|| at the reference's latents, by step and clip.
+        videos: the first clips as 8-bit frames, to look at.
+    """
+
+    psnr: Float[np.ndarray, " clips"]
+    ssim: Float[np.ndarray, " clips"]
+    velocity: Float[np.ndarray, "steps clips"]
+    videos: UInt8[np.ndarray, "shown F Y X 3"] | None = None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain data for JSON, six digits; without the videos."""
+        return {name: _rounded(getattr(self, name)) for name in _FIGURES}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, source: str = "comparison") -> "Comparison":
+        """Inverse of `to_mapping`.
+
+        Raises:
+            CheckpointError: not what `to_mapping` gives.
+        """
+        try:
+            made = cls(*(np.asarray(values[name], np.float64) for name in _FIGURES))
+            if made.psnr.shape != made.ssim.shape or made.velocity.shape[1:] != made.psnr.shape:
+                raise ValueError("unlike numbers of clips")
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{source}: is not the result of a comparison ({error}); remove it and run again"
+            ) from error
+        return made
+
+
+def compare(
+    pipeline: Pipeline,
+    reference: Reference,
+    dit: DiT,
+    *,
+    show: int = 0,
+    label: str = "compare",
+    progress: bool = False,
+) -> Comparison:
+    """Sample the reference's captions from the same noise with another DiT, and ask it for velocities on the reference's way.
+
+    Two evaluations of the model a step. The velocity error is taken from the latents behind the step: they are x + delta v, so
+    that ||x_q' - x'|| / ||x' - x|| is the same number, with true guidance too; it is 0 for the same weights, and otherwise
+    exact to about 1e-5 (float32 latents against a step's length).
+
+    Args:
+        pipeline: whose VAE decodes; its DiT is not used.
+        reference: of `reference_run`.
+        dit: called as the reference's DiT is.
+        show: clips kept to look at.
+        label: of the bar.
+        progress: show a bar.
+
+    Raises:
+        InputError: the DiT takes other latents or another text, or its output is not finite.
+    """
+    _check(dit, pipeline.dit_config)
+    plan, batches = reference.settings.plan(), reference.batches
+    found: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
+    videos: list[np.ndarray] = []
+    with Progress(plan.steps * len(batches), label, unit="step", enabled=progress) as bar:
+        for batch in batches:
+            step = stepper(plan, dit, batch.prompt, batch.negative)
+            x, errors = batch.trajectory[0], []
+            for index in range(plan.steps):
+                before, after = batch.trajectory[index : index + 2]
+                errors.append(relative_error(np.asarray(step(before, index)), after, before))
+                x = step(x, index)
+                bar.advance()
+            frames = pipeline.decode(x)
+            found["velocity"].append(np.stack(errors))
+            found["psnr"].append(psnr(frames, batch.frames))
+            found["ssim"].append(ssim(frames, batch.frames))
+            missing = show - sum(map(len, videos))
+            videos.append(to_uint8(frames[: max(missing, 0)]))
+    figures = {name: np.concatenate(parts, axis=-1) for name, parts in found.items()}
+    return Comparison(**figures, videos=np.concatenate(videos) if show else None)
+
+
+def _check(dit: Any, config: Any) -> None:
+    for name in ("in_channels", "out_channels", "text_dim", "pooled_dim"):
+        mine, theirs = getattr(dit.config, name), getattr(config, name)
+        if mine != theirs:
+            raise InputError(
+                f"{name} is {mine} in the model and {theirs} in the reference: they cannot be compared"
+            )
+
+
+def _rounded(values: np.ndarray) -> Any:
+    return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(values).tolist()

@@ -1,0 +1,139 @@
+"""The experiments on quantization, as data: methods by bit widths, modulation layers, and what remains without a part."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qsjax.calibrate import METHODS, Method
+from qsjax.config import to_mapping
+from qsjax.errors import InputError
+from qsjax.quant import Precision, Recipe
+from qsjax.quant.quantizer import UNQUANTIZED
+
+BITS = ((4, 8), (6, 6), (4, 4), (3, 8))
+"""Weights and activations. QuantSparse reports W4A8 and W6A6; the others are where methods come apart."""
+COMPARED = ("rtn", "smoothquant", "quarot", "vidit", "ptq", "msad")
+ABLATED = ("msad", "ptq", "global", "local", "random-rows", "full-attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One experiment.
+
+    Attributes:
+        group: the table that it stands in.
+        label: its row there.
+        recipe: bits.
+        method: how transforms and clips are found.
+        outliers: whether the model has outlier channels (`qsjax.tiny.outliers`), as large models have.
+    """
+
+    group: str
+    label: str
+    recipe: Recipe
+    method: Method
+    outliers: bool = False
+
+    @property
+    def name(self) -> str:
+        """Group and label, what `--rows` is matched against."""
+        return f"{self.group}/{self.label}"
+
+    @property
+    def key(self) -> str:
+        """A digest of what is done; rows of other names that do the same share their result."""
+        content: dict[str, Any] = {"outliers": self.outliers}
+        for part, config in (("recipe", self.recipe), ("method", self.method)):
+            content[part] = {k: v for k, v in to_mapping(config).items() if k != "name"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def grid() -> tuple[Row, ...]:
+    """All experiments, each with and without outliers, but for the modulation's; the first row of a table is what its others are paired with."""
+    rows = []
+    for weights, activations in BITS:
+        recipe = _recipe(weights, activations)
+        for outliers in (False, True):
+            group = _group(recipe.name, outliers)
+            rows += [_row(group, METHODS[name], recipe, outliers) for name in COMPARED]
+    return (*rows, *_modulation(), *_ablation(False), *_ablation(True))
+
+
+def select(rows: Sequence[Row], pattern: str) -> tuple[Row, ...]:
+    """The rows in whose name a regular expression is found.
+
+    Raises:
+        InputError: not a regular expression, or none of the rows.
+    """
+    try:
+        chosen = tuple(row for row in rows if re.search(pattern, row.name))
+    except re.error as error:
+        raise InputError(f"--rows {pattern!r}: is no regular expression ({error})") from error
+    if not chosen:
+        groups = ", ".join(dict.fromkeys(row.group for row in rows))
+        raise InputError(
+            f"--rows {pattern!r}: is found in no row; they are named GROUP/METHOD, of the groups {groups}"
+        )
+    return chosen
+
+
+def _modulation() -> list[Row]:
+    """The modulation layers, by themselves and beside W4A8 blocks: a quarter of the weights, but read once a prompt."""
+    forms = {
+        "16 bits": Precision(weights=UNQUANTIZED),
+        "8 bits": Precision(weights=8),
+        "4 bits, groups of 64": Precision(weights=4, group=64),
+        "4 bits": Precision(weights=4),
+    }
+    rows = []
+    for label, form in forms.items():
+        alone = replace(_recipe(UNQUANTIZED, UNQUANTIZED), modulation=form)
+        if form.quantized:
+            rows.append(_row("modulation alone", METHODS["rtn"], alone, label=label))
+    for label, form in forms.items():
+        beside = replace(_recipe(4, 8), modulation=form, refiner=Precision(weights=8))
+        rows.append(_row("modulation beside W4A8", METHODS["msad"], beside, label=label))
+    return rows
+
+
+def _ablation(outliers: bool) -> list[Row]:
+    """W4A8 without one part of MSAD, or with one part of the learned transforms only."""
+    ptq, msad = METHODS["ptq"], METHODS["msad"]
+    nothing = replace(ptq, learn_smoothing=False, learn_rotation=False, learn_clips=False)
+    methods = [
+        *(METHODS[name] for name in ABLATED),
+        replace(nothing, name="nothing learned"),
+        replace(nothing, name="clips only", learn_clips=True),
+        replace(nothing, name="smoothing only", learn_smoothing=True),
+        replace(nothing, name="rotation only", learn_rotation=True),
+        replace(msad, name="quantized inputs", inputs="quantized"),
+        replace(msad, name="mixed inputs", inputs="mixed"),
+    ]
+    group = _group("ablation", outliers)
+    return [_row(group, method, _recipe(4, 8), outliers) for method in methods]
+
+
+def _row(
+    group: str, method: Method, recipe: Recipe, outliers: bool = False, label: str = ""
+) -> Row:
+    return Row(
+        group=group, label=label or method.name, recipe=recipe, method=method, outliers=outliers
+    )
+
+
+def _group(name: str, outliers: bool) -> str:
+    return f"{name} with outliers" if outliers else name
+
+
+def _recipe(weights: int, activations: int) -> Recipe:
+    """Only the blocks' layers: what stands beside them is the same for every method."""
+    whole = Precision(weights=UNQUANTIZED)
+    return Recipe(
+        name=f"W{weights}A{activations}",
+        blocks=Precision(weights=weights, activations=activations),
+        modulation=whole,
+        refiner=whole,
+    )

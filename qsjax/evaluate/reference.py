@@ -1,0 +1,131 @@
+"""What compressed models are measured against: full-precision videos, and the latents of every step on the way."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qsjax.dit import DiT
+from qsjax.errors import InputError
+from qsjax.pipeline import Pipeline
+from qsjax.progress import Progress
+from qsjax.sample import Plan, Settings, denoise_step, initial_noise, prepare, schedule
+from qsjax.text import EncodedPrompt
+
+BATCH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Clips that are sampled at once.
+
+    Attributes:
+        prompt: encoded captions.
+        negative: the negative prompt, with true guidance.
+        trajectory: float32 latents in front of every step, and behind the last, on the host.
+        frames: float32 in [0, 1].
+    """
+
+    prompt: EncodedPrompt
+    negative: EncodedPrompt | None
+    trajectory: Float[np.ndarray, "S B C T H W"]
+    frames: Float[np.ndarray, "B F Y X 3"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A full-precision run; clip i is caption i from the noise of `seed + i`.
+
+    Attributes:
+        captions: one a clip.
+        settings: size and sampling.
+        seed: of the noise.
+        batches: of clips, in order.
+    """
+
+    captions: tuple[str, ...]
+    settings: Settings
+    seed: int
+    batches: tuple[Batch, ...]
+
+    def clips(self, count: int) -> Float[np.ndarray, "n F Y X 3"]:
+        """The frames of the first `count` clips, or of all there are."""
+        needed = -(-count // len(self.batches[0].frames))
+        return np.concatenate([batch.frames for batch in self.batches[:needed]])[:count]
+
+
+def reference_run(
+    pipeline: Pipeline,
+    captions: Sequence[str],
+    *,
+    seed: int = 0,
+    batch: int = BATCH,
+    progress: bool = False,
+    **settings: Any,
+) -> Reference:
+    """Sample captions with the pipeline's own DiT.
+
+    Memory, on the host: (steps + 1) latents and one video of float32 a clip; of HunyuanVideo at 720 x 1280 x 129 and 50
+    steps about 3 GB, of the tiny model 6 MB.
+
+    Args:
+        pipeline: the full-precision model.
+        captions: one a clip; a last batch that is smaller compiles once more.
+        seed: clip i starts from the noise of `seed + i`.
+        batch: clips sampled at once.
+        progress: show a bar.
+        **settings: fields of `Settings`; the checkpoint's where not given.
+
+    Raises:
+        InputError: no captions, an empty one, no batch, or a size that the model cannot make.
+    """
+    if not captions or batch < 1:
+        raise InputError(
+            f"{len(captions)} captions in batches of {batch}: at least one of each is needed"
+        )
+    chosen = pipeline.resolve(**settings)
+    made = []
+    with Progress(
+        chosen.steps * -(-len(captions) // batch), "reference", unit="step", enabled=progress
+    ) as bar:
+        for first in range(0, len(captions), batch):
+            some = list(captions[first : first + batch])
+            prompt, negative = pipeline.encode(some), None
+            if chosen.plan().uses_negative:
+                negative = pipeline.text_encoder([chosen.negative_prompt] * len(some))
+            noise = initial_noise(seed + first, pipeline.latent_shape(chosen, len(some)))
+            step, latents = stepper(chosen.plan(), pipeline.dit, prompt, negative), [noise]
+            for index in range(chosen.steps):
+                latents.append(step(latents[-1], index))
+                bar.advance()
+            trajectory = np.stack([np.asarray(x) for x in latents])
+            made.append(Batch(prompt, negative, trajectory, pipeline.decode(latents[-1])))
+    return Reference(tuple(captions), chosen, seed, tuple(made))
+
+
+def stepper(
+    plan: Plan, dit: DiT, prompt: EncodedPrompt, negative: EncodedPrompt | None
+) -> Callable[[Any, int], Array]:
+    """The denoising step of a model and its prompts, `(latents, index) -> latents`.
+
+    Models of the same structure (of all bits and transforms alike) share a compiled program.
+    """
+    make_conditions, step = programs(plan)
+    conditions, numbers = make_conditions(dit, prompt, negative), schedule(plan)
+
+    def run(latents: Any, index: int) -> Array:
+        now = jax.tree.map(lambda leaf: leaf[index], numbers)
+        return step(dit, jnp.asarray(latents), now, conditions)
+
+    return run
+
+
+@lru_cache(maxsize=8)
+def programs(plan: Plan) -> tuple[Any, Any]:
+    """The jitted `prepare` and `denoise_step` of a plan; each keeps a program for every structure of model it has seen."""
+    return jax.jit(partial(prepare, plan)), jax.jit(partial(denoise_step, plan))

@@ -1,0 +1,77 @@
+"""Results of a grid on disk: JSON lines, one a finished row, so that a run that was stopped goes on where it was.
+
+The first line says of which run they are: model, captions, seeds. The file is replaced as a whole after each row, and is
+therefore always complete; one process at a time writes to a folder.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qsjax.errors import CheckpointError, InputError
+
+FILE = "results.jsonl"
+
+
+class Results:
+    """The finished rows of one run.
+
+    Args:
+        folder: holds the file; made if it is not there.
+        run: plain data that all rows have in common; a folder holds the rows of one run.
+
+    Raises:
+        InputError: the folder holds the rows of another run, or cannot be made.
+        CheckpointError: the file there is damaged.
+    """
+
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        self.path = folder / FILE
+        self._run = json.loads(json.dumps(dict(run)))
+        self._rows: dict[str, dict[str, Any]] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror}); name a writable place"
+            ) from error
+        if self.path.is_file():
+            self._read()
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The finished row of that key; None if there is none, or if it failed and may be tried again."""
+        row = self._rows.get(key)
+        return None if row is None or "failure" in row else row
+
+    def add(self, key: str, row: Mapping[str, Any]) -> None:
+        """Store a row, in place of an earlier one of that key."""
+        self._rows[key] = {"key": key, **row}
+        lines = [{"run": self._run}, *self._rows.values()]
+        temporary = self.path.with_name(f".{FILE}.tmp")
+        temporary.write_text(
+            "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines), encoding="utf-8"
+        )
+        temporary.replace(self.path)
+
+    def _read(self) -> None:
+        try:
+            lines = [
+                json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()
+            ]
+            run, rows = lines[0]["run"], {line["key"]: line for line in lines[1:]}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.path}: is damaged ({error}); remove it and run again"
+            ) from error
+        changed = sorted(
+            name for name in {*run, *self._run} if run.get(name) != self._run.get(name)
+        )
+        if changed:
+            found = ", ".join(
+                f"{name} {run.get(name)} there and {self._run.get(name)} now" for name in changed
+            )
+            raise InputError(
+                f"{self.path}: holds the rows of another run ({found}); name another --out"
+            )
+        self._rows = rows

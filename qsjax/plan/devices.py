@@ -1,0 +1,55 @@
+"""Devices that a plan is made for: memory from configs/devices, peaks from `pallas_kernels.targets`."""
+
+from dataclasses import dataclass
+
+from pallas_kernels.targets import TARGETS, Target
+from qsjax.config import configs_directory, from_mapping, nearest, preset
+from qsjax.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One accelerator.
+
+    Attributes:
+        name: for people.
+        target: name in `pallas_kernels.targets.TARGETS`, which has the peaks.
+        memory_bytes: the vendor's figure.
+    """
+
+    name: str
+    target: str
+    memory_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS or not TARGETS[self.target].bfloat16_flops:
+            known = [name for name, target in TARGETS.items() if target.bfloat16_flops]
+            raise InputError(
+                f"device {self.name}: no peaks are known for target {self.target!r};"
+                f" {nearest(self.target, known)}"
+            )
+        if self.memory_bytes < 1:
+            raise InputError(
+                f"device {self.name}: memory_bytes {self.memory_bytes} must be above 0"
+            )
+
+    @classmethod
+    def load(cls, name: str) -> "Device":
+        """The device of `configs/devices/<name>.toml`.
+
+        Raises:
+            InputError: there is none, or it has unknown or unfitting values.
+        """
+        values = preset("devices", name)
+        return from_mapping(cls, {"name": name, **values}, source=f"device {name}")
+
+    @classmethod
+    def known(cls) -> list["Device"]:
+        """All devices in configs/devices, the smallest memory first."""
+        names = sorted(path.stem for path in (configs_directory() / "devices").glob("*.toml"))
+        return sorted(map(cls.load, names), key=lambda device: device.memory_bytes)
+
+    @property
+    def peaks(self) -> Target:
+        """Its peak rates, the vendor's."""
+        return TARGETS[self.target]

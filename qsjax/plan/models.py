@@ -1,0 +1,111 @@
+"""Which model is planned: its sizes, its recipe and its usual settings, read without loading a weight."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsjax.checkpoint import Manifest
+from qsjax.config import configs_directory, from_mapping, nearest
+from qsjax.dit import DiTConfig
+from qsjax.errors import InputError
+from qsjax.quant import Recipe
+from qsjax.sample.settings import FILE, Settings
+from qsjax.vae.config import VAEConfig
+
+ALIASES = {"hunyuan-13b": "hunyuan-video-13b"}
+TINY = "tiny"
+DEFAULT_RECIPE = "w4a8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedModel:
+    """A model as far as planning needs it.
+
+    Attributes:
+        name: of the preset, "tiny", or the checkpoint's folder.
+        dit: sizes of the transformer.
+        vae: sizes of the autoencoder: they say how many tokens a video has.
+        recipe: how the transformer is stored.
+        settings: the size and number of steps that it is usually sampled with.
+        clipped: whether quantized activations have a learned clip; calibration gives them one.
+    """
+
+    name: str
+    dit: DiTConfig
+    vae: VAEConfig
+    recipe: Recipe
+    settings: Settings
+    clipped: bool = True
+
+    @classmethod
+    def find(cls, name: str, recipe: str | None = None) -> "PlannedModel":
+        """The model with a name.
+
+        Args:
+            name: a preset of configs/models or its alias, "tiny" for the bundled model, or a checkpoint folder.
+            recipe: a preset of configs/recipes or a TOML file; None is the checkpoint's own, else w4a8.
+
+        Raises:
+            InputError: there is no such model or recipe, or the checkpoint is quantized by another recipe.
+            CheckpointError: the folder is not a checkpoint.
+        """
+        if name == TINY:
+            return cls(name=name, recipe=Recipe.load(recipe or DEFAULT_RECIPE), **_bundled())
+        presets = [path.stem for path in (configs_directory() / "models").glob("*.toml")]
+        full = ALIASES.get(name, name)
+        if full in presets:
+            return cls(
+                name=full,
+                dit=DiTConfig.preset(full),
+                vae=VAEConfig(),
+                recipe=Recipe.load(recipe or DEFAULT_RECIPE),
+                settings=Settings(),
+            )
+        if not Path(name).is_dir():
+            known = [*presets, *ALIASES, TINY]
+            raise InputError(
+                f"no model {name!r}: neither a checkpoint folder nor a preset; {nearest(name, known)}"
+            )
+        return cls._of_checkpoint(Manifest.read(name), recipe)
+
+    @classmethod
+    def _of_checkpoint(cls, manifest: Manifest, asked: str | None) -> "PlannedModel":
+        source, components = str(manifest.directory), manifest.data["components"]
+        dit = from_mapping(DiTConfig, manifest.config("dit"), source=f"{source}: dit config")
+        stored = components["dit"].get("recipe")
+        if stored is None:
+            recipe = Recipe.load(asked or DEFAULT_RECIPE)
+        else:
+            recipe = from_mapping(Recipe, stored, source=f"{source}: dit recipe")
+            if asked is not None and Recipe.load(asked) != recipe:
+                raise InputError(
+                    f"recipe {asked} was asked for, but {source} is already quantized by a recipe of its own, {recipe.name};"
+                    f" leave --recipe out, or give the checkpoint it was made from"
+                )
+        # A checkpoint of the transformer alone says nothing of a VAE: then it is HunyuanVideo's.
+        vae = manifest.config("vae") if "vae" in components else {}
+        return cls(
+            name=source,
+            dit=dit,
+            vae=from_mapping(VAEConfig, vae, source=f"{source}: vae config"),
+            recipe=recipe,
+            settings=Settings.of_manifest(manifest.data),
+            clipped=components["dit"].get("clipped", True),
+        )
+
+
+def _bundled() -> dict[str, Any]:
+    """The model in qsjax/assets/tiny, which is kept in PyTorch's layout."""
+    import qsjax
+
+    folder = Path(qsjax.__file__).resolve().parent / "assets" / "tiny"
+
+    def read(*path: str) -> dict[str, Any]:
+        return json.loads(folder.joinpath(*path).read_text(encoding="utf-8"))
+
+    return {
+        "dit": DiTConfig.from_diffusers(read("transformer", "config.json")),
+        "vae": VAEConfig.from_diffusers(read("vae", "config.json")),
+        "settings": from_mapping(Settings, read(FILE), source=FILE),
+    }

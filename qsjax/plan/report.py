@@ -1,0 +1,163 @@
+"""Everything that a plan says, as plain data: what `qsjax plan --json` prints."""
+
+from dataclasses import replace
+from typing import Any
+
+from qsjax.plan.calibration import FORWARDS_A_STEP, SHARE_OF_PEAK, CalibrationPlan
+from qsjax.plan.devices import Device
+from qsjax.plan.flops import StepFlops
+from qsjax.plan.models import PlannedModel
+from qsjax.plan.sampling import sampling_bytes
+from qsjax.plan.size import TEXT_TOKENS, Size
+from qsjax.plan.weights import Weights, modulation_table_bytes
+from qsjax.quant import Recipe
+
+DENSITY = 0.15
+"""Of attention, QuantSparse's main setting."""
+CALIBRATION_SIZE = (61, 544, 960)
+"""Frames, height and width of calibration samples of a model whose own videos are larger."""
+
+
+def make_report(
+    model: PlannedModel,
+    *,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    text_tokens: int = TEXT_TOKENS,
+    density: float = DENSITY,
+    calibration_size: tuple[int, int, int] | None = None,
+    samples: int = 20,
+    epochs: int = 15,
+) -> dict[str, Any]:
+    """Plan storage, sampling and calibration of a model. Bytes are whole numbers, a GB is 10^9 of them.
+
+    Args:
+        model: what is planned.
+        frames, height, width, steps: of the video; None is the model's own.
+        text_tokens: of the prompt, padding included.
+        density: share of the blocks' attention that is computed, the same in all steps.
+        calibration_size: frames, height, width of the samples; None is the model's own size, or 61x544x960 where that
+            is smaller.
+        samples, epochs: of calibration.
+
+    Raises:
+        InputError: a value that the model or the plan cannot have.
+    """
+    asked: dict[str, Any] = {"frames": frames, "height": height, "width": width, "steps": steps}
+    settings = replace(model.settings, **{k: v for k, v in asked.items() if v is not None})
+    # The plan refuses a number of steps below 1. True guidance evaluates the model for two prompts.
+    evaluations = settings.steps * (2 if settings.plan().uses_negative else 1)
+    own = (settings.frames, settings.height, settings.width)
+    size = _size(model, own, text_tokens)
+    if calibration_size is None:
+        usual = (model.settings.frames, model.settings.height, model.settings.width)
+        calibration_size = min(usual, CALIBRATION_SIZE, key=lambda s: s[0] * s[1] * s[2])
+    plan = CalibrationPlan(
+        dit=model.dit,
+        size=_size(model, calibration_size, text_tokens),
+        samples=samples,
+        epochs=epochs,
+    )
+    devices = Device.known()
+    weights = Weights.count(model.dit, model.recipe, clipped=model.clipped)
+    return {
+        "model": model.name,
+        "recipe": model.recipe.name,
+        **_storage(model, weights, evaluations),
+        "size": _size_data(size),
+        "steps": settings.steps,
+        "evaluations": evaluations,
+        "density": density,
+        **_operations(StepFlops.count(model.dit, size), density, evaluations),
+        "sampling": _sampling(model, weights, size, evaluations, devices),
+        "calibration": _calibration(plan, devices),
+    }
+
+
+def _size(model: PlannedModel, pixels: tuple[int, int, int], text_tokens: int) -> Size:
+    frames, height, width = pixels
+    return Size.of(
+        model.dit, model.vae, frames=frames, height=height, width=width, text_tokens=text_tokens
+    )
+
+
+def _size_data(size: Size) -> dict[str, int]:
+    return {
+        "frames": size.frames,
+        "height": size.height,
+        "width": size.width,
+        "video_tokens": size.video_tokens,
+        "text_tokens": size.text_tokens,
+        "tokens": size.tokens,
+    }
+
+
+def _storage(model: PlannedModel, weights: Weights, evaluations: int) -> dict[str, Any]:
+    floating = Weights.count(model.dit, Recipe.load("bf16")).total
+    return {
+        "weight_bytes": weights.total,
+        "bf16_bytes": floating,
+        "times_smaller": round(floating / weights.total, 2),
+        "weight_bytes_by_group": dict(weights.by_group),
+        "weight_bytes_by_part": dict(weights.by_part),
+        "resident_bytes": weights.resident,
+        "modulation_table_bytes": modulation_table_bytes(model.dit, evaluations),
+    }
+
+
+def _operations(step: StepFlops, density: float, evaluations: int) -> dict[str, Any]:
+    one = {
+        "linears": step.linears,
+        "attention": step.attention,
+        "attention_at_density": step.attention_at(density),
+        "rest": step.rest,
+        "total": step.total(),
+        "total_at_density": step.total(density),
+    }
+    return {
+        "flops_per_step": one,
+        "flops_all_steps": {name: evaluations * count for name, count in one.items()},
+        "linear_share": round(step.linear_share(), 4),
+        "linear_share_at_density": round(step.linear_share(density), 4),
+    }
+
+
+def _sampling(
+    model: PlannedModel, weights: Weights, size: Size, evaluations: int, devices: list[Device]
+) -> dict[str, Any]:
+    taken = sampling_bytes(model.dit, weights, size, evaluations)
+    return {"bytes_estimate": taken, "devices": _fits(sum(taken.values()), devices)}
+
+
+def _calibration(plan: CalibrationPlan, devices: list[Device]) -> dict[str, Any]:
+    taken = plan.step_bytes()
+    rows = _fits(sum(taken.values()), devices)
+    for row, device in zip(rows, devices, strict=True):
+        row["hours_estimate"] = plan.hours(device)
+    return {
+        "size": _size_data(plan.size),
+        "samples": plan.samples,
+        "epochs": plan.epochs,
+        "blocks": plan.dit.num_blocks,
+        "steps_a_block": plan.steps_a_block,
+        "forwards_a_step": FORWARDS_A_STEP,
+        "flops": plan.flops,
+        "assumed_share_of_peak": SHARE_OF_PEAK,
+        "boundary_bytes": plan.boundary_bytes,
+        "bytes_estimate": taken,
+        "devices": rows,
+    }
+
+
+def _fits(taken: int, devices: list[Device]) -> list[dict[str, Any]]:
+    return [
+        {
+            "device": device.name,
+            "memory_bytes": device.memory_bytes,
+            "bytes_estimate": taken,
+            "fits_estimate": taken <= device.memory_bytes,
+        }
+        for device in devices
+    ]
