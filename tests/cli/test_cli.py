@@ -31,7 +31,8 @@ def test_every_verb_has_help_with_defaults(capsys, verb):
 
 def test_sample_writes_a_video_and_reports_json(capsys, tmp_path, tiny_checkpoint):
     out = tmp_path / "videos" / "a.mp4"
-    common = ["sample", "--model", str(tiny_checkpoint), *SMALL, "--out", str(out), "--json"]
+    model = ["sample", "--model", str(tiny_checkpoint), "--modulation", "released"]
+    common = [*model, *SMALL, "--out", str(out), "--json"]
     assert main([*common, "--prompt", CAPTION]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["frames"], report["height"], report["width"], report["steps"]) == (5, 16, 16, 1)

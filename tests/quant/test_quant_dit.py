@@ -16,9 +16,8 @@ from qsjax.quant.surgery import iterate_linears
 
 W4A8 = replace(Recipe.load("w4a8"), smoothing=False, rotation_size=16)
 RECIPES = {
-    "rtn": replace(W4A8, rotation="none"),
     "quarot": W4A8,
-    "kronecker": replace(W4A8, rotation="kronecker"),
+    "weights only": replace(W4A8, rotation="kronecker", blocks=Precision(weights=4)),
 }
 
 
@@ -38,9 +37,8 @@ def forward(dit, given):
     return dit(**given)
 
 
-def test_weights_only_is_the_same_to_rounding(dit):
-    recipe = replace(RECIPES["kronecker"], blocks=Precision(weights=4))
-    packed, paper = both(dit, recipe)
+def test_weights_only_is_the_same_to_rounding(made):
+    packed, paper = made("weights only")
     found, expected = (forward(one, dit_inputs()) for one in (packed, paper))
     assert np.abs(expected).max() > 0.5
     assert distance(found, expected) < FLOAT32_NETWORK
@@ -86,7 +84,7 @@ def leaves(module):
     return {path: (v.get_value().shape, v.get_value().dtype) for path, v in flat}
 
 
-@pytest.mark.parametrize("name", ["quarot", "kronecker"])
+@pytest.mark.parametrize("name", ["quarot", "weights only"])
 def test_surgery_makes_the_very_leaves_that_quantizing_does(made, name):
     packed, _ = made(name)
     abstract = nnx.eval_shape(

@@ -57,8 +57,13 @@ def call(layer, x):
     return jax.jit(lambda layer, x: layer(x))(layer, x)
 
 
-@pytest.mark.parametrize("rotation", ["none", "block", "kronecker"])
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize(
+    ("name", "rotation"),
+    [
+        *((name, "block") for name in PRECISIONS),
+        *((name, other) for name in ("W4A8", "W4A16") for other in ("none", "kronecker")),
+    ],
+)
 def test_equals_the_computation_on_paper(name, rotation):
     packed, paper = both(PRECISIONS[name], rotation=rotation, smoothing=rotation != "none")
     x = normal(2, 5, ROWS, seed=7)

@@ -14,38 +14,32 @@ import qsjax
 from convert import Sources, convert
 from convert.bundled import tiny_model_directory
 from qsjax.checkpoint import Manifest
-from qsjax.cli import main
 from qsjax.dit import load_dit
 from qsjax.errors import CheckpointError, InputError
 from qsjax.quant import QuantizedLinear, device_bytes
+from qsjax.text import EncodedPrompt
 
 SIZE = {"frames": 5, "height": 16, "width": 24, "steps": 2}
-CAPTION = "a red circle moves left over a dark background"
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """The whole pipeline at W4A8, and the transformer at W8A8 with rotations."""
-    folder = tmp_path_factory.mktemp("quantized")
-    sources = Sources.find(tiny_model_directory())
-    convert(sources, folder / "rtn-w4a8", quantize="rtn-w4a8", progress=False)
-    convert(
-        Sources(transformer=sources.transformer),
-        folder / "quarot-w8a8",
-        quantize="quarot-w8a8",
-        progress=False,
-    )
+    """What samples at W4A8, and the transformer at W8A8 with rotations."""
+    folder, source = tmp_path_factory.mktemp("quantized"), tiny_model_directory()
+    both = Sources(transformer=source / "transformer", vae=source / "vae")
+    convert(both, folder / "rtn-w4a8", quantize="rtn-w4a8", progress=False)
+    one = Sources(transformer=source / "transformer")
+    convert(one, folder / "quarot-w8a8", quantize="quarot-w8a8", progress=False)
     return folder
 
 
 @pytest.fixture(scope="module")
-def float_pipeline(tiny_checkpoint):
-    return qsjax.Pipeline.from_checkpoint(tiny_checkpoint, progress=False)
-
-
-@pytest.fixture(scope="module")
-def encoded(float_pipeline):
-    return float_pipeline.encode(CAPTION)
+def encoded():
+    random = np.random.default_rng(1)
+    text, pooled = (
+        jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((1, 9, 64), (1, 64))
+    )
+    return EncodedPrompt(text, jnp.ones((1, 9), bool), pooled)
 
 
 @jax.jit
@@ -61,28 +55,15 @@ def velocity(dit, latents, prompt):
     )
 
 
-def test_velocity_is_near_that_of_the_float_model(checkpoints, float_pipeline, encoded):
+def test_velocity_is_near_that_of_the_float_model(checkpoints, tiny_checkpoint, encoded):
     shape = (1, 16, 3, 8, 8)
     latents = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
-    full = velocity(float_pipeline.dit, latents, encoded)
-    errors = {
-        name: distance(
-            velocity(load_dit(checkpoints / name, dtype=jnp.float32), latents, encoded), full
-        )
-        for name in ("rtn-w4a8", "quarot-w8a8")
-    }
-    assert 0.003 < errors["quarot-w8a8"] < 0.05
-    assert errors["quarot-w8a8"] < errors["rtn-w4a8"] < 0.6
-
-
-def test_samples_like_any_checkpoint(checkpoints, tmp_path, capsys):
-    out = tmp_path / "a.mp4"
-    settings = [word for name, value in SIZE.items() for word in (f"--{name}", str(value))]
-    model = ["--model", str(checkpoints / "rtn-w4a8"), "--modulation", "released"]
-    assert main(["sample", *model, "--prompt", CAPTION, *settings, "--out", str(out), "--json"]) == 0  # fmt: skip
-    report = json.loads(capsys.readouterr().out)
-    assert (report["frames"], report["height"], report["width"]) == (5, 16, 24)
-    assert out.stat().st_size > 0
+    found, expected = (
+        velocity(load_dit(path, dtype=jnp.float32), latents, encoded)
+        for path in (checkpoints / "quarot-w8a8", tiny_checkpoint)
+    )
+    # 0.03 for this prompt of noise; a layer at the wrong place, or a rotation that is not undone, gives 0.5 and more.
+    assert 0.003 < distance(found, expected) < 0.08
 
 
 def live_bytes():
@@ -106,6 +87,7 @@ def test_modulation_weights_leave_the_memory(checkpoints, encoded):
         latents[modulation], live[modulation] = np.asarray(sampled), seen
         del pipeline, sampled
     assert np.isfinite(latents["resident"]).all()
+    assert latents["resident"].std() > 0.1
     np.testing.assert_array_equal(latents["resident"], latents["released"])
     weights = device_bytes(load_dit(directory, dtype=jnp.float32, part="modulation"))
     saved = {a - b for a, b in zip(live["resident"], live["released"], strict=True)}
@@ -143,10 +125,9 @@ def test_bytes_in_memory_are_those_on_disk_and_what_stays_in_floats(checkpoints)
             assert linear.packed.get_value().dtype == jnp.int8
 
 
-@pytest.mark.parametrize("name", ["rtn-w4a8", "quarot-w8a8"])
-def test_halves_are_the_whole(checkpoints, name):
+def test_halves_are_the_whole(checkpoints):
     def leaves(part):
-        state = nnx.state(load_dit(checkpoints / name, dtype=jnp.float32, part=part))
+        state = nnx.state(load_dit(checkpoints / "quarot-w8a8", dtype=jnp.float32, part=part))
         return {path: value.get_value() for path, value in nnx.to_flat_state(state)}
 
     whole, modulation, steps = map(leaves, ("whole", "modulation", "steps"))
