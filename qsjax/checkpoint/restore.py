@@ -106,15 +106,15 @@ def restore(
                 place = places[item, leaf]
                 target = abstract[place.parameter]
                 floating = jnp.issubdtype(target.dtype, jnp.floating)
-                value = value.astype(dtype if dtype is not None and floating else target.dtype)
+                kind = dtype if dtype is not None and floating else target.dtype
                 if place.whole:
-                    arrays[place.parameter] = value
+                    arrays[place.parameter] = value.astype(kind)
                     continue
                 if place.parameter not in arrays:
-                    arrays[place.parameter] = jnp.zeros(target.shape, value.dtype)
-                rows = value.reshape(place.stop - place.start, *target.shape[1:])
+                    # Where the rows are: an array without a place would have the writing compiled twice.
+                    arrays[place.parameter] = jnp.zeros(target.shape, kind, device=value.sharding)
                 arrays[place.parameter] = _write_rows(
-                    arrays[place.parameter], rows, np.int32(place.start)
+                    arrays[place.parameter], value, np.int32(place.start)
                 )
             bar.advance(sum(_bytes(spec) for spec in specifications.values()))
     flat = [(path, value.replace(arrays[name])) for name, (path, value) in variables.items()]
@@ -123,7 +123,8 @@ def restore(
 
 @partial(jax.jit, donate_argnums=0)
 def _write_rows(whole: Array, part: Array, offset: Array) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(whole, part, offset, axis=0)
+    rows = part.reshape(-1, *whole.shape[1:]).astype(whole.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(whole, rows, offset, axis=0)
 
 
 def _bytes(specification: Mapping[str, Any]) -> int:

@@ -1,12 +1,17 @@
 """The pipeline on the bundled model: seeds, shapes, compilations, callbacks, refusals."""
 
+import gc
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import monitoring
 
 import qsjax
+from qsjax.dit import load_dit
 from qsjax.errors import Cancelled, InputError
+from qsjax.quant import device_bytes
 from qsjax.text import load_prompts, save_prompts
 
 SIZE = {"frames": 5, "height": 16, "width": 24, "steps": 2}
@@ -84,6 +89,40 @@ def test_step_by_step_equals_the_whole_sampler(pipeline):
     sampler = jax.jit(qsjax.make_sampler(pipeline.dit_config, settings.plan()))
     noise = qsjax.sample.initial_noise(4, pipeline.latent_shape(settings))
     np.testing.assert_allclose(sampler(pipeline.dit, noise, text), stepwise, atol=1e-4)
+
+
+def live_bytes():
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+def test_modulation_weights_leave_the_memory(pipeline, tiny_checkpoint):
+    """While steps run, memory is smaller by them, and the latents are the same bit for bit, for one prompt after the other."""
+    released = qsjax.Pipeline.from_checkpoint(
+        tiny_checkpoint, modulation="released", progress=False
+    )
+    settings = pipeline.resolve(**SIZE, true_cfg=1.0)
+    weights = device_bytes(load_dit(tiny_checkpoint, dtype=jnp.float32, part="modulation"))
+
+    def sample(one, text, held):
+        """Latents, and what is alive at each step besides all that is not this pipeline's transformer."""
+        before, seen = live_bytes() - held, []
+        latents = one.sample(
+            text,
+            settings=settings,
+            seed=3,
+            callback=lambda step, latents: seen.append(live_bytes() - before),
+        )
+        return np.asarray(latents), seen
+
+    held = 0
+    for prompt in (CAPTION, OTHER):
+        text = pipeline.encode(prompt)
+        expected, whole = sample(pipeline, text, device_bytes(pipeline.dit))
+        latents, steps = sample(released, text, held)
+        np.testing.assert_array_equal(latents, expected)
+        assert [a - b for a, b in zip(whole, steps, strict=True)] == [weights, weights]
+        held = device_bytes(released.dit)
 
 
 @pytest.mark.parametrize(

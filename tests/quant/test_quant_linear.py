@@ -53,10 +53,6 @@ def both(precision, *, rotation="block", smoothing=True, dtype=jnp.float32, rows
     return packed, OnPaper(weight, offset, precision, transform)
 
 
-def call(layer, x):
-    return jax.jit(lambda layer, x: layer(x))(layer, x)
-
-
 @pytest.mark.parametrize(
     ("name", "rotation"),
     [
@@ -67,7 +63,7 @@ def call(layer, x):
 def test_equals_the_computation_on_paper(name, rotation):
     packed, paper = both(PRECISIONS[name], rotation=rotation, smoothing=rotation != "none")
     x = normal(2, 5, ROWS, seed=7)
-    found, expected = call(packed, x), call(paper, x)
+    found, expected = packed(x), paper(x)
     assert found.dtype == jnp.float32
     assert distance(found, expected) < FLOAT32_NETWORK
 
@@ -76,9 +72,9 @@ def test_equals_the_computation_on_paper(name, rotation):
 def test_bfloat16(name):
     packed, paper = both(PRECISIONS[name], dtype=jnp.bfloat16)
     x = normal(2, 5, ROWS, seed=7, dtype=jnp.bfloat16)
-    found = call(packed, x)
+    found = packed(x)
     assert found.dtype == jnp.bfloat16
-    expected = call(paper, x.astype(jnp.float32))
+    expected = paper(x.astype(jnp.float32))
     assert distance(found, expected) < bfloat16_tokens(PRECISIONS[name].activations)
 
 
@@ -86,7 +82,7 @@ def test_rows_that_do_not_fill_a_byte():
     for bits in (4, 6):
         packed, paper = both(Precision(weights=bits), rotation="none", rows=45)
         x = normal(3, 45, seed=7)
-        assert distance(call(packed, x), call(paper, x)) < FLOAT32_NETWORK
+        assert distance(packed(x), paper(x)) < FLOAT32_NETWORK
 
 
 def test_clip_reaches_the_tokens():
@@ -101,7 +97,7 @@ def test_clip_reaches_the_tokens():
     assert np.asarray(tokens.values).min() == -128
     # Same tokens, same product: quantized input may come from outside.
     np.testing.assert_array_equal(clipped(wider), packed(x))
-    assert distance(call(clipped, x), call(paper, x)) > 1e-3
+    assert distance(clipped(x), paper(x)) > 1e-3
 
 
 @pytest.mark.parametrize("rotation", ["block", "kronecker"])

@@ -1,7 +1,7 @@
-"""The bundled model from PyTorch files to quantized checkpoints, loaded, sampled, and counted in bytes."""
+"""The bundled model from PyTorch files to a quantized checkpoint, loaded, sampled, and counted in bytes."""
 
-import gc
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,26 @@ from qsjax.text import EncodedPrompt
 SIZE = {"frames": 5, "height": 16, "width": 24, "steps": 2}
 
 
+RECIPE = """
+rotation = "block"
+[blocks]
+weights = 8
+activations = 8
+[modulation]
+weights = 6
+[refiner]
+weights = 4
+"""
+
+
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """What samples at W4A8, and the transformer at W8A8 with rotations."""
+def checkpoint(tmp_path_factory):
+    """What samples, quantized with rotations to 8, 6 and 4 bits."""
     folder, source = tmp_path_factory.mktemp("quantized"), tiny_model_directory()
-    both = Sources(transformer=source / "transformer", vae=source / "vae")
-    convert(both, folder / "rtn-w4a8", quantize="rtn-w4a8", progress=False)
-    one = Sources(transformer=source / "transformer")
-    convert(one, folder / "quarot-w8a8", quantize="quarot-w8a8", progress=False)
-    return folder
+    (folder / "mixed.toml").write_text(RECIPE)
+    parts = Sources(transformer=source / "transformer", vae=source / "vae")
+    convert(parts, folder / "quarot", quantize=f"quarot-{folder / 'mixed.toml'}", progress=False)
+    return folder / "quarot"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +53,8 @@ def encoded():
     return EncodedPrompt(text, jnp.ones((1, 9), bool), pooled)
 
 
-@jax.jit
+# Compiling is all the time there is.
+@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def velocity(dit, latents, prompt):
     one = latents.shape[0]
     return dit(
@@ -55,47 +67,27 @@ def velocity(dit, latents, prompt):
     )
 
 
-def test_velocity_is_near_that_of_the_float_model(checkpoints, tiny_checkpoint, encoded):
+def test_velocity_is_near_that_of_the_float_model(checkpoint, tiny_checkpoint, encoded):
     shape = (1, 16, 3, 8, 8)
     latents = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
     found, expected = (
         velocity(load_dit(path, dtype=jnp.float32), latents, encoded)
-        for path in (checkpoints / "quarot-w8a8", tiny_checkpoint)
+        for path in (checkpoint, tiny_checkpoint)
     )
-    # 0.03 for this prompt of noise; a layer at the wrong place, or a rotation that is not undone, gives 0.5 and more.
-    assert 0.003 < distance(found, expected) < 0.08
+    # 0.15 for this prompt of noise, most of it from the refiner's 4 bits; a rotation left out gives 0.35 and more.
+    assert 0.01 < distance(found, expected) < 0.25
 
 
-def live_bytes():
-    gc.collect()
-    return sum(array.nbytes for array in jax.live_arrays())
+def test_samples_without_its_modulation_weights_in_memory(checkpoint, encoded):
+    pipeline = qsjax.Pipeline.from_checkpoint(checkpoint, modulation="released", progress=False)
+    latents = pipeline.sample(encoded, settings=pipeline.resolve(**SIZE, true_cfg=1.0))
+    assert np.isfinite(latents).all()
+    assert latents.std() > 0.1
+    assert not hasattr(pipeline.dit.single_blocks, "modulation")
 
 
-def test_modulation_weights_leave_the_memory(checkpoints, encoded):
-    """While steps run, memory is smaller by them, and the latents are the same bit for bit, for one prompt after the other."""
-    directory, latents, live = checkpoints / "rtn-w4a8", {}, {}
-    for modulation in ("resident", "released"):
-        before, seen = live_bytes(), []
-        pipeline = qsjax.Pipeline.from_checkpoint(directory, modulation=modulation, progress=False)
-        settings = pipeline.resolve(**SIZE, true_cfg=1.0)
-
-        def look(step, x, seen=seen, before=before):
-            seen.append(live_bytes() - before)
-
-        for _ in range(2):
-            sampled = pipeline.sample(encoded, settings=settings, seed=3, callback=look)
-        latents[modulation], live[modulation] = np.asarray(sampled), seen
-        del pipeline, sampled
-    assert np.isfinite(latents["resident"]).all()
-    assert latents["resident"].std() > 0.1
-    np.testing.assert_array_equal(latents["resident"], latents["released"])
-    weights = device_bytes(load_dit(directory, dtype=jnp.float32, part="modulation"))
-    saved = {a - b for a, b in zip(live["resident"], live["released"], strict=True)}
-    assert saved == {weights}
-
-
-def test_bytes_on_disk_are_in_the_manifest(checkpoints):
-    manifest = Manifest.read(checkpoints / "rtn-w4a8")
+def test_bytes_on_disk_are_in_the_manifest(checkpoint):
+    manifest = Manifest.read(checkpoint)
     component = manifest.data["components"]["dit"]
     specifications = {leaf: spec for _, leaf, spec in manifest.leaves("dit")}
     sizes = {
@@ -105,14 +97,15 @@ def test_bytes_on_disk_are_in_the_manifest(checkpoints):
     assert component["bytes"] == sum(sizes.values())
     packed = {leaf: size for leaf, size in sizes.items() if leaf.endswith(".packed")}
     assert {spec["dtype"] for leaf, spec in specifications.items() if leaf in packed} == {"int8"}
-    assert sizes["double_blocks.1.img.qkv.packed"] == 128 * 384 // 2
-    assert sizes["single_blocks.0.linear2.mlp.packed"] == 512 * 128 // 2
-    assert sizes["single_blocks.0.modulation.packed"] == 128 * 384 // 2
-    assert sizes["refiner.blocks.0.qkv.packed"] == 128 * 384  # 8 bits
+    assert sizes["double_blocks.1.img.qkv.packed"] == 128 * 384
+    assert sizes["single_blocks.0.linear2.mlp.packed"] == 512 * 128
+    assert sizes["refiner.blocks.0.qkv.packed"] == 128 * 384 // 2  # 4 bits
+    modulation = [sizes[f"single_blocks.0.modulation.{name}"] for name in ("packed", "low_bits")]
+    assert sum(modulation) == 128 * 384 * 3 // 4  # 6 bits
 
 
-def test_bytes_in_memory_are_those_on_disk_and_what_stays_in_floats(checkpoints):
-    directory = checkpoints / "rtn-w4a8"
+def test_bytes_in_memory_are_those_on_disk_and_what_stays_in_floats(checkpoint):
+    directory = checkpoint
     dit = load_dit(directory, dtype=jnp.bfloat16)
     manifest = Manifest.read(directory)
     # The source is bfloat16, so that nothing changes its size on the way.
@@ -125,9 +118,9 @@ def test_bytes_in_memory_are_those_on_disk_and_what_stays_in_floats(checkpoints)
             assert linear.packed.get_value().dtype == jnp.int8
 
 
-def test_halves_are_the_whole(checkpoints):
+def test_halves_are_the_whole(checkpoint):
     def leaves(part):
-        state = nnx.state(load_dit(checkpoints / "quarot-w8a8", dtype=jnp.float32, part=part))
+        state = nnx.state(load_dit(checkpoint, dtype=jnp.float32, part=part))
         return {path: value.get_value() for path, value in nnx.to_flat_state(state)}
 
     whole, modulation, steps = map(leaves, ("whole", "modulation", "steps"))
@@ -139,15 +132,15 @@ def test_halves_are_the_whole(checkpoints):
     assert ("refiner", "time_embed", "fc1", "packed") in steps
 
 
-def test_refusals(checkpoints, tmp_path):
+def test_refusals(checkpoint, tmp_path):
     with pytest.raises(InputError, match="no part 'step'; did you mean 'steps'"):
-        load_dit(checkpoints / "rtn-w4a8", part="step")
+        load_dit(checkpoint, part="step")
     with pytest.raises(InputError, match="no modulation 'release'; did you mean 'released'"):
-        qsjax.Pipeline.from_checkpoint(checkpoints / "rtn-w4a8", modulation="release")
-    manifest = Manifest.read(checkpoints / "rtn-w4a8")
+        qsjax.Pipeline.from_checkpoint(checkpoint, modulation="release")
+    manifest = Manifest.read(checkpoint)
     recipe = manifest.data["components"]["dit"]["recipe"]
     for changed, message in (
-        (recipe | {"rotation": "block"}, "missing double_blocks.img.qkv.rotation"),
+        (recipe | {"rotation": "none"}, r"surplus double_blocks\.0\.img\.qkv\.rotation"),
         (recipe | {"rotation": "spiral"}, "no rotation 'spiral'"),
     ):
         manifest.data["components"]["dit"]["recipe"] = changed

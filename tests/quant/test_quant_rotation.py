@@ -32,7 +32,7 @@ def test_unknown_orders_are_refused(size):
         hadamard(size)
 
 
-@given(st.integers(0, 99), st.sampled_from([0.0, 0.1, 1.0, 10.0]), st.sampled_from([2, 16, 96]))
+@given(st.integers(0, 99), st.sampled_from([0.0, 0.1, 1.0, 10.0]), st.sampled_from([3, 64]))
 @settings(max_examples=20)
 def test_cayley_is_orthogonal_whatever_the_generator(seed, size, order):
     generator = size * np.random.default_rng(seed).standard_normal((order, order))

@@ -68,7 +68,7 @@ def test_sites_in_ranges(kind, number, monkeypatch):
     rows = WIDTH + MLP if site.linear == "linear2" else WIDTH
     columns = {"img.qkv": 3 * WIDTH, "linear1": 3 * WIDTH + MLP}.get(site.linear, WIDTH)
     kernel = np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32)
-    monkeypatch.setattr(storage, "RANGE_BYTES", 4 * rows * 40)
+    monkeypatch.setattr(storage, "RANGE_BYTES", 4 * rows * 90)
     leaves = kernel_leaves(site, kernel, given, precision, WIDTH)
     merged = merged_kernel(site, jnp.asarray(kernel), given, WIDTH)
     expected, scale = quantize_weight(merged, 4)
