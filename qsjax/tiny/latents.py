@@ -6,6 +6,7 @@ the DiT to generate them: both train at the same time, and the DiT on endless fr
 in its way. Channels are half-whitened: fully whitened, the loss would be spent on channels nobody sees.
 """
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +14,12 @@ import numpy as np
 from jaxtyping import Float
 
 from qsjax.errors import CheckpointError, InputError
-from qsjax.tiny import data
+from qsjax.tiny import data, loop
 
 CHANNELS = 16
 CELL = 4
-_CLIPS = 256
+BLOCK = CELL**3 * 3
+_CLIPS, _READ_CLIPS = 256, 96
 
 
 class Basis(NamedTuple):
@@ -36,28 +38,43 @@ class Basis(NamedTuple):
 
 def fit(seed: int, clips: int = _CLIPS) -> Basis:
     """Principal components of the blocks of `clips` clips (33 frames, 64 x 64 pixels) of the stream of `seed`."""
-    count, total, products = 0, np.zeros(CELL**3 * 3), np.zeros((CELL**3 * 3,) * 2)
-    for index in range(clips):
-        rows = _blocks(data.clip(seed, index)[0]).reshape(-1, CELL**3 * 3).astype(np.float64)
-        count, total, products = (
-            count + len(rows),
-            total + rows.sum(axis=0),
-            products + rows.T @ rows,
-        )
-    mean = total / count
-    values, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
+    mean, covariance = _moments(_blocks(data.clip(seed, index)[0]) for index in range(clips))
+    values, vectors = np.linalg.eigh(covariance)
     spread = np.sqrt(values[::-1][:CHANNELS])
     vectors = vectors[:, ::-1][:, :CHANNELS]
-    vectors = vectors * np.sign(
-        vectors.sum(axis=0) + 1e-9 * vectors[0]
-    )  # eigenvectors have no sign of their own
+    # Eigenvectors have no sign of their own; sums of entries would not give one, many are nearly zero.
+    vectors = vectors * np.sign((loop.uniforms(0, 0, BLOCK) - 0.5) @ vectors)
     scale = 1 / np.sqrt(spread)
     scale = scale / np.sqrt(np.mean((scale * spread) ** 2))  # all channels together have variance 1
-    return Basis(
-        mean.astype(np.float32),
-        (vectors * scale).astype(np.float32),
-        (vectors / scale).T.astype(np.float32),
-    )
+    return _basis(mean, vectors, scale)
+
+
+def read_off(
+    encode: Callable[[np.ndarray], np.ndarray], seed: int, clips: int = _READ_CLIPS
+) -> Basis:
+    """The basis that a trained encoder has learned, so that its DiT can be trained further.
+
+    Least squares from blocks to latents, within the strongest components of the blocks (the others are too weak to
+    tell anything), then the nearest orthogonal directions.
+
+    Args:
+        encode: video [3, F, H, W] -> latents [16, T, h, w].
+        seed: of the stream of clips.
+        clips: how many.
+    """
+
+    def rows(index: int) -> np.ndarray:
+        video = data.clip(seed, index)[0]
+        return np.concatenate([_blocks(video), np.moveaxis(encode(video), 0, -1)], axis=-1)
+
+    mean, covariance = _moments(rows(index) for index in range(clips))
+    values, vectors = np.linalg.eigh(covariance[:BLOCK, :BLOCK])
+    values, vectors = values[-2 * CHANNELS :], vectors[:, -2 * CHANNELS :]
+    slopes = vectors @ (vectors.T @ covariance[:BLOCK, BLOCK:] / values[:, None])
+    scale = np.linalg.norm(slopes, axis=0)
+    left, _, right = np.linalg.svd(slopes / scale, full_matrices=False)
+    directions = left @ right
+    return _basis(mean[:BLOCK] - (directions / scale) @ mean[BLOCK:], directions, scale)
 
 
 def encode(
@@ -97,6 +114,25 @@ def load(path: Path) -> Basis:
         raise CheckpointError(f"{path}: does not exist; run --stage data first")
     with np.load(path) as arrays:
         return Basis(**{name: arrays[name] for name in Basis._fields})
+
+
+def _basis(mean: np.ndarray, directions: np.ndarray, scale: np.ndarray) -> Basis:
+    """Of orthonormal directions [192, 16] and the factor of each."""
+    return Basis(
+        mean.astype(np.float32),
+        (directions * scale).astype(np.float32),
+        (directions / scale).T.astype(np.float32),
+    )
+
+
+def _moments(clips: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the last axis over all else, in float64."""
+    count, total, products = 0, np.zeros(()), np.zeros(())
+    for clip in clips:
+        rows = clip.reshape(-1, clip.shape[-1]).astype(np.float64)
+        count, total, products = count + len(rows), total + rows.sum(0), products + rows.T @ rows
+    mean = total / count
+    return mean, products / count - np.outer(mean, mean)
 
 
 def _blocks(video: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Scenes: one or two coloured shapes move over a quiet background, and a caption says so.
 
-Two shapes move alike: which of two motions belongs to which shape is more than the tiny model learns in a day of
-CPU time, and a test bed needs captions that are followed.
+Two shapes move alike, their colours are no neighbours on the wheel, and the one named first is on the left or above.
+Which of two motions belongs to which shape, orange beside yellow, and two halves of a frame that have to agree on which of them is the red
+one are more than the tiny model learns in a day of CPU time, and a test bed needs captions that are followed.
 
 Endless, and a pure function of (seed, index): the random numbers are raw Philox words, a stream that NumPy
 keeps stable between versions, so that a training run can be continued and an evaluation repeated anywhere.
@@ -14,7 +15,8 @@ import numpy as np
 
 from qsjax.errors import InputError
 
-# RGB in [-1, 1]; saturated, while every background is nearly grey: the checker tells the two apart by chroma.
+# RGB in [-1, 1], in the order of the wheel; saturated, while every background is nearly grey: the checker
+# tells objects and background apart by chroma.
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.80, -0.80, -0.80),
     "orange": (0.90, 0.10, -0.90),
@@ -92,7 +94,7 @@ class Scene:
     """What happens in a clip, free of its resolution and length.
 
     Attributes:
-        objects: one or two, of different colours and the same motion, that never meet.
+        objects: one or two, of clearly different colours and the same motion, that never meet.
         tone: a key of `TONES`.
         texture: one of `TEXTURES`.
         tint: RGB added to the grey of the background.
@@ -146,13 +148,11 @@ def scene(seed: int, index: int, *, two_objects: float = TWO_OBJECTS) -> Scene:
     angle, frequency = between(0.0, np.pi), between(3.0, 5.0)
     phase, amplitude = between(0.0, 2 * np.pi), between(0.07, 0.11)
     two = next(draw) < two_objects
-    colors = list(COLORS)
-    looks = []
-    for _ in range(2 if two else 1):
-        color = colors.pop(int(next(draw) * len(colors)))
-        looks.append((color, choose(SHAPES)))
+    looks = [(choose(tuple(COLORS)), choose(SHAPES))]
+    if two:
+        looks.append((choose(_unlike(looks[0][0])), choose(SHAPES)))
     motion = choose(tuple(MOTIONS))
-    places = _places(len(looks), motion, next(draw))
+    places = _places(len(looks), motion, next(draw) < 0.5)
     objects = tuple(
         _placed(*look, motion, place, between, small=two)
         for look, place in zip(looks, places, strict=True)
@@ -169,21 +169,23 @@ def scene(seed: int, index: int, *, two_objects: float = TWO_OBJECTS) -> Scene:
     )
 
 
-def _places(objects: int, motion: str, chance: float) -> list[tuple[float, float, float, float]]:
-    """A box (x, y, width, height) for each object: the whole frame, or two halves of it, in random order.
+def _unlike(color: str) -> tuple[str, ...]:
+    """The colours that are no neighbours of one on the wheel."""
+    wheel = list(COLORS)
+    here = wheel.index(color)
+    return tuple(wheel[(here + step) % len(wheel)] for step in range(2, len(wheel) - 1))
+
+
+def _places(objects: int, motion: str, coin: bool) -> list[tuple[float, float, float, float]]:
+    """A box (x, y, width, height) for each object: the whole frame, or two halves, the left or the upper one first.
 
     Halves are cut so that straight ways lie along the cut.
     """
     if objects == 1:
         return [(0.0, 0.0, 1.0, 1.0)]
-    swap, coin = int(chance * 2) % 2, int(chance * 4) % 2
-    side_by_side = motion in ("up", "down") or (motion not in DIRECTIONS and coin == 0)
-    halves = (
-        [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0)]
-        if side_by_side
-        else [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 0.5)]
-    )
-    return halves[::-1] if swap else halves
+    if motion in ("up", "down") or (motion not in DIRECTIONS and coin):
+        return [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 0.5, 1.0)]
+    return [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 0.5)]
 
 
 def _placed(

@@ -45,12 +45,12 @@ DIT = DiTTraining(
             *(Phase(33, 32, 24, 1000), Phase(33, 48, 16, 900), Phase(33, 64, 16, 4500)),
             *(13 * _TURN),
             Phase(65, 96, 4, 270),
-            *(13 * _TURN),
+            *(16 * _TURN),
         )
     )
 )
 DISTIL = DiTTraining(
-    curriculum=Curriculum(phases=(Phase(33, 64, 16, 400),), warm_up=20, decay=0.6),
+    curriculum=Curriculum(phases=(Phase(33, 64, 16, 430),), warm_up=20, decay=0.6),
     learning_rate=5e-4,
 )
 
@@ -66,7 +66,8 @@ class Options:
         matmul_dtype: of the DiT's training.
         evaluate_every: steps between evaluations of the DiT; 0 never.
         output: folder of the bundle; None is the package's.
-        start: qsjax checkpoint whose weights vae and dit begin with; None is new ones.
+        start: qsjax checkpoint that data takes the latent space from, and whose weights vae, dit and distil begin with;
+            None is new ones (for distil: those of dit).
     """
 
     work: Path
@@ -88,9 +89,17 @@ class Options:
 
 
 def fit_latents(options: Options) -> None:
-    """Fit the latent space; score real clips with the checker, and show some."""
+    """Fit the latent space, or read it off the VAE to start with; score real clips with the checker, and show some."""
     if not options.basis.exists():
-        latents.save(options.basis, latents.fit(options.seed + FIT))
+        seed = options.seed + FIT
+        if options.start:
+            vae = load_vae(options.start)
+            basis = latents.read_off(
+                lambda video: np.asarray(vae.encode(video[None]).mode()[0]), seed
+            )
+        else:
+            basis = latents.fit(seed)
+        latents.save(options.basis, basis)
     basis = latents.load(options.basis)
     scenes = sampling.held_out(options.seed + HELD_OUT, 128)
     videos = [data.render(scene, 33, 64, 64) for scene in scenes]
@@ -143,17 +152,22 @@ def train_dit(options: Options) -> None:
 
 def distil(options: Options) -> None:
     """Teach the transformer to follow its guidance embedder: one pass a step instead of two."""
-    model = trained_dit(options.work, "dit")
+    model = (
+        load_dit(options.start, dtype=jnp.float32)
+        if options.start
+        else trained_dit(options.work, "dit")
+    )
     teacher = dit_training.velocity(model, options.matmul_dtype)(nnx.split(model)[1])
-    objective = objectives.distillation(teacher)
+    objective = objectives.guided_flow(teacher)
     plan = Plan(steps=_STEPS, shift=objectives.SHIFT, guidance=_GUIDANCE)
     _train("distil", options, DISTIL, model, objective, options.seed + TRAIN_DISTIL, plan)
 
 
 def write_bundle(options: Options) -> None:
-    """Write the PyTorch folder from the newest weights of all parts."""
+    """Write the PyTorch folder from the newest weights of all parts; the VAE to start with, if any, is kept."""
     destination = options.output or bundle.assets_directory()
-    transformer, autoencoder = trained_dit(options.work, "distil"), trained_vae(options.work)
+    transformer = trained_dit(options.work, "distil")
+    autoencoder = load_vae(options.start) if options.start else trained_vae(options.work)
     size = bundle.write_bundle(
         destination, transformer, autoencoder, scaling_factor=VAE_CONFIG.scaling_factor
     )

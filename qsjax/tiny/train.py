@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start",
         type=Path,
-        help="qsjax checkpoint whose weights stages vae and dit begin with (default: new weights)",
+        help="qsjax checkpoint to go on from: stage data takes its latent space, vae, dit and distil begin with its weights, bundle keeps its VAE"
+        " (default: new ones)",
     )
     parser.add_argument("--output", type=Path, help="folder of the bundle (default: the package's)")
     return parser

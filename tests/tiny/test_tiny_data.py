@@ -91,8 +91,13 @@ def test_objects_stay_inside_and_apart():
             )
             assert not (first & second).any()
             one, other = scene.objects
-            assert one.color != other.color
+            wheel = list(scenes.COLORS)
+            apart = abs(wheel.index(one.color) - wheel.index(other.color))
+            assert 2 <= apart <= len(wheel) - 2
             assert one.motion == other.motion
+            # The one named first is on the left or above.
+            before = [np.argwhere(mask[0]).mean(axis=0) for mask in (first, second)]
+            assert (before[0] < before[1]).any()
 
 
 @pytest.mark.parametrize(("frames", "side"), [(33, 64), (17, 48), (65, 96)])
@@ -151,6 +156,26 @@ def test_the_latent_space_keeps_a_clip():
     assert -10 * np.log10(error / 4) > 25
     with pytest.raises(InputError, match="4k\\+1"):
         latents.encode(basis, video[:, :32])
+
+
+def test_a_latent_space_is_read_off_an_encoder():
+    """One that computes it nearly: with channels of other signs and order, and noise."""
+    fitted, random = latents.fit(0, clips=6), np.random.default_rng(0)
+    order, signs = random.permutation(16), random.choice([-1.0, 1.0], 16).astype(np.float32)
+    learned = latents.Basis(
+        fitted.mean, fitted.forward[:, order] * signs, fitted.backward[order] * signs[:, None]
+    )
+
+    def encode(video):
+        z = latents.encode(learned, video)
+        return z + 0.02 * random.standard_normal(z.shape, np.float32)
+
+    found = latents.read_off(encode, seed=1, clips=12)
+    video, _ = data.clip(99, 0)
+    z = latents.encode(learned, video)
+    error = np.square(latents.encode(found, video) - z).mean() / np.square(z).mean()
+    assert error < 0.01  # Of a sign that is wrong: 4 times a channel's share.
+    np.testing.assert_allclose(found.forward.T @ found.backward.T, np.eye(16), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "clip"])

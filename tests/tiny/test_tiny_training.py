@@ -51,12 +51,11 @@ def small_dit() -> DiT:
     )
 
 
-@pytest.mark.parametrize("kind", ["flow", "distillation"])
-def test_one_step_of_the_dit(kind):
+def test_one_step_of_the_dit():
     training = DiTTraining(curriculum=Curriculum(phases=(Phase(5, 16, 2, 2),), warm_up=1))
     basis, dit = latents.fit(0, clips=2), small_dit()
     teacher = dit_training.velocity(dit, "float32")(nnx.split(dit)[1])
-    objective = objectives.flow if kind == "flow" else objectives.distillation(teacher)
+    objective = objectives.guided_flow(teacher)
     before = dit_training.initial_state(dit, training)
     step = dit_training.make_step(dit, training, objective)
     batch = dit_training.batches(basis, training.curriculum, seed=2)(0)
@@ -72,41 +71,57 @@ def test_one_step_of_the_dit(kind):
     assert np.mean(changed) > 0.9
 
 
-def test_a_perfect_student_has_no_loss():
-    """Guidance of any scale through the embedder equals two passes of the teacher, in the objective's own terms."""
-    tokens = words.tokenize(["a red circle grows over dark stripes", ""], 16)
-    x0 = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 2, 4, 4)), jnp.float32)
+def perfect(x0, velocity_without_caption):
+    """A model that knows the data, whose guidance of any scale through the embedder equals two passes."""
     empty_pooled = words.encode_tokens(words.tokenize([""], 16)).pooled
-
-    def teacher(x, sigma, prompt, guidance):
-        captioned = jnp.abs(prompt.pooled - empty_pooled).max(axis=1) > 1e-3
-        return jnp.where(captioned[:, None, None, None, None], x, 0.25 * x)
-
-    def student(x, sigma, prompt, guidance):
-        known, none = teacher(x, sigma, prompt, guidance), 0.25 * x
-        return none + guidance[:, None, None, None, None] * (known - none)
-
-    objective = objectives.distillation(teacher)
-    assert float(objective(student, x0, tokens, jax.random.key(1))) < 1e-10
-    assert float(objective(teacher, x0, tokens, jax.random.key(1))) > 0.1
-
-
-def test_flow_of_a_perfect_model_is_noise_minus_data():
-    tokens = words.tokenize(["a red circle grows over dark stripes"] * 4, 16)
-    x0 = jnp.full((4, 16, 2, 4, 4), 3.0)
 
     def model(x, sigma, prompt, guidance):
         level = sigma[:, None, None, None, None]
-        return (x - (1 - level) * x0) / level - x0
+        known = (x - (1 - level) * x0) / level - x0
+        none = velocity_without_caption(x)
+        captioned = jnp.abs(prompt.pooled - empty_pooled).max(axis=1) > 1e-3
+        guided = none + guidance[:, None, None, None, None] * (known - none)
+        return jnp.where(captioned[:, None, None, None, None], guided, none)
 
-    assert float(objectives.flow(model, x0, tokens, jax.random.key(0))) < 1e-6
+    return model
+
+
+@pytest.mark.parametrize("kind", ["flow", "guided flow"])
+def test_a_perfect_model_has_no_loss(kind, monkeypatch):
+    """Its flow is noise minus data, and one pass of it is worth two."""
+    monkeypatch.setattr(objectives, "CAPTION_DROPOUT", 0.0)
+    tokens = words.tokenize(["a red circle grows over dark stripes"] * 4, 16)
+    x0 = jnp.full((1, 16, 2, 4, 4), 3.0)
+    model, data = perfect(x0, lambda x: 0.25 * x), jnp.tile(x0, (4, 1, 1, 1, 1))
+    objective = objectives.flow if kind == "flow" else objectives.guided_flow(model)
+
+    def deaf(x, sigma, prompt, guidance):
+        return model(x, sigma, prompt, jnp.ones_like(guidance))
+
+    assert float(objective(model, data, tokens, jax.random.key(1))) < 1e-6
+    worse = float(objective(deaf, data, tokens, jax.random.key(1)))
+    assert worse < 1e-6 if kind == "flow" else worse > 0.1
+
+
+def test_the_teacher_is_heard_in_the_second_half_only():
+    """One that is off by 1 where there is no caption costs 1 there, times the weight of the scale."""
+    tokens = words.tokenize([""] * 4, 16)
+    x0 = jnp.full((1, 16, 2, 4, 4), 3.0)
+    model, data = perfect(x0, lambda x: 0.25 * x), jnp.tile(x0, (4, 1, 1, 1, 1))
+
+    def loss(wrong):
+        objective = objectives.guided_flow(lambda x, *_: 0.25 * x + wrong)
+        return float(objective(model, data, tokens, jax.random.key(0)))
+
+    # Half of the batch; weights lie between (4 / 8)^2 and 1.
+    assert 0.5 * 0.25 <= loss(1.0) - loss(0.0) <= 0.5
 
 
 def test_noise_levels_are_one_from_each_slice_and_shifted_up():
     sigma = np.asarray(objectives.stratified(jax.random.key(0), 8))
     assert (np.diff(sigma) > 0).all()
     assert sigma[3] < 0.55 < sigma[5] + 0.1
-    np.testing.assert_allclose(objectives.shifted(jnp.array([0.0, 0.5, 1.0])), [0, 0.75, 1])
+    np.testing.assert_allclose(objectives.shifted(jnp.array([0.0, 0.5, 1.0]), 3.0), [0, 0.75, 1])
 
 
 @pytest.mark.parametrize("size", [(2, 5, 2, 8), (1, 7, 1, 4)])
