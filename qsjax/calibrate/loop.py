@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qsjax.calibrate import block as one_block
-from qsjax.calibrate.block import Inputs
-from qsjax.calibrate.blocks import KINDS, Leaves
+from qsjax.calibrate.blocks import KINDS, Leaves, Tokens
 from qsjax.calibrate.boundary import Boundary, delete
+from qsjax.calibrate.inputs import Inputs, next_given, observe
 from qsjax.calibrate.methods import Method
 from qsjax.calibrate.programs import Programs, Shared
 from qsjax.calibrate.samples import Samples
@@ -98,7 +98,7 @@ def calibrate_blocks(
             leaves = source.leaves(kind, index)
             inputs = Inputs(tokens, given, active, mask, shared)
             after = Boundary.empty(tokens.shapes, tokens.dtype, folder, f"float-{number + 1}")
-            peaks, rows = one_block.observe(program, leaves, inputs, after, seed + number)
+            peaks, rows = observe(program, leaves, inputs, after, seed + number)
             after.commit(folder, f"float-{number + 1}")
 
             def advance(loss: float, name: str = f"{number + 1}/{len(order)}") -> None:
@@ -109,7 +109,7 @@ def calibrate_blocks(
             )
             if separate:
                 behind = Boundary.empty(tokens.shapes, tokens.dtype, folder, f"given-{number + 1}")
-                one_block.next_given(program, leaves, result.learned, inputs, behind)
+                next_given(program, leaves, result.learned, inputs, behind)
                 behind.commit(folder, f"given-{number + 1}")
                 given = behind
             seconds = time.perf_counter() - began
@@ -151,7 +151,7 @@ def _front(
         if boundary is None:
             shapes: Any = [(len(samples.timestep), *part.shape[1:]) for part in (img, txt)]
             boundary = Boundary.empty(shapes, img.dtype, folder, "float-0")
-        boundary.write(index, one_block.Tokens(img, txt))
+        boundary.write(index, Tokens(img, txt))
     if boundary is None:
         assert folder is not None
         boundary = Boundary.open(dit.dtype, folder, f"float-{finished}")

@@ -27,7 +27,11 @@ class ModuleSource(Source):
     def leaves(self, kind: str, index: int) -> Leaves:
         """One block's float weights."""
         state = nnx.to_flat_state(nnx.state(getattr(self.ends, kind)))
-        return {".".join(map(str, path)): value.get_value()[index] for path, value in state}
+        # Sliced on the host: eagerly on the device, every shape would be compiled for.
+        return {
+            ".".join(map(str, path)): jnp.asarray(np.asarray(value.get_value())[index])
+            for path, value in state
+        }
 
 
 def calibrate_module(

@@ -92,7 +92,7 @@ def initial(
     smoothing: Mapping[str, Array] | None,
     outputs: Mapping[str, int],
 ) -> Learned:
-    """Where a block's training begins.
+    """Where a block's training begins; made on the host, since eagerly every shape would be compiled for.
 
     Args:
         kind: of the block.
@@ -105,15 +105,17 @@ def initial(
     starts, used = start_rotations(kind, recipe, config), used_transforms(kind, recipe)
     names = dict.fromkeys(site.transform for site in SITES[kind])
     log_c = {
-        name: jnp.log(smoothing[name]) if smoothing is not None and name in used else None
+        name: np.log(np.asarray(smoothing[name]))
+        if smoothing is not None and name in used
+        else None
         for name in names
     }
     generators = {
-        name: None if starts[name] is None else jax.tree.map(jnp.zeros_like, starts[name])
+        name: None if starts[name] is None else jax.tree.map(np.zeros_like, starts[name])
         for name in names
     }
     clips = {
-        layer: Clips(jnp.full(count, _FIRST_CLIP, jnp.float32), jnp.float32(_FIRST_CLIP))
+        layer: Clips(np.full(count, _FIRST_CLIP, np.float32), np.float32(_FIRST_CLIP))
         if method.learn_clips
         else None
         for layer, count in outputs.items()
@@ -123,7 +125,7 @@ def initial(
         site.layer: _branch(channels(site, *sizes), outputs[site.layer], method.rank, number)
         for number, site in enumerate(SITES[kind])
     }
-    return Learned(log_c, generators, clips, branches)
+    return jax.tree.map(jnp.asarray, Learned(log_c, generators, clips, branches))
 
 
 def _branch(inputs: int, outputs: int, rank: int, seed: int) -> Branch | None:
@@ -132,14 +134,14 @@ def _branch(inputs: int, outputs: int, rank: int, seed: int) -> Branch | None:
         return None
     random = np.random.default_rng(seed)
 
-    def gaussian(*shape: int) -> Array:
-        return jnp.asarray(random.standard_normal(shape) / np.sqrt(inputs), jnp.float32)
+    def gaussian(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) / np.sqrt(inputs)).astype(np.float32)
 
     return Branch(
         gaussian(inputs, rank),
-        jnp.zeros((rank, outputs)),
+        np.zeros((rank, outputs), np.float32),
         gaussian(inputs, 1),
-        jnp.zeros((1, outputs)),
+        np.zeros((1, outputs), np.float32),
     )
 
 
@@ -156,12 +158,14 @@ def untransformed(
         )
 
     plain = Learned(
-        jax.tree.map(jnp.zeros_like, learned.log_smoothing),
-        jax.tree.map(jnp.zeros_like, learned.generators),
-        jax.tree.map(lambda logit: jnp.full_like(logit, _NO_CLIP), learned.clips),
-        jax.tree.map(jnp.zeros_like, learned.branches),
+        jax.tree.map(np.zeros_like, learned.log_smoothing),
+        jax.tree.map(np.zeros_like, learned.generators),
+        jax.tree.map(lambda logit: np.full_like(logit, _NO_CLIP), learned.clips),
+        jax.tree.map(np.zeros_like, learned.branches),
     )
-    return plain, {name: identity(rotation) for name, rotation in starts.items()}
+    return jax.tree.map(jnp.asarray, plain), {
+        name: identity(rotation) for name, rotation in starts.items()
+    }
 
 
 def transforms(learned: Learned, starts: Mapping[str, Rotation | None]) -> dict[str, Transform]:

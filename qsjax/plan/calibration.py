@@ -65,10 +65,14 @@ class CalibrationPlan:
         """
         return self.flops / (SHARE_OF_PEAK * device.peaks.bfloat16_flops) / 3600
 
-    def step_bytes(self) -> dict[str, int]:
-        """Estimate of the device memory that a training step takes, by what takes it, for the kind of block that takes more."""
-        steps = [self._step_bytes(kind) for kind in KINDS if _count(self.dit, kind)]
-        return max(steps, key=lambda step: sum(step.values()))
+    def step_bytes(self, kind: str | None = None) -> dict[str, int]:
+        """Estimate of the device memory that a training step takes, by what takes it.
+
+        Args:
+            kind: of the block; None is the one that takes more.
+        """
+        kinds = [one for one in KINDS if _count(self.dit, one)] if kind is None else [kind]
+        return max(map(self._step_bytes, kinds), key=lambda step: sum(step.values()))
 
     def _step_bytes(self, kind: str) -> dict[str, int]:
         """Weights are float32: the block as it is; its linear layers with their transforms merged, as fake-quantized

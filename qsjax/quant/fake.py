@@ -1,6 +1,12 @@
-"""Quantized layers in floating point, differentiable: what calibration trains, with the function of `linear`'s layers."""
+"""Quantized layers in floating point, differentiable: what calibration trains, with the function of `linear`'s layers.
 
-from typing import Any
+A block of the real model has 21,504 channels a token between its layers. Everything that a layer does to its input (GELU,
+transform, rounding) is made again in the backward pass, some tokens at a time: what is kept is what the layers hand over.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +17,16 @@ from qsjax.quant.quantizer import fake_tokens, fake_weight
 from qsjax.quant.recipe import Precision
 from qsjax.quant.rotation import rotate
 from qsjax.quant.sites import Transform
+
+_TOKENS = 2048
+"""Tokens at a time; fewer are not worth a loop."""
+
+
+class _Later(NamedTuple):
+    """A layer's input that the layer itself makes, token by token, from `x`."""
+
+    make: Callable[[Array], Array]
+    x: Array
 
 
 class FakeLinear(nnx.Module):
@@ -45,13 +61,28 @@ class FakeLinear(nnx.Module):
         )
         self.bias = nnx.data(None if bias is None else nnx.Param(bias))
 
-    def __call__(self, x: Float[Array, "*B K"]) -> Float[Array, "*B N"]:
-        """Transform, quantize, multiply; sums are float32, the result has x's dtype."""
+    def activated_input(self, hidden: Float[Array, "B L C"]) -> Any:
+        """GELU is the layer's own affair."""
+        return _Later(partial(jax.nn.gelu, approximate=True), hidden)
+
+    def __call__(self, x: Any) -> Float[Array, "*B N"]:
+        """Transform, quantize, multiply; sums are float32, the result has x's dtype.
+
+        Args:
+            x: [..., K], or what `activated_input` has returned.
+        """
+        if isinstance(x, _Later):
+            make, x = x
+            return _in_parts(lambda part: self._multiply(make(part)), x)
+        return _in_parts(self._multiply, x) if x.ndim == 3 else self._multiply(x)
+
+    def _multiply(self, x: Float[Array, "*B K"]) -> Float[Array, "*B N"]:
         smoothing, rotation = self.transform
         given = x
         if smoothing is not None:
             x = (x / smoothing.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
         x = fake_tokens(rotate(x, rotation), self.precision.activations, self.activation_clip)
+        # Cast here, not once for all parts: gradients of parts are summed in float32.
         y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32)
         if self.bias is not None:
             y = y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,))
@@ -67,12 +98,31 @@ class FakeJoinedLinear(nnx.Module):
     def __init__(self, attention: FakeLinear, mlp: FakeLinear) -> None:
         self.attention, self.mlp = attention, mlp
 
-    def __call__(self, joined: Float[Array, "*B K"]) -> Float[Array, "*B N"]:
-        """Attention output and GELU, side by side."""
-        width = self.attention.kernel.shape[0]
-        return self.attention(joined[..., :width]) + self.mlp(joined[..., width:])
+    def joined_input(self, attended: Float[Array, "B L C"], hidden: Float[Array, "B L F"]) -> Any:
+        """Both halves apart, GELU for the layer to do."""
+        return attended, self.mlp.activated_input(hidden)
+
+    def __call__(self, joined: tuple[Any, Any]) -> Float[Array, "B L N"]:
+        """Of what `joined_input` returns."""
+        attended, hidden = joined
+        return self.attention(attended) + self.mlp(hidden)
 
 
 def clip_of(logit: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """A learned clip, sigmoid(logit), between 0 and 1 (FlatQuant, arXiv:2410.09426)."""
     return jax.nn.sigmoid(logit)
+
+
+def _in_parts(
+    function: Callable[[Array], Array], x: Float[Array, "B L K"]
+) -> Float[Array, "B L N"]:
+    """`function` of all tokens, made again in the backward pass; part by part where there are many."""
+    batch, tokens, channels = x.shape
+    if tokens <= _TOKENS:
+        return function(x)
+    count = -(-tokens // _TOKENS)
+    rows = -(-tokens // count)
+    padded = jnp.pad(x, ((0, 0), (0, count * rows - tokens), (0, 0)))
+    parts = padded.reshape(batch, count, rows, channels).swapaxes(0, 1)
+    made = jax.lax.map(jax.checkpoint(function), parts).swapaxes(0, 1)
+    return made.reshape(batch, count * rows, -1)[:, :tokens]

@@ -1,11 +1,15 @@
 """Channel-wise smoothing (SmoothQuant): activations are divided by c, the rows of the weights multiplied by it."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 _FLOOR = 1e-5
 
 
+@partial(jax.jit, static_argnames="alpha")
 def smoothquant(
     activation_peak: Float[Array, " K"], kernel: Float[Array, "K N"], alpha: float
 ) -> Float[Array, " K"]:
@@ -25,6 +29,7 @@ def smoothquant(
     return jnp.maximum(jnp.exp(log_c - log_c.mean()), _FLOOR)
 
 
+@partial(jax.jit, static_argnames="first")
 def absorb(
     kernel: Float[Array, "C M"], bias: Float[Array, " M"], smoothing: Float[Array, " D"], first: int
 ) -> tuple[Float[Array, "C M"], Float[Array, " M"]]:

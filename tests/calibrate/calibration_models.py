@@ -15,15 +15,15 @@ CONFIG = replace(SMALL, num_double_blocks=2, num_single_blocks=2)
 
 def random_dit(seed=0):
     """Gaussian weights everywhere: a new block of the DiT is the identity and says nothing."""
-    dit = DiT(CONFIG, rngs=nnx.Rngs(seed))
+    # Of the shapes alone: the initializers of a DiT compile for many seconds.
+    graph, state = nnx.split(nnx.eval_shape(lambda: DiT(CONFIG, rngs=nnx.Rngs(0))))
     random = np.random.default_rng(seed)
-    graph, state = nnx.split(dit)
     flat = []
     for path, variable in nnx.to_flat_state(state):
         value = variable.get_value()
         spread = 1 / np.sqrt(value.shape[-2]) if path[-1] == "kernel" else 0.1
-        noise = jnp.asarray(spread * random.standard_normal(value.shape), jnp.float32)
-        flat.append((path, variable.replace(noise + 1 if path[-1] == "scale" else noise)))
+        noise = spread * random.standard_normal(value.shape) + (path[-1] == "scale")
+        flat.append((path, variable.replace(jnp.asarray(noise, jnp.float32))))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
