@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -27,9 +28,11 @@ class ModuleSource(Source):
     def leaves(self, kind: str, index: int) -> Leaves:
         """One block's float weights."""
         state = nnx.to_flat_state(nnx.state(getattr(self.ends, kind)))
-        # Sliced on the host: eagerly on the device, every shape would be compiled for.
+        # Sliced on the host: eagerly on the device, every shape would be compiled for. And put in a place, as what comes
+        # from a file is: programs are compiled anew for arguments that have none.
+        device = jax.local_devices()[0]
         return {
-            ".".join(map(str, path)): jnp.asarray(np.asarray(value.get_value())[index])
+            ".".join(map(str, path)): jax.device_put(np.asarray(value.get_value())[index], device)
             for path, value in state
         }
 

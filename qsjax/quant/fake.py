@@ -80,7 +80,8 @@ class FakeLinear(nnx.Module):
         smoothing, rotation = self.transform
         given = x
         if smoothing is not None:
-            x = (x / smoothing.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+            divisor = smoothing.reshape((1,) * (x.ndim - 1) + (-1,))
+            x = (x.astype(jnp.float32) / divisor).astype(x.dtype)
         x = fake_tokens(rotate(x, rotation), self.precision.activations, self.activation_clip)
         # Cast here, not once for all parts: gradients of parts are summed in float32.
         y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32)

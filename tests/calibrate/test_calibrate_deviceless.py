@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -18,9 +17,6 @@ from qsjax.plan.size import Size
 from qsjax.quant import SITES, Recipe
 from qsjax.quant.sites import channels
 
-pytestmark = pytest.mark.skipif(
-    missing(TARGETS["v5e"]) is not None, reason="libtpu is not installed"
-)
 CONFIG = DiTConfig.preset("hunyuan-video-13b")
 MEMORY = 16e9
 VIDEO, TEXT = 8192, 256
@@ -45,7 +41,7 @@ def step_of(kind):
     outputs = {site.layer: leaves[f"{site.linear}.kernel"].shape[1] for site in SITES[kind]}
     inputs = {site.transform: channels(site, width, CONFIG.mlp_size) for site in SITES[kind]}
 
-    ones = {name: np.ones(inputs[name], np.float32) for name in used_transforms(kind, recipe)}
+    ones = {name: jnp.ones(inputs[name]) for name in used_transforms(kind, recipe)}
     variables = initial(kind, recipe, method, CONFIG, ones, outputs)
     tokens = Tokens(spec(1, VIDEO, width), spec(1, TEXT, width))
     mask, rows = spec(1, TEXT, dtype=bool), spec(1, method.local_rows, dtype=jnp.int32)
@@ -61,6 +57,17 @@ def step_of(kind):
     )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_of_a_real_block_has_consistent_shapes_and_dtypes(kind):
+    """Bfloat16 activations, float32 transforms, more tokens than are taken at once."""
+    function, (variables, *rest) = step_of(kind)
+    updated, _, figures = jax.eval_shape(function, variables, *rest)
+    assert jax.tree.map(jnp.shape, updated) == jax.tree.map(jnp.shape, variables)
+    assert {figure.dtype for figure in figures} == {jnp.dtype("float32")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing(TARGETS["v5e"]) is not None, reason="libtpu is not installed")
 def test_a_single_block_fits_a_v5e_as_planned():
     function, arguments = step_of("single_blocks")
     memory = compile_for(TARGETS["v5e"], function, *arguments).memory_analysis()
