@@ -63,10 +63,10 @@ def given():
 
 def perturbed(learned):
     """Variables as after training: no smoothing at 1, no rotation at its Hadamard, no clip at its start."""
-    random = np.random.default_rng(2)
+    random = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: jnp.asarray(
-            np.asarray(leaf) + (0.3 * random.standard_normal(leaf.shape)).astype(np.float32)
+            np.asarray(leaf) + 0.3 * random.standard_normal(leaf.shape), jnp.float32
         ),
         learned,
     )
@@ -117,9 +117,10 @@ def test_packed_integers_compute_what_was_trained(kind, name, method, dit, given
         return run_block(kind, block, sample.tokens, rows, context)[0]
 
     for ours, theirs in zip(run(block, sample), expected, strict=True):
-        # A value that rounds to the other side in one of a million places moves an output by a step of its grid.
+        # A value that rounds to the other side in one of a million places moves all of its token by a step of the grid.
         close = np.abs(np.asarray(ours - theirs)) < FLOAT32_NETWORK * np.abs(theirs).max()
-        assert close.mean() > 0.99
+        moved = (close.mean(axis=-1) < 0.99).sum()
+        assert moved <= 1
         np.testing.assert_allclose(ours, theirs, atol=0.02 * float(np.abs(theirs).max()))
 
 
