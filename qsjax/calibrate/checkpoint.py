@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qsjax.calibrate.blocks import KINDS, Leaves
+from qsjax.calibrate.blocks import KINDS
 from qsjax.calibrate.loop import block_order, calibrate_blocks
 from qsjax.calibrate.methods import Method
 from qsjax.calibrate.samples import Samples
@@ -63,13 +63,13 @@ class CheckpointSource:
                 if item not in self._items[block]:
                     self._items[block].append(item)
 
-    def leaves(self, kind: str, index: int) -> Leaves:
+    def leaves(self, kind: str, index: int) -> dict[str, np.ndarray]:
         """One block's weights, in the dtype of the activations."""
         block = f"{kind}.{index}"
-        found: dict[str, Any] = {}
+        found: dict[str, np.ndarray] = {}
         for item in self._items[block]:
             for leaf, value in load_item(self.manifest, "dit", item).items():
-                found[leaf.removeprefix(f"{block}.")] = value.astype(self._dtype)
+                found[leaf.removeprefix(f"{block}.")] = np.asarray(value).astype(self._dtype)
         return found
 
 

@@ -37,8 +37,8 @@ class Source(Protocol):
     config: DiTConfig
     ends: DiT
 
-    def leaves(self, kind: str, index: int) -> Leaves:
-        """One block's float weights, named as in the block."""
+    def leaves(self, kind: str, index: int) -> Mapping[str, np.ndarray]:
+        """One block's float weights, named as in the block, on the host."""
         ...
 
 
@@ -81,6 +81,9 @@ def calibrate_blocks(
     }
     separate = method.inputs != "fp"
     active, shared, start = _front(source, samples, folder, finished)
+    # Off the device and on again, as the weights of a block are: what a checkpoint's ends compute is bound to a device, what
+    # training starts from is not, and a program is compiled anew for each mixture of the two.
+    active, shared = jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), (active, shared))
     mask = jnp.asarray(samples.mask)
     given = _resumed(start, folder, finished, "given") if separate else start
     per_block = steps if method.learns else 1
@@ -95,7 +98,9 @@ def calibrate_blocks(
         for number in range(finished, len(order)):
             kind, index = order[number]
             began, program = time.perf_counter(), programs[kind]
-            leaves = source.leaves(kind, index)
+            leaves: Leaves = {
+                name: jnp.asarray(x) for name, x in source.leaves(kind, index).items()
+            }
             inputs = Inputs(tokens, given, active, mask, shared)
             after = Boundary.empty(tokens.shapes, tokens.dtype, folder, f"float-{number + 1}")
             peaks, rows = observe(program, leaves, inputs, after, seed + number)

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qsjax.calibrate.blocks import Leaves
 from qsjax.calibrate.loop import Source, calibrate_blocks
 from qsjax.calibrate.methods import Method
 from qsjax.calibrate.samples import Samples
@@ -25,15 +23,11 @@ class ModuleSource(Source):
     def __init__(self, dit: DiT) -> None:
         self.config, self.ends = dit.config, dit
 
-    def leaves(self, kind: str, index: int) -> Leaves:
+    def leaves(self, kind: str, index: int) -> dict[str, np.ndarray]:
         """One block's float weights."""
         state = nnx.to_flat_state(nnx.state(getattr(self.ends, kind)))
-        # Sliced on the host: eagerly on the device, every shape would be compiled for. And put in a place, as what comes
-        # from a file is: programs are compiled anew for arguments that have none.
-        device = jax.local_devices()[0]
         return {
-            ".".join(map(str, path)): jax.device_put(np.asarray(value.get_value())[index], device)
-            for path, value in state
+            ".".join(map(str, path)): np.asarray(value.get_value())[index] for path, value in state
         }
 
 

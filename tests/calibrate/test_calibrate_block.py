@@ -74,7 +74,7 @@ def perturbed(learned):
 
 def prepared(kind, recipe, method, dit):
     recipe = effective_recipe(recipe, method)
-    leaves = ModuleSource(dit).leaves(kind, 0)
+    leaves = {name: jnp.asarray(leaf) for name, leaf in ModuleSource(dit).leaves(kind, 0).items()}
     outputs = {site.layer: leaves[f"{site.linear}.kernel"].shape[1] for site in SITES[kind]}
     mlp = {"gelu": CONFIG.mlp_size}
     ones = {
@@ -99,6 +99,12 @@ def packed_block(programs, leaves, dit, method):
     return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[0], state))
 
 
+def moved(ours, theirs):
+    """Which tokens differ in more than a hundredth of their values, [B, L]."""
+    close = np.abs(np.asarray(ours - theirs)) < FLOAT32_NETWORK * np.abs(theirs).max()
+    return close.mean(axis=-1) < 0.99
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "method"), [*((name, "msad") for name in RECIPES), ("w4a8", "qvdit")]
@@ -116,11 +122,21 @@ def test_packed_integers_compute_what_was_trained(kind, name, method, dit, given
         rows = modulation_rows(kind, block, sample.active)
         return run_block(kind, block, sample.tokens, rows, context)[0]
 
-    for ours, theirs in zip(run(block, sample), expected, strict=True):
-        # A value that rounds to the other side in one of a million places moves all of its token by a step of the grid.
-        close = np.abs(np.asarray(ours - theirs)) < FLOAT32_NETWORK * np.abs(theirs).max()
-        moved = (close.mean(axis=-1) < 0.99).sum()
-        assert moved <= 1
+    def nudged(seed):
+        random = np.random.default_rng(seed)
+        given = jax.tree.map(
+            lambda x: x * jnp.asarray(1 + 3e-7 * random.standard_normal(x.shape), jnp.float32),
+            sample.given,
+        )
+        return programs.run_quantized(learned, leaves, starts, sample._replace(given=given), shared)
+
+    nudges = [nudged(seed) for seed in range(6)]
+    for part, (ours, theirs) in enumerate(zip(run(block, sample), expected, strict=True)):
+        # A value halfway between two integers may be rounded to either, and moves all of its token by a step of the grid.
+        # Such tokens move when their own input is nudged by rounding errors; no other may differ.
+        tied = np.any([moved(one[part], theirs) for one in nudges], axis=0)
+        assert not (moved(ours, theirs) & ~tied).any()
+        assert tied.mean() < 0.5
         np.testing.assert_allclose(ours, theirs, atol=0.02 * float(np.abs(theirs).max()))
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 
 from qsjax.calibrate import METHODS, Samples, calibrate_module, loop
 from qsjax.calibrate.checkpoint import calibrate_checkpoint
+from qsjax.calibrate.programs import Programs
 from qsjax.checkpoint import CheckpointWriter, Manifest
 from qsjax.dit import load_dit
 from qsjax.errors import InputError
@@ -49,10 +50,23 @@ def checksums(directory):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_checkpoint, tmp_path_factory):
+def compiled():
+    """How often the step was compiled for `whole`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_checkpoint, tmp_path_factory, compiled):
     destination = tmp_path_factory.mktemp("calibrated") / "w4a8"
+    Programs.step.clear_cache()
     calibrate(tiny_checkpoint, destination)
+    compiled.append(Programs.step._cache_size())
     return destination
+
+
+def test_two_steps_are_compiled(whole, compiled):
+    """Weights off a disk are bound to a device: one step for each kind of block all the same."""
+    assert compiled == [2]
 
 
 def test_memory_and_disk_give_the_same_bits(tiny_checkpoint, whole):
