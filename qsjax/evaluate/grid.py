@@ -15,7 +15,7 @@ from qsjax.quant.quantizer import UNQUANTIZED
 
 BITS = ((4, 8), (6, 6), (4, 4), (3, 8))
 """Weights and activations. QuantSparse reports W4A8 and W6A6; the others are where methods come apart."""
-COMPARED = ("rtn", "smoothquant", "quarot", "vidit", "ptq", "msad")
+COMPARED = ("rtn", "smoothquant", "quarot", "vidit", "qvdit", "ptq", "msad")
 ABLATED = ("msad", "ptq", "global", "local", "random-rows", "full-attention")
 
 
@@ -93,6 +93,8 @@ def _modulation() -> list[Row]:
         alone = replace(_recipe(UNQUANTIZED, UNQUANTIZED), modulation=form)
         if form.quantized:
             rows.append(_row("modulation alone", METHODS["rtn"], alone, label=label))
+    refiner = replace(_recipe(UNQUANTIZED, UNQUANTIZED), refiner=Precision(weights=8))
+    rows.append(_row("modulation alone", METHODS["rtn"], refiner, label="refiner, 8 bits"))
     for label, form in forms.items():
         beside = replace(_recipe(4, 8), modulation=form, refiner=Precision(weights=8))
         rows.append(_row("modulation beside W4A8", METHODS["msad"], beside, label=label))
@@ -105,6 +107,7 @@ def _ablation(outliers: bool) -> list[Row]:
     nothing = replace(ptq, learn_smoothing=False, learn_rotation=False, learn_clips=False)
     methods = [
         *(METHODS[name] for name in ABLATED),
+        replace(msad, name="weights of 0.1", global_weight=0.1, local_weight=0.1),
         replace(nothing, name="nothing learned"),
         replace(nothing, name="clips only", learn_clips=True),
         replace(nothing, name="smoothing only", learn_smoothing=True),

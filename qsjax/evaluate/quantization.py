@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -35,17 +35,27 @@ CALIBRATION = 98
 SHOWN = 2
 """Clips of each row that are kept to look at."""
 
-Calibrate = Callable[[DiT, Samples, Recipe, Method], DiT]
+Calibrate = Callable[[DiT, Samples, Recipe, Method], tuple[DiT, Sequence[Mapping[str, Any]]]]
 Collect = Callable[[Pipeline, Sequence[str], int, int], Samples]
 
 
 class Outcome(NamedTuple):
-    """What is known of a row: a comparison, or why there is none."""
+    """What is known of a row: a comparison, or why there is none.
+
+    Attributes:
+        row: the experiment.
+        comparison: with full precision.
+        failure: a sentence; None where there is a comparison.
+        seconds: by part of the work.
+        shift: mean squared error of attention maps, the mean over blocks, and that of the same weights rounded to nearest with
+            no transform; None where it was not recorded.
+    """
 
     row: Row
     comparison: Comparison | None
     failure: str | None
     seconds: dict[str, float]
+    shift: tuple[float, float] | None = None
 
 
 class Experiment:
@@ -138,7 +148,8 @@ class Experiment:
         if stored is not None:
             source = str(self._results.path)
             comparison = Comparison.from_mapping(stored, source=source)
-            return Outcome(row, comparison, None, stored.get("seconds", {}))
+            shift = stored.get("attention_shift")
+            return Outcome(row, comparison, None, stored.get("seconds", {}), shift and tuple(shift))
         # Both are made by the first row; their time is not its own. Samples are the plain model's: the loud one is the
         # same function.
         samples, reference = self.samples, self.reference
@@ -146,7 +157,7 @@ class Experiment:
         try:
             start = time.perf_counter()
             dit = self.loud if row.outliers else self._pipeline.dit
-            quantized = self._calibrate(dit, samples, row.recipe, row.method)
+            quantized, blocks = self._calibrate(dit, samples, row.recipe, row.method)
             seconds["calibrate"] = round(time.perf_counter() - start, 1)
             start = time.perf_counter()
             found = compare(
@@ -164,22 +175,29 @@ class Experiment:
             return Outcome(row, None, str(error), seconds)
         assert found.videos is not None
         self._keep_videos(row.key, found.videos)
-        facts = {"row": row.name, "seconds": seconds, "versions": versions()}
+        shift = attention_shift(blocks)
+        facts = {
+            "row": row.name,
+            "seconds": seconds,
+            "versions": versions(),
+            "attention_shift": shift,
+        }
         self._results.add(row.key, facts | found.to_mapping())
         psnr = shown(summary(found)["psnr"], 2)
         logger.info("%s %s: PSNR %s dB, seconds %s", number, row.name, psnr, seconds)
-        return Outcome(row, found, None, seconds)
+        return Outcome(row, found, None, seconds, shift)
 
     def _collect_samples(
         self, pipeline: Pipeline, captions: Sequence[str], samples: int, seed: int
     ) -> Samples:
         return collect(pipeline, captions, samples=samples, seed=seed, **self._settings)
 
-    def _calibrate_module(self, dit: DiT, samples: Samples, recipe: Recipe, method: Method) -> DiT:
-        made, _ = calibrate_module(
+    def _calibrate_module(
+        self, dit: DiT, samples: Samples, recipe: Recipe, method: Method
+    ) -> tuple[DiT, Sequence[Mapping[str, Any]]]:
+        return calibrate_module(
             dit, samples, recipe, method, seed=self._seed, progress=self._progress
         )
-        return made
 
     def _video_path(self, name: str) -> Path:
         return self._folder / "videos" / f"{name}.npy"
@@ -190,6 +208,17 @@ class Experiment:
         temporary = path.with_name(f".{name}.tmp.npy")
         np.save(temporary, videos)
         temporary.replace(path)
+
+
+def attention_shift(blocks: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Means over the blocks of a calibration's report: of what was made, and of rounding to nearest."""
+    if not blocks:
+        return None
+    made, nearest = (
+        float(np.mean([block[when]["shift"] for block in blocks]))
+        for when in ("end", "round_to_nearest")
+    )
+    return made, nearest
 
 
 def calibration_captions(count: int, *, avoid: Sequence[str]) -> list[str]:

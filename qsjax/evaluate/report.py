@@ -17,7 +17,9 @@ def tables_text(outcomes: Sequence[Outcome]) -> str:
     parts = []
     for group, some in groups(outcomes):
         results = {one.row.label: one.comparison or f"failed: {one.failure}" for one in some}
-        table = comparison_table(results, first="method", baseline=some[0].row.label)
+        shifts = {one.row.label: f"{one.shift[0] / one.shift[1]:.2f}" for one in some if one.shift}
+        more = {"attention shift": shifts} if shifts else None
+        table = comparison_table(results, first="method", baseline=some[0].row.label, more=more)
         parts.append(f"### {group}\n\n{table}")
     return "\n\n".join([*parts, NOTE])
 
@@ -33,6 +35,7 @@ def plain_report(experiment: Experiment, outcomes: Sequence[Outcome]) -> dict[st
                 "label": one.row.label,
                 "outliers": one.row.outliers,
                 "seconds": one.seconds,
+                "attention_shift": one.shift,
             }
             if one.comparison is None:
                 row["failure"] = one.failure

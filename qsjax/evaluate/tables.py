@@ -11,6 +11,8 @@ NOTE = (
     "PSNR and SSIM of decoded frames against full precision, same captions and noise; velocity error is"
     " ||v_q - v|| / ||v|| at the latents\nof the full-precision run, the mean over steps; mean +- standard error over clips."
     " Differences are taken clip by clip."
+    "\nAttention shift: mean squared error of attention rows on full-precision inputs, over that of rounding to nearest; the mean"
+    " over blocks."
 )
 
 
@@ -31,7 +33,11 @@ def summary(comparison: Comparison, baseline: Comparison | None = None) -> dict[
 
 
 def comparison_table(
-    results: Mapping[str, Comparison | str], *, first: str = "model", baseline: str | None = None
+    results: Mapping[str, Comparison | str],
+    *,
+    first: str = "model",
+    baseline: str | None = None,
+    more: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """A row for each result, in order.
 
@@ -39,11 +45,14 @@ def comparison_table(
         results: by label; a sentence instead of a comparison says why there is none.
         first: title of the labels' column.
         baseline: label that the others are paired with; None, or one without a comparison, leaves the column out.
+        more: further columns, by title: a cell for each label that has one.
     """
+    more = more or {}
     base = results.get(baseline) if baseline is not None else None
     base = base if isinstance(base, Comparison) else None
     headers = [first, "PSNR, dB", "lowest clip", "SSIM", "velocity error, %"]
     headers += [f"PSNR over {baseline}, dB"] if base is not None else []
+    headers += list(more)
     rows = []
     for label, result in results.items():
         if isinstance(result, str):
@@ -59,6 +68,7 @@ def comparison_table(
         ]
         if base is not None:
             cells.append("" if result is base else shown(found["psnr_difference"], 2, signed=True))
+        cells += [column.get(label, "") for column in more.values()]
         rows.append(cells)
     return markdown(headers, rows)
 

@@ -1,6 +1,7 @@
 """The grid of experiments: rows as data, results row by row, resumption; with a calibrator that only rounds."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +41,8 @@ class Rounding:
         self.done.append((recipe.name, method.name))
         if method.name in self.broken:
             raise InputError(f"{method.name} is broken")
-        return rounded(dit, recipe.blocks.weights)
+        blocks = [{"end": {"shift": end}, "round_to_nearest": {"shift": 4.0}} for end in (1.0, 2.0)]
+        return rounded(dit, recipe.blocks.weights), blocks
 
 
 def experiment(pipeline, folder, tools, **changes):
@@ -141,7 +143,10 @@ def test_a_report(finished):
     assert text.count("PSNR over rtn, dB") == 4
     report = json.loads(json.dumps(plain_report(made, outcomes), allow_nan=False))
     assert report["run"]["captions"] == 2
+    # The last column: the mean of 1 and 2, over 4.
+    assert len(re.findall(r"\| 0\.38 +\|\n", text)) == len(ROWS)
     row = report["rows"][1]
+    assert row["attention_shift"] == [1.5, 4.0]
     assert (row["group"], row["label"]) == ("W4A8", "msad")
     assert row["psnr_difference"]["mean"] == 0  # the stand-in does not look at the method
     assert row["psnr"]["count"] == 2
