@@ -1,6 +1,12 @@
-"""Strictness for every test: no implicit dtype or rank promotion, no network, CPU only, fixed seeds."""
+"""For every test: no implicit dtype or rank promotion, no network, CPU only, fixed seeds, and compilation that is quick.
+
+The suite compiles some thousands of small programs and runs most of them once or twice: the compiler is told to optimize
+little, and what one process has compiled the others read. Where JAX_COMPILATION_CACHE_DIR names a folder, the next run
+reads it too, and takes a third of the time.
+"""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,11 +17,29 @@ import jax
 import pytest
 from hypothesis import settings
 
+# Read when the first array is made.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # The workers of pytest-xdist inherit it; the process that made the folder deletes it when it ends.
+    _programs = tempfile.TemporaryDirectory(prefix="qsjax-programs-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # The first example of a shape compiles, so that times say nothing; the same examples in every run.
 settings.register_profile("qsjax", deadline=None, derandomize=True)
 settings.load_profile("qsjax")
+
+
+@pytest.fixture
+def optimized():
+    """Compile as users do: for tests that look at what the compiler made."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,7 @@ def test_a_step_of_a_real_block_has_consistent_shapes_and_dtypes(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.skipif(missing(TARGETS["v5e"]) is not None, reason="libtpu is not installed")
 def test_a_single_block_fits_a_v5e_as_planned():
     function, arguments = step_of("single_blocks")

@@ -17,9 +17,10 @@ from pallas_kernels.deviceless import compile_for, missing
 from pallas_kernels.targets import TARGETS
 
 TPUS = ["v5e", "v6e", "v5p"]
-pytestmark = pytest.mark.skipif(
-    missing(TARGETS["v5e"]) is not None, reason="libtpu is not installed"
-)
+pytestmark = [
+    pytest.mark.skipif(missing(TARGETS["v5e"]) is not None, reason="libtpu is not installed"),
+    pytest.mark.usefixtures("optimized"),
+]
 
 
 def spec(*shape, dtype=jnp.float32):

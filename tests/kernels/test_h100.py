@@ -19,7 +19,10 @@ from pallas_kernels import (
 )
 from pallas_kernels.deviceless import compile_for, missing
 
-pytestmark = pytest.mark.skipif(missing(H100) is not None, reason="the CUDA extra is not installed")
+pytestmark = [
+    pytest.mark.skipif(missing(H100) is not None, reason="the CUDA extra is not installed"),
+    pytest.mark.usefixtures("optimized"),
+]
 INT8, BFLOAT16 = "s32.s8.s8", "f32.bf16.bf16"
 
 
