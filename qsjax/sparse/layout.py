@@ -1,0 +1,114 @@
+"""Orders of video tokens: blocks of a sequence that are near each other in the video.
+
+The model's order is frame by frame, row by row. Cut into tiles, each of which is contiguous, it has three useful cases: tiles
+of one token are the model's own order (frame-major), tiles as long as the video and one token wide are token-major, where a
+place follows its own course through all frames; and boxes keep neighbours in space and time together.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from qsjax.errors import InputError
+
+Sizes = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An order of the tokens of a video, padded to whole tiles and whole blocks.
+
+    Attributes:
+        grid: tokens along time, height and width.
+        tile: tokens of a tile along the same; tiles follow each other as tokens do.
+        block: tokens in a block of the sequence.
+    """
+
+    grid: Sizes
+    tile: Sizes = (1, 1, 1)
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        if min(*self.grid, *self.tile, self.block) < 1:
+            raise InputError(
+                f"grid {self.grid}, tile {self.tile}, block {self.block}: all sizes must be 1 or more"
+            )
+
+    @classmethod
+    def frame_major(cls, grid: Sizes, block: int) -> "Layout":
+        """The model's own order."""
+        return cls(grid, (1, 1, 1), block)
+
+    @classmethod
+    def token_major(cls, grid: Sizes, block: int) -> "Layout":
+        """All frames of a place, then the next place."""
+        return cls(grid, (grid[0], 1, 1), block)
+
+    @property
+    def tokens(self) -> int:
+        """In the video."""
+        return int(np.prod(self.grid))
+
+    @property
+    def tiles(self) -> Sizes:
+        """Along time, height and width, the last ones maybe partial."""
+        t, h, w = (-(-size // tile) for size, tile in zip(self.grid, self.tile, strict=True))
+        return t, h, w
+
+    @property
+    def blocks(self) -> int:
+        """In the sequence."""
+        return -(-int(np.prod(self.tiles) * np.prod(self.tile)) // self.block)
+
+    @property
+    def slots(self) -> int:
+        """Length of the sequence, padding included."""
+        return self.blocks * self.block
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Token of every slot, int32 [slots]; -1 is padding."""
+        count, tile = self.tiles, self.tile
+        padding = [(0, n * t - size) for n, t, size in zip(count, tile, self.grid, strict=True)]
+        index = np.arange(self.tokens, dtype=np.int32).reshape(self.grid)
+        index = np.pad(index, padding, constant_values=-1)
+        parts = [size for pair in zip(count, tile, strict=True) for size in pair]
+        index = index.reshape(parts).transpose(0, 2, 4, 1, 3, 5).reshape(-1)
+        return np.pad(index, (0, self.slots - len(index)), constant_values=-1)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Which slots hold a token, bool [slots]."""
+        return self.order >= 0
+
+    def arrange(self, x: Shaped[Array, "B N ..."]) -> Shaped[Array, "B S ..."]:
+        """From the model's order to this one; padding is 0. Slices and transpositions only: no gather."""
+        rest = x.shape[2:]
+        flat = [(0, 0)] * len(rest)
+        if self.tile != (1, 1, 1):
+            x = x.reshape(-1, *self.grid, *rest)
+            padding = [
+                (0, n * t - size)
+                for n, t, size in zip(self.tiles, self.tile, self.grid, strict=True)
+            ]
+            x = jnp.pad(x, [(0, 0), *padding, *flat])
+            parts = [size for pair in zip(self.tiles, self.tile, strict=True) for size in pair]
+            x = x.reshape(-1, *parts, *rest)
+            x = x.transpose(0, 1, 3, 5, 2, 4, 6, *range(7, x.ndim))
+            x = x.reshape(x.shape[0], -1, *rest)
+        return jnp.pad(x, [(0, 0), (0, self.slots - x.shape[1]), *flat])
+
+    def restore(self, x: Shaped[Array, "B S ..."]) -> Shaped[Array, "B N ..."]:
+        """Inverse of `arrange`."""
+        rest = x.shape[2:]
+        if self.tile == (1, 1, 1):
+            return x[:, : self.tokens]
+        x = x[:, : int(np.prod(self.tiles) * np.prod(self.tile))]
+        x = x.reshape(-1, *self.tiles, *self.tile, *rest)
+        x = x.transpose(0, 1, 4, 2, 5, 3, 6, *range(7, x.ndim))
+        padded = [n * t for n, t in zip(self.tiles, self.tile, strict=True)]
+        t, h, w = self.grid
+        return x.reshape(-1, *padded, *rest)[:, :t, :h, :w].reshape(-1, self.tokens, *rest)

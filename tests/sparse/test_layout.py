@@ -1,0 +1,59 @@
+"""Orders of video tokens: nothing is lost, neighbours stay together, any grid."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qsjax.errors import InputError
+from qsjax.sparse import Layout
+
+SIZES = st.tuples(*[st.integers(1, 5)] * 3)
+
+
+@given(grid=SIZES, tile=SIZES, block=st.integers(1, 7))
+def test_arranging_follows_the_order_and_comes_back(grid, tile, block):
+    layout = Layout(grid, tile, block)
+    assert sorted(layout.order[layout.valid]) == list(range(layout.tokens))
+    assert layout.slots % block == 0
+    x = jnp.arange(1, 2 * layout.tokens + 1, dtype=jnp.int32).reshape(1, layout.tokens, 2)
+    found = layout.arrange(x)
+    expected = np.where(layout.valid[:, None], np.asarray(x)[0, layout.order], 0)
+    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_array_equal(layout.restore(found), x)
+
+
+def test_frame_major_is_the_model_s_order():
+    layout = Layout.frame_major((3, 2, 2), 8)
+    assert list(layout.order) == [*range(12), -1, -1, -1, -1]
+
+
+def test_token_major_follows_a_place_through_the_frames():
+    layout = Layout.token_major((3, 2, 2), 4)
+    assert list(layout.order) == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
+
+
+def test_a_tile_is_a_box():
+    layout = Layout((4, 4, 6), (2, 2, 3), 12)
+    places = np.stack(np.unravel_index(layout.order[:12], layout.grid))
+    assert (places.max(axis=1) == [1, 1, 2]).all()
+    assert layout.blocks == 8
+
+
+def test_tiles_that_do_not_fit_are_padded():
+    layout = Layout((3, 3, 5), (2, 2, 2), 8)
+    assert layout.tiles == (2, 2, 3)
+    assert layout.valid.sum() == 45
+    assert layout.slots == 96
+
+
+def test_at_720p_text_blocks_cost_nothing_more():
+    """118,800 video tokens end inside a block of 128: whole blocks of video and two of text are as many as one sequence has."""
+    layout = Layout.frame_major((33, 45, 80), 128)
+    assert layout.blocks + 2 == -(-(118_800 + 256) // 128) == 931
+
+
+def test_empty_sizes_are_refused():
+    with pytest.raises(InputError, match="1 or more"):
+        Layout((0, 4, 4))

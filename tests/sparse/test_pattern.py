@@ -1,0 +1,135 @@
+"""Patterns at a size: dense at density 1, one program for all prompts, head types found, padding never seen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import FLOAT32_NETWORK
+
+from pallas_kernels import block_sparse_attention
+from qsjax.dit.attention import dense_attention
+from qsjax.errors import InputError
+from qsjax.sparse import FAMILIES, Pattern, Sparsity
+
+GRID, TEXT = (3, 4, 6), 5
+
+
+def config(mask, **changes):
+    tile = (1, 2, 3) if mask in ("sta", "topk", "topp") else (1, 1, 1)
+    settings = {"block": 6, "tile": tile, "mass": 1.0, "profiled_rows": 12}
+    return Sparsity(mask=mask, **(settings | changes))
+
+
+def tensors(seed=0, grid=GRID, text=TEXT, batch=2):
+    random = np.random.default_rng(seed)
+    length = int(np.prod(grid)) + text
+    return [
+        jnp.asarray(random.standard_normal((batch, length, 2, 8)), jnp.float32) for _ in range(3)
+    ]
+
+
+def validity(lengths, video=72, text=TEXT):
+    there = np.arange(text)[None] < np.array(lengths)[:, None]
+    return jnp.concatenate([jnp.ones((len(lengths), video), jnp.bool_), jnp.asarray(there)], axis=1)
+
+
+def attend(pattern, q, k, v, kv_valid):
+    """Attention of the video's queries as a sampler runs it."""
+    choice = pattern.choose(q, k, v, kv_valid)
+    video = pattern.layouts[0].tokens
+    q = pattern.arrange(q[:, :video], choice)
+    k, v = (
+        jnp.concatenate([pattern.arrange(x[:, :video], choice), x[:, video:]], axis=1)
+        for x in (k, v)
+    )
+    out = block_sparse_attention(
+        q, k, v, pattern.lists(choice), kv_valid=pattern.valid(kv_valid), implementation="reference"
+    )
+    return pattern.restore(out, choice)
+
+
+@pytest.mark.parametrize("mask", FAMILIES)
+@pytest.mark.parametrize("grid", [GRID, (5, 3, 7)])
+def test_density_one_is_dense_attention(mask, grid):
+    video = int(np.prod(grid))
+    pattern = Pattern(config(mask, density=1.0), grid, TEXT)
+    q, k, v = tensors(grid=grid)
+    kv_valid = validity([5, 2], video)
+    expected, _ = dense_attention(q, k, v, kv_valid)
+    found = attend(pattern, q, k, v, kv_valid)
+    np.testing.assert_allclose(found, expected[:, :video], atol=FLOAT32_NETWORK)
+
+
+@pytest.mark.parametrize("mask", FAMILIES)
+def test_one_program_serves_all_prompts_and_padding_is_not_seen(mask):
+    pattern = Pattern(config(mask, density=0.4), GRID, TEXT)
+    q, k, v = tensors()
+    run = jax.jit(lambda *given: attend(pattern, *given))
+    for lengths in ([5, 5], [1, 3]):
+        kv_valid = validity(lengths)
+        out = run(q, k, v, kv_valid)
+        loud = [jnp.where(kv_valid[:, :, None, None], x, 1e4) for x in (k, v)]
+        np.testing.assert_array_equal(run(q, *loud, kv_valid), out)
+    assert run._cache_size() == 1
+
+
+def test_an_empty_choice_has_the_shapes_of_one():
+    for mask in FAMILIES:
+        pattern = Pattern(config(mask, density=0.4), GRID, TEXT)
+        q, k, v = tensors()
+        choice = jax.eval_shape(pattern.choose, q, k, v, validity([5, 2]))
+        empty = jax.eval_shape(lambda pattern=pattern: pattern.empty(2, 2))
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), choice) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), empty
+        )
+
+
+def test_profiling_tells_spatial_heads_from_temporal_ones():
+    """Head 0 looks at its own frame, head 1 at its own place in all frames."""
+    grid = (8, 8, 8)
+    t, y, x = np.unravel_index(np.arange(512), grid)
+    frame, place = np.eye(8)[t], np.eye(64)[y * 8 + x]
+    q = np.zeros((1, 512 + 8, 2, 72), np.float32)
+    q[0, :512, 0, :8], q[0, :512, 1, 8:] = 9 * frame, 9 * place
+    random = np.random.default_rng(0)
+    v = jnp.asarray(random.standard_normal(q.shape), jnp.float32)
+    q = jnp.asarray(q)
+    pattern = Pattern(Sparsity(mask="svg", density=0.2, block=16), grid, 8)
+    choice = pattern.choose(q, q, v, jnp.arange(520)[None] < 515)
+    assert choice.second.tolist() == [[False, True]]
+    video = q[:, :512]
+    arranged = pattern.arrange(video, choice)
+    np.testing.assert_array_equal(arranged[:, :, 0], video[:, :, 0])
+    np.testing.assert_array_equal(pattern.layouts[1].arrange(video)[:, :, 1], arranged[:, :, 1])
+    np.testing.assert_array_equal(pattern.restore(arranged, choice), video)
+
+
+def test_a_sink_is_in_every_list():
+    for mask in ("band", "topk"):
+        pattern = Pattern(config(mask, density=0.2, tile=(1, 1, 1), sink_frames=1), GRID, TEXT)
+        q, k, v = tensors()
+        lists = pattern.lists(pattern.choose(q, k, v, validity([5, 2])))
+        assert lists.block_map()[..., :4].all()
+
+
+def test_text_rows_see_everything():
+    pattern = Pattern(config("svg", density=0.2), GRID, TEXT)
+    lists = pattern.text_lists()
+    assert float(lists.executed_density()) == 1
+    assert lists.kv_blocks == 13
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": "svd"}, "did you mean 'svg'"),
+        ({"density": 0.0}, "shares above 0"),
+        ({"density": 15.0}, "shares above 0"),
+        ({"block": 0}, "1 or more"),
+        ({"mask": "svg", "tile": (1, 2, 2)}, "orders of its own"),
+        ({"mask": "svg", "sink_frames": 1}, "token-major order"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Sparsity(**options)
