@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
@@ -95,6 +96,9 @@ class Pattern:
         if config.mask.startswith("svg"):
             self.layouts = (first, Layout.token_major(grid, block))
         self._maps = tuple(self._map(layout) for layout in self.layouts)
+        # Constants of the programs that use them, wherever the pattern is made.
+        with jax.ensure_compile_time_eval():
+            self._lists, self._text_lists = self._constant_lists()
 
     @property
     def text_blocks(self) -> int:
@@ -139,11 +143,8 @@ class Pattern:
     def lists(self, choice: Choice) -> BlockLists:
         """Lists of the video's rows over all keys: video in the order of `arrange`, then text."""
         block = self.config.block
-        if self.frozen:
-            # Of both orders the lists are the same.
-            seen = jnp.asarray(self._maps[0])[None, None]
-            longest = int(self._maps[0].sum(axis=1).max())
-            return pooled.lists_of(seen, self.text_blocks, block=block, longest=longest)
+        if self._lists is not None:
+            return self._lists
         return BlockLists(
             choice.indices,
             choice.counts,
@@ -154,10 +155,7 @@ class Pattern:
 
     def text_lists(self) -> BlockLists:
         """Lists of the text's rows: everything."""
-        block, keys = self.config.block, self.layouts[0].blocks + self.text_blocks
-        return BlockLists.from_block_map(
-            np.ones((1, self.text_blocks, keys), bool), block_q=block, block_kv=block
-        )
+        return self._text_lists
 
     def empty(self, batch: int, heads: int) -> Choice:
         """A choice of the right shapes that is none yet."""
@@ -194,6 +192,16 @@ class Pattern:
     @property
     def _sinks(self) -> int:
         return int(masks.sink(self.layouts[0], self.config.sink_frames).sum())
+
+    def _constant_lists(self) -> tuple[BlockLists | None, BlockLists]:
+        block, blocks = self.config.block, self.layouts[0].blocks
+        everything = np.ones((1, self.text_blocks, blocks + self.text_blocks), bool)
+        text = BlockLists.from_block_map(everything, block_q=block, block_kv=block)
+        if not self.frozen:
+            return None, text
+        # Of both orders the lists are the same.
+        seen = jnp.asarray(self._maps[0])[None, None]
+        return pooled.lists_of(seen, self.text_blocks, block=block), text
 
     def _map(self, layout: Layout) -> masks.BlockMap:
         config = self.config

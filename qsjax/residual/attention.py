@@ -1,0 +1,127 @@
+"""The two forms of attention in the DiT's attention slot: with a refresh of the cache, and sparse with its correction."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pallas_kernels import attention_with_residual, block_sparse_attention
+from pallas_kernels.dispatch import AUTO
+from qsjax.residual.policy import Residual
+from qsjax.residual.state import Gains, LayerState, correction, refreshed
+from qsjax.sparse import Choice, Pattern
+
+_LEAST_RECALL = 1e-6
+
+
+def refresh_attention(
+    pattern: Pattern,
+    residual: Residual,
+    gains: Gains,
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L H D"],
+    v: Float[Array, "B L H D"],
+    kv_valid: Bool[Array, "B L"],
+    state: LayerState,
+    *,
+    scores: str = "float",
+    implementation: str = AUTO,
+) -> tuple[Float[Array, "B L H D"], LayerState]:
+    """Full attention; lists are decided anew, and what they leave out is cached. The cost is that of one dense pass.
+
+    Args:
+        pattern: of the lists.
+        residual: what is cached.
+        gains: of this step.
+        q, k, v: one layer's heads, video before text.
+        kv_valid: keys that may be seen.
+        state: of the last refresh.
+        scores, implementation: of `pallas_kernels.block_sparse_attention`.
+    """
+    choice = pattern.choose(q, k, v, kv_valid)
+    video, keys, values, valid, text = _arranged(pattern, choice, q, k, v, kv_valid)
+    out, others, others_lse, recall = attention_with_residual(
+        video,
+        keys,
+        values,
+        pattern.lists(choice),
+        kv_valid=valid,
+        scores=scores,
+        implementation=implementation,
+    )
+    wide, value = out.astype(jnp.float32), others.astype(jnp.float32)
+    if residual.rule.form == "additive":
+        # out - O_S, from out = a O_S + (1 - a) O_R.
+        a = jnp.maximum(recall, _LEAST_RECALL)[..., None]
+        value = (1 - a) / a * (value - wide)
+    there = jnp.asarray(pattern.layouts[0].valid, jnp.float32)[None, :, None]
+    value = value * there[..., None]
+    mean = (recall * there).sum(axis=1) / there.sum(axis=1)
+    state = refreshed(residual, state, choice, value, others_lse, mean, gains)
+    return _joined(pattern, choice, out, text, keys, values, valid, scores, implementation), state
+
+
+def sparse_attention(
+    pattern: Pattern,
+    residual: Residual,
+    gains: Gains,
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L H D"],
+    v: Float[Array, "B L H D"],
+    kv_valid: Bool[Array, "B L"],
+    state: LayerState,
+    *,
+    scores: str = "float",
+    implementation: str = AUTO,
+) -> tuple[Float[Array, "B L H D"], LayerState]:
+    """Attention over the lists of the last refresh, corrected by its cache; the state stays. See `refresh_attention`."""
+    choice = state.choice
+    video, keys, values, valid, text = _arranged(pattern, choice, q, k, v, kv_valid)
+    out = block_sparse_attention(
+        video,
+        keys,
+        values,
+        pattern.lists(choice),
+        kv_valid=valid,
+        cache=correction(residual, state, gains),
+        scores=scores,
+        implementation=implementation,
+    )
+    assert not isinstance(out, tuple)
+    return _joined(pattern, choice, out, text, keys, values, valid, scores, implementation), state
+
+
+def _arranged(
+    pattern: Pattern, choice: Choice, q: Array, k: Array, v: Array, kv_valid: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    """The video's queries and all keys and values in the order of the lists, which of them are there, the text's queries."""
+    tokens = pattern.layouts[0].tokens
+    keys, values = (
+        jnp.concatenate([pattern.arrange(x[:, :tokens], choice), x[:, tokens:]], axis=1)
+        for x in (k, v)
+    )
+    video = pattern.arrange(q[:, :tokens], choice)
+    return video, keys, values, pattern.valid(kv_valid), q[:, tokens:]
+
+
+def _joined(
+    pattern: Pattern,
+    choice: Choice,
+    video: Array,
+    text: Array,
+    keys: Array,
+    values: Array,
+    valid: Array,
+    scores: str,
+    implementation: str,
+) -> Float[Array, "B L H D"]:
+    """The video's rows back in the model's order, and those of the text, which see everything."""
+    rows = block_sparse_attention(
+        text,
+        keys,
+        values,
+        pattern.text_lists(),
+        kv_valid=valid,
+        scores=scores,
+        implementation=implementation,
+    )
+    assert not isinstance(rows, tuple)
+    return jnp.concatenate([pattern.restore(video, choice), rows], axis=1)

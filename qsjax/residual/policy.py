@@ -1,0 +1,82 @@
+"""How the cache corrects a sparse step: QuantSparse's orders, and attention's exact identity with a stale complement.
+
+With O_S the attention over the listed keys now, D = O - O_S at the last refresh, D2 = D - D' its change since the one before, and
+O_R, lse_R attention and log-sum-exp over the keys that are not listed (QuantSparse, section 3.3; the last two are ours):
+
+    none                 O_S
+    first                O_S + D
+    second               O_S + D + D2
+    second-scaled        O_S + D + g D2
+    third                O_S + D + D2 + (D2 - D2')
+    recall               a O_S + (1 - a) O_R,                   a = sigmoid(lse_S - lse_R)
+    recall-extrapolated  the same with O_R + g (O_R - O_R'), lse_R + g (lse_R - lse_R')
+
+g is how far the step is from the refresh, in units of the distance of the last two.
+"""
+
+from dataclasses import dataclass
+
+from qsjax.config import nearest
+from qsjax.errors import InputError
+from qsjax.residual.store import BYTES
+
+CLOCKS = ("steps", "sigma")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A correction, as data.
+
+    Attributes:
+        form: "none", "additive" (D is cached) or "complement" (O_R is).
+        order: 1 is the value itself, 2 its change, 3 the change of that.
+        scaled: whether changes are multiplied by g.
+    """
+
+    form: str
+    order: int = 1
+    scaled: bool = False
+
+
+POLICIES = {
+    "none": Policy("none", 0),
+    "first": Policy("additive"),
+    "second": Policy("additive", 2),
+    "second-scaled": Policy("additive", 2, scaled=True),
+    "third": Policy("additive", 3),
+    "recall": Policy("complement"),
+    "recall-extrapolated": Policy("complement", 2, scaled=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residual:
+    """What is kept between refreshes.
+
+    Attributes:
+        policy: a key of `POLICIES`.
+        store: of the cached tensor, a key of `qsjax.residual.store.BYTES`.
+        rank: of its changes (QuantSparse has 16); 0 keeps them whole, in the same store.
+        clock: what g is measured in: "steps", or "sigma", the noise level.
+    """
+
+    policy: str = "recall-extrapolated"
+    store: str = "bfloat16"
+    rank: int = 16
+    clock: str = "steps"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("policy", self.policy, POLICIES),
+            ("store", self.store, BYTES),
+            ("clock", self.clock, CLOCKS),
+        ):
+            if value not in known:
+                raise InputError(f"no {name} {value!r}; {nearest(value, known)}")
+        if self.rank < 0:
+            raise InputError(f"rank={self.rank}: must not be negative; 0 keeps all of it")
+
+    @property
+    def rule(self) -> Policy:
+        """The policy as data."""
+        return POLICIES[self.policy]

@@ -1,0 +1,84 @@
+"""How a cached tensor is kept between refreshes: floats, 8 bits or 4, with a scale for every token of every head.
+
+At 720x1280 and 129 frames a layer's cache is 365 million values, sixty layers' 44 GB in bfloat16 (QuantSparse, section 3.3).
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qsjax.config import nearest
+from qsjax.errors import InputError
+
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
+"""Stores and bytes of a value; integers have 4 more for each token of each head."""
+_SMALLEST = 1e-30
+
+
+class Stored(NamedTuple):
+    """A tensor [B, S, H, D] at rest.
+
+    Attributes:
+        values: floats or int8 of that shape; of int4 two channels in a byte, [B, S, H, D/2]: channel d low, d + D/2 high.
+        scale: of integers, float32 [B, H, S]; None for floats.
+    """
+
+    values: Any
+    scale: Any = None
+
+
+def store(x: Float[Array, "B S H D"], kind: str) -> Stored:
+    """Keep a tensor; integers are rounded to nearest, to the largest value of each token and head.
+
+    Args:
+        x: any float dtype.
+        kind: a key of `BYTES`.
+
+    Raises:
+        InputError: no such store, or int4 of an odd number of channels.
+    """
+    check(kind, x.shape[-1])
+    if kind in ("float32", "bfloat16"):
+        return Stored(x.astype(kind))
+    top = 7 if kind == "int4" else 127
+    wide = x.astype(jnp.float32)
+    peak = jnp.maximum(jnp.abs(wide).max(axis=-1, keepdims=True), _SMALLEST)
+    values = jnp.round(wide * (top / peak)).astype(jnp.int8)
+    if kind == "int4":
+        low, high = jnp.split(values, 2, axis=-1)
+        values = (low & 15) | (high << 4)
+    return Stored(values, (peak[..., 0] / top).swapaxes(1, 2))
+
+
+def opened(stored: Stored, kind: str) -> Stored:
+    """The form that attention kernels take: floats, or one int8 a value."""
+    if kind != "int4":
+        return stored
+    # Shifting left and back keeps the sign of the lower half.
+    low, high = (stored.values << 4) >> 4, stored.values >> 4
+    return Stored(jnp.concatenate([low, high], axis=-1), stored.scale)
+
+
+def restored(stored: Stored, kind: str) -> Float[Array, "B S H D"]:
+    """Float32 values."""
+    values, scale = opened(stored, kind)
+    values = values.astype(jnp.float32)
+    return values if scale is None else values * scale.swapaxes(1, 2)[..., None]
+
+
+def empty(kind: str, shape: tuple[int, int, int, int]) -> Stored:
+    """Zeros of shape [B, S, H, D]."""
+    return store(jnp.zeros(shape, jnp.float32), kind)
+
+
+def check(kind: str, channels: int) -> None:
+    """Refuse a store that there is not.
+
+    Raises:
+        InputError: as in `store`.
+    """
+    if kind not in BYTES:
+        raise InputError(f"no store {kind!r}; {nearest(kind, BYTES)}")
+    if kind == "int4" and channels % 2:
+        raise InputError(f"int4 takes an even number of channels, not {channels}; take int8")
