@@ -19,8 +19,8 @@ from qsjax.dit import DiT, DiTConfig, load_dit
 from qsjax.errors import Cancelled, InputError
 from qsjax.progress import Progress
 from qsjax.sample import Conditions, Plan, denoise_step, initial_noise, prepare, schedule
-from qsjax.sample.sampler import Step
 from qsjax.sample.settings import Settings, check_size
+from qsjax.sample.step import Step
 from qsjax.text import EncodedPrompt, TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig, load_vae
 

@@ -58,13 +58,14 @@ def scan_layers(
         mine = jax.tree.map(
             lambda whole: jax.lax.dynamic_index_in_dim(whole, index, keepdims=False), state
         )
-        carry, mine = step(nnx.merge(graph, one), carry, given, mine)
-        state = jax.tree.map(
-            lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, index, 0),
-            state,
-            mine,
-        )
-        return (carry, state), None
+        carry, later = step(nnx.merge(graph, one), carry, given, mine)
+
+        def written(whole: Any, before: Any, after: Any) -> Any:
+            if after is before:  # only read: nothing to write back
+                return whole
+            return jax.lax.dynamic_update_index_in_dim(whole, after, index, 0)
+
+        return (carry, jax.tree.map(written, state, mine, later)), None
 
     indices = jax.numpy.arange(first, first + count)
     (carry, state), _ = jax.lax.scan(body, (carry, state), (parameters, inputs, indices))

@@ -1,11 +1,15 @@
 """Sampling: the schedule, the plan of a run, and the pure functions that follow it."""
 
+from qsjax.sample.cached import cached_step as cached_step
+from qsjax.sample.cached import empty_cache as empty_cache
 from qsjax.sample.plan import Plan as Plan
-from qsjax.sample.sampler import Conditions as Conditions
-from qsjax.sample.sampler import denoise_step as denoise_step
-from qsjax.sample.sampler import initial_noise as initial_noise
 from qsjax.sample.sampler import make_sampler as make_sampler
-from qsjax.sample.sampler import prepare as prepare
-from qsjax.sample.sampler import schedule as schedule
 from qsjax.sample.schedule import sigmas as sigmas
 from qsjax.sample.settings import Settings as Settings
+from qsjax.sample.sparse import DENSE as DENSE
+from qsjax.sample.sparse import SparsePlan as SparsePlan
+from qsjax.sample.step import Conditions as Conditions
+from qsjax.sample.step import denoise_step as denoise_step
+from qsjax.sample.step import initial_noise as initial_noise
+from qsjax.sample.step import prepare as prepare
+from qsjax.sample.step import schedule as schedule

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from qsjax.errors import InputError
 from qsjax.sample.schedule import SHIFT, sigmas
+from qsjax.sample.sparse import DENSE, SparsePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +16,14 @@ class Plan:
         shift: of the flow-match schedule.
         guidance: embedded guidance scale, an input of guidance-distilled models; ignored by others.
         true_cfg: scale of classifier-free guidance with a negative prompt; 1 switches it off.
+        sparse: sparse attention; None is dense.
     """
 
     steps: int = 50
     shift: float = SHIFT
     guidance: float = 6.0
     true_cfg: float = 1.0
+    sparse: SparsePlan | None = None
 
     def __post_init__(self) -> None:
         sigmas(self.steps, self.shift)
@@ -33,3 +36,8 @@ class Plan:
     def uses_negative(self) -> bool:
         """Whether a negative prompt takes part."""
         return self.true_cfg > 1
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of every step: dense, refresh or sparse."""
+        return (DENSE,) * self.steps if self.sparse is None else self.sparse.kinds(self.steps)

@@ -1,104 +1,19 @@
-"""Flow-match Euler sampling as pure functions: one step, or all of them under one `lax.scan`."""
+"""All steps of a plan as one pure function."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from qsjax.dit import DiT, DiTConfig, Modulation
+from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import InputError
+from qsjax.sample.cached import cached_step, empty_cache
 from qsjax.sample.plan import Plan
-from qsjax.sample.schedule import sigmas, timesteps
+from qsjax.sample.sparse import DENSE
+from qsjax.sample.step import denoise_step, prepare, schedule
 from qsjax.text import EncodedPrompt
-
-
-class Conditions(NamedTuple):
-    """Everything of a prompt that the steps need, computed once.
-
-    Attributes:
-        text: the prompt.
-        modulation: modulation rows of all steps, leading axis steps.
-        negative: the negative prompt, or None without true guidance.
-        negative_modulation: its rows.
-    """
-
-    text: EncodedPrompt
-    modulation: Modulation
-    negative: EncodedPrompt | None
-    negative_modulation: Modulation | None
-
-
-class Step(NamedTuple):
-    """The numbers of one step."""
-
-    index: Array
-    timestep: Array
-    delta: Array
-
-
-def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Array, "B C T H W"]:
-    """Standard normal latents, float32, equal bits for equal seeds; sample b uses `seed + b`."""
-    keys = [jax.random.key(seed + sample, impl="threefry2x32") for sample in range(shape[0])]
-    return jnp.stack([jax.random.normal(key, shape[1:], jnp.float32) for key in keys])
-
-
-def prepare(
-    plan: Plan, dit: DiT, text: EncodedPrompt, negative: EncodedPrompt | None = None
-) -> Conditions:
-    """Compute what does not change between steps.
-
-    Raises:
-        InputError: true guidance without a negative prompt.
-    """
-    times = jnp.asarray(timesteps(sigmas(plan.steps, plan.shift)))
-
-    def rows(prompt: EncodedPrompt) -> Modulation:
-        return dit.modulation(times, prompt.pooled, _guidance(plan, dit.config, prompt))
-
-    if not plan.uses_negative:
-        return Conditions(text, rows(text), None, None)
-    if negative is None:
-        raise InputError(
-            f"true_cfg={plan.true_cfg} needs a negative prompt; pass one, it may be empty"
-        )
-    return Conditions(text, rows(text), negative, rows(negative))
-
-
-def schedule(plan: Plan) -> Step:
-    """The numbers of all steps, leading axis steps."""
-    sigma = sigmas(plan.steps, plan.shift)
-    return Step(
-        index=jnp.arange(plan.steps, dtype=jnp.int32),
-        timestep=jnp.asarray(timesteps(sigma)),
-        delta=jnp.asarray(np.diff(sigma)),
-    )
-
-
-def denoise_step(
-    plan: Plan, dit: DiT, latents: Float[Array, "B C T H W"], step: Step, conditions: Conditions
-) -> Float[Array, "B C T H W"]:
-    """One Euler step, `x + (sigma' - sigma) v`, in float32 whatever the model's dtype is."""
-
-    def velocity(prompt: EncodedPrompt, table: Modulation) -> Array:
-        row = jax.tree.map(lambda leaf: leaf[step.index], table)
-        return dit(
-            latents,
-            jnp.full(latents.shape[0], step.timestep),
-            prompt.text,
-            prompt.mask,
-            prompt.pooled,
-            modulation=row,
-        )
-
-    towards = velocity(conditions.text, conditions.modulation)
-    negative, table = conditions.negative, conditions.negative_modulation
-    if negative is not None and table is not None:
-        away = velocity(negative, table)
-        towards = away + jnp.float32(plan.true_cfg) * (towards - away)
-    return latents + step.delta * towards
 
 
 def make_sampler(config: DiTConfig, plan: Plan) -> Callable[..., Float[Array, "B C T H W"]]:
@@ -121,18 +36,66 @@ def make_sampler(config: DiTConfig, plan: Plan) -> Callable[..., Float[Array, "B
     ) -> Array:
         if dit.config != config:
             raise InputError("this sampler was made for a DiT of another configuration")
-        conditions = prepare(plan, dit, text, negative)
+        conditions, numbers = prepare(plan, dit, text, negative), schedule(plan)
+        cache = None if plan.sparse is None else empty_cache(plan, dit, noise.shape, conditions)
 
-        def body(latents: Array, step: Step) -> tuple[Array, None]:
-            return denoise_step(plan, dit, latents, step, conditions), None
+        def body(kind: str) -> Callable[..., Any]:
+            def dense(carry: tuple[Array, Any], step: Any) -> tuple[tuple[Array, Any], None]:
+                latents, cache = carry
+                return (denoise_step(plan, dit, latents, step, conditions), cache), None
 
-        latents, _ = jax.lax.scan(body, noise, schedule(plan))
+            def cached(carry: tuple[Array, Any], step: Any) -> tuple[tuple[Array, Any], None]:
+                return cached_step(plan, kind, dit, *carry, step, conditions), None
+
+            return dense if kind == DENSE else cached
+
+        (latents, _), _ = _run(plan.kinds, body, (noise, cache), numbers)
         return latents
 
     return sampler
 
 
-def _guidance(plan: Plan, config: DiTConfig, prompt: EncodedPrompt) -> Float[Array, " B"] | None:
-    if not config.guidance_embeds:
-        return None
-    return jnp.full(prompt.pooled.shape[0], 1000 * plan.guidance, jnp.float32)
+def _run(
+    kinds: Sequence[str], body: Callable[[str], Callable[..., Any]], carry: Any, numbers: Any
+) -> tuple[Any, None]:
+    """Steps of equal kinds under one scan, and whole rounds of them, refresh to refresh, under one more."""
+
+    def some(start: int, stop: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[start:stop], numbers)
+
+    at = 0
+    while at < len(kinds):
+        length, count = _round(kinds, at)
+        rounds = jax.tree.map(
+            lambda leaf, length=length, count=count: leaf.reshape(count, length, *leaf.shape[1:]),
+            some(at, at + count * length),
+        )
+
+        def one(
+            carry: Any, steps: Any, kinds: Sequence[str] = kinds[at : at + length]
+        ) -> tuple[Any, None]:
+            for first, last in _equal(kinds):
+                part = jax.tree.map(lambda leaf, a=first, b=last: leaf[a:b], steps)
+                carry, _ = jax.lax.scan(body(kinds[first]), carry, part)
+            return carry, None
+
+        carry, _ = jax.lax.scan(one, carry, rounds)
+        at += count * length
+    return carry, None
+
+
+def _round(kinds: Sequence[str], at: int) -> tuple[int, int]:
+    """Length and number of the equal rounds that follow; a round ends where its first kind comes again."""
+    first = kinds[at]
+    length = next((n for n in range(1, len(kinds) - at) if kinds[at + n] == first), 0)
+    length = length or len(kinds) - at
+    count = 1
+    while kinds[at + count * length : at + (count + 1) * length] == kinds[at : at + length]:
+        count += 1
+    return length, count
+
+
+def _equal(kinds: Sequence[str]) -> list[tuple[int, int]]:
+    """Runs of one kind, as (first, behind the last)."""
+    edges = [0, *(n for n in range(1, len(kinds)) if kinds[n] != kinds[n - 1]), len(kinds)]
+    return list(pairwise(edges))

@@ -1,0 +1,131 @@
+"""Steps that write or read the cache of sparse attention, with one state for each prompt."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from qsjax.dit import DiT, DiTConfig
+from qsjax.dit.attention import dense_attention
+from qsjax.dit.blocks import Attention
+from qsjax.errors import InputError
+from qsjax.residual import LayerState, empty_state, refresh_attention, sparse_attention
+from qsjax.sample.plan import Plan
+from qsjax.sample.sparse import REFRESH, SparsePlan
+from qsjax.sample.step import Conditions, Step, euler_step
+from qsjax.sparse import Pattern
+from qsjax.sparse.layout import Sizes
+
+
+class Slot(NamedTuple):
+    """The attention slot's state, stacked over layers.
+
+    Attributes:
+        layer: lists and cache.
+        dense: whether a layer is dense in every step, bool; None where none is.
+    """
+
+    layer: LayerState
+    dense: Any = None
+
+
+Cache = tuple[Any, Any]
+"""The slots of the prompt and of the negative prompt; () without one."""
+
+
+def pattern_for(
+    plan: SparsePlan, config: DiTConfig, latents: tuple[int, ...], text: int
+) -> Pattern:
+    """The pattern at a size.
+
+    Args:
+        plan: of the mask.
+        config: of the patches.
+        latents: shape [B, C, T, H, W].
+        text: tokens of the prompt, padding included.
+    """
+    grid: Any = tuple(
+        size // patch for size, patch in zip(latents[2:], config.patch_size, strict=True)
+    )
+    sizes: Sizes = grid
+    return Pattern(plan.sparsity, sizes, text)
+
+
+def empty_cache(plan: Plan, dit: DiT, latents: tuple[int, ...], conditions: Conditions) -> Cache:
+    """A cache of the right shapes, before the first refresh.
+
+    Raises:
+        InputError: a dense layer that the model does not have.
+    """
+    sparse, config = _sparse(plan), dit.config
+    layers = config.num_double_blocks + config.num_single_blocks
+    wrong = [layer for layer in sparse.dense_layers if layer >= layers]
+    if wrong:
+        raise InputError(f"dense_layers={wrong}: the model has layers 0 to {layers - 1}")
+
+    def slot(text: int) -> Slot:
+        pattern = pattern_for(sparse, config, latents, text)
+        one = empty_state(
+            sparse.residual, pattern, latents[0], config.num_heads, config.head_dim, dit.dtype
+        )
+        stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), one)
+        dense = None
+        if sparse.dense_layers:
+            dense = jnp.zeros(layers, jnp.bool_).at[jnp.asarray(sparse.dense_layers)].set(True)
+        return Slot(stacked, dense)
+
+    ours = slot(conditions.text.text.shape[1])
+    negative = conditions.negative
+    return ours, () if negative is None else slot(negative.text.shape[1])
+
+
+def cached_step(
+    plan: Plan,
+    kind: str,
+    dit: DiT,
+    latents: Float[Array, "B C T H W"],
+    cache: Cache,
+    step: Step,
+    conditions: Conditions,
+) -> tuple[Float[Array, "B C T H W"], Cache]:
+    """One Euler step that refreshes the cache or reads it; see `denoise_step`."""
+    attention = _attention(plan, kind, dit.config, latents.shape, step)
+    return euler_step(plan, dit, latents, step, conditions, attention, cache)
+
+
+def _attention(
+    plan: Plan, kind: str, config: DiTConfig, latents: tuple[int, ...], step: Step
+) -> Attention:
+    sparse, gains = _sparse(plan), step.gains
+    assert gains is not None
+    attend = refresh_attention if kind == REFRESH else sparse_attention
+
+    def attention(
+        q: Float[Array, "B L H D"],
+        k: Float[Array, "B L H D"],
+        v: Float[Array, "B L H D"],
+        kv_valid: Bool[Array, "B L"],
+        state: Slot,
+    ) -> tuple[Array, Slot]:
+        video = [n // p for n, p in zip(latents[2:], config.patch_size, strict=True)]
+        text = q.shape[1] - video[0] * video[1] * video[2]
+        pattern = pattern_for(sparse, config, latents, text)
+        run = partial(attend, pattern, sparse.residual, gains, scores=sparse.scores)
+        if state.dense is None:
+            out, layer = run(q, k, v, kv_valid, state.layer)
+            return out, state._replace(layer=layer)
+
+        def dense() -> tuple[Array, LayerState]:
+            return dense_attention(q, k, v, kv_valid)[0], state.layer
+
+        out, layer = jax.lax.cond(state.dense, dense, lambda: run(q, k, v, kv_valid, state.layer))
+        return out, state._replace(layer=layer)
+
+    return attention
+
+
+def _sparse(plan: Plan) -> SparsePlan:
+    assert plan.sparse is not None
+    return plan.sparse

@@ -1,0 +1,141 @@
+"""One step of flow-match Euler sampling as a pure function, and what all steps of a prompt share."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qsjax.dit import DiT, DiTConfig, Modulation
+from qsjax.dit.blocks import Attention
+from qsjax.errors import InputError
+from qsjax.residual import Gains
+from qsjax.sample.plan import Plan
+from qsjax.sample.schedule import sigmas, timesteps
+from qsjax.sample.sparse import gains
+from qsjax.text import EncodedPrompt
+
+
+class Conditions(NamedTuple):
+    """Everything of a prompt that the steps need, computed once.
+
+    Attributes:
+        text: the prompt.
+        modulation: modulation rows of all steps, leading axis steps.
+        negative: the negative prompt, or None without true guidance.
+        negative_modulation: its rows.
+    """
+
+    text: EncodedPrompt
+    modulation: Modulation
+    negative: EncodedPrompt | None
+    negative_modulation: Modulation | None
+
+
+class Step(NamedTuple):
+    """The numbers of one step.
+
+    Attributes:
+        index: from 0.
+        timestep: 1000 sigma.
+        delta: to the next sigma.
+        gains: of the cache, where there is one.
+    """
+
+    index: Array
+    timestep: Array
+    delta: Array
+    gains: Gains | None = None
+
+
+def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Array, "B C T H W"]:
+    """Standard normal latents, float32, equal bits for equal seeds; sample b uses `seed + b`."""
+    keys = [jax.random.key(seed + sample, impl="threefry2x32") for sample in range(shape[0])]
+    return jnp.stack([jax.random.normal(key, shape[1:], jnp.float32) for key in keys])
+
+
+def prepare(
+    plan: Plan, dit: DiT, text: EncodedPrompt, negative: EncodedPrompt | None = None
+) -> Conditions:
+    """Compute what does not change between steps.
+
+    Raises:
+        InputError: true guidance without a negative prompt.
+    """
+    times = jnp.asarray(timesteps(sigmas(plan.steps, plan.shift)))
+
+    def rows(prompt: EncodedPrompt) -> Modulation:
+        return dit.modulation(times, prompt.pooled, _guidance(plan, dit.config, prompt))
+
+    if not plan.uses_negative:
+        return Conditions(text, rows(text), None, None)
+    if negative is None:
+        raise InputError(
+            f"true_cfg={plan.true_cfg} needs a negative prompt; pass one, it may be empty"
+        )
+    return Conditions(text, rows(text), negative, rows(negative))
+
+
+def schedule(plan: Plan) -> Step:
+    """The numbers of all steps, leading axis steps."""
+    sigma = sigmas(plan.steps, plan.shift)
+    return Step(
+        index=jnp.arange(plan.steps, dtype=jnp.int32),
+        timestep=jnp.asarray(timesteps(sigma)),
+        delta=jnp.asarray(np.diff(sigma)),
+        gains=None if plan.sparse is None else gains(plan.sparse, sigma),
+    )
+
+
+def denoise_step(
+    plan: Plan, dit: DiT, latents: Float[Array, "B C T H W"], step: Step, conditions: Conditions
+) -> Float[Array, "B C T H W"]:
+    """One Euler step with dense attention, `x + (sigma' - sigma) v`, in float32 whatever the model's dtype is."""
+    latents, _ = euler_step(plan, dit, latents, step, conditions, None, ((), ()))
+    return latents
+
+
+def euler_step(
+    plan: Plan,
+    dit: DiT,
+    latents: Float[Array, "B C T H W"],
+    step: Step,
+    conditions: Conditions,
+    attention: Attention | None,
+    states: tuple[Any, Any],
+) -> tuple[Float[Array, "B C T H W"], tuple[Any, Any]]:
+    """The same with the attention slot open.
+
+    Args:
+        plan, dit, latents, step, conditions: of the step.
+        attention: for the slot; None is dense.
+        states: of the slot, for the prompt and for the negative prompt.
+    """
+
+    def velocity(prompt: EncodedPrompt, table: Modulation, state: Any) -> tuple[Array, Any]:
+        row = jax.tree.map(lambda leaf: leaf[step.index], table)
+        return dit.forward(
+            latents,
+            jnp.full(latents.shape[0], step.timestep),
+            prompt.text,
+            prompt.mask,
+            prompt.pooled,
+            modulation=row,
+            attention=attention,
+            state=state,
+        )
+
+    ours, theirs = states
+    towards, ours = velocity(conditions.text, conditions.modulation, ours)
+    negative, table = conditions.negative, conditions.negative_modulation
+    if negative is not None and table is not None:
+        away, theirs = velocity(negative, table, theirs)
+        towards = away + jnp.float32(plan.true_cfg) * (towards - away)
+    return latents + step.delta * towards, (ours, theirs)
+
+
+def _guidance(plan: Plan, config: DiTConfig, prompt: EncodedPrompt) -> Float[Array, " B"] | None:
+    if not config.guidance_embeds:
+        return None
+    return jnp.full(prompt.pooled.shape[0], 1000 * plan.guidance, jnp.float32)
