@@ -18,8 +18,18 @@ from qsjax.config import from_mapping, nearest
 from qsjax.dit import DiT, DiTConfig, load_dit
 from qsjax.errors import Cancelled, InputError
 from qsjax.progress import Progress
-from qsjax.sample import Conditions, Plan, denoise_step, initial_noise, prepare, schedule
+from qsjax.sample import (
+    Conditions,
+    Plan,
+    cached_step,
+    denoise_step,
+    empty_cache,
+    initial_noise,
+    prepare,
+    schedule,
+)
 from qsjax.sample.settings import Settings, check_size
+from qsjax.sample.sparse import DENSE, KINDS
 from qsjax.sample.step import Step
 from qsjax.text import EncodedPrompt, TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig, load_vae
@@ -117,6 +127,12 @@ class Pipeline:
         return self._manifest.directory
 
     @property
+    def weights(self) -> str | None:
+        """Name of the recipe that the DiT is quantized by; None in full precision."""
+        recipe = self._manifest.data["components"].get("dit", {}).get("recipe")
+        return None if recipe is None else recipe.get("name")
+
+    @property
     def dtype(self) -> jnp.dtype:
         """Of weights and matmuls."""
         return self._dtype
@@ -154,7 +170,7 @@ class Pipeline:
             seed: same seed, same bits on the same machine; sample b of a batch uses `seed + b`.
             latents: noise to start from instead of the seed's, float32 [B, C, T, H, W].
             callback: called after each step with its number (from 1) and the latents; False cancels.
-            **settings: fields of `Settings`: frames, height, width, steps, shift, guidance, true_cfg.
+            **settings: fields of `Settings`: frames, height, width, steps, shift, guidance, true_cfg, sparse.
 
         Returns:
             uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
@@ -246,16 +262,23 @@ class Pipeline:
         x = jnp.array(latents, jnp.float32, copy=True)
         prepared = self._prepare(plan, prompt, negative)
         dit = self.dit
-        step = self._compiled(
-            "step", plan, partial(denoise_step, plan), dit, x, _row(plan), prepared, donated=1
-        )
+        cache: Any = None
+        if plan.sparse is not None:
+            make = self._compiled("cache", plan, partial(_cache, plan), dit, x, prepared)
+            cache = make(dit, x, prepared)
+        programs = {
+            kind: self._compiled(
+                kind, plan, partial(_step, plan, kind), dit, (x, cache), _row(plan), prepared
+            )
+            for kind in dict.fromkeys(plan.kinds)
+        }
         steps, total = schedule(plan), plan.steps
         start = time.perf_counter()
         with Progress(total, "denoise", unit="step", enabled=self._progress) as bar:
-            for index in range(total):
+            for index, kind in enumerate(plan.kinds):
                 numbers = jax.tree.map(lambda leaf, index=index: leaf[index], steps)
-                x = jax.block_until_ready(step(dit, x, numbers, prepared))
-                bar.advance()
+                x, cache = jax.block_until_ready(programs[kind](dit, (x, cache), numbers, prepared))
+                bar.advance(1, **({} if plan.sparse is None else {"kind": kind}))
                 if callback is not None and callback(index + 1, x) is False:
                     raise Cancelled(
                         f"sampling was cancelled after step {index + 1} of {total}",
@@ -304,13 +327,16 @@ class Pipeline:
         return jax.block_until_ready(run(dit, prompt, negative))
 
     def _compiled(
-        self, name: str, plan: Plan, function: Callable[..., Any], *given: Any, donated: int = -1
+        self, name: str, plan: Plan, function: Callable[..., Any], *given: Any
     ) -> Callable[..., Any]:
-        """The program of a function for these shapes, compiled when it is first asked for; that time is kept apart."""
+        """The program of a function for these shapes, compiled when it is first asked for; that time is kept apart.
+
+        Steps donate what they change: latents and cache.
+        """
         key = (name, plan, *(leaf.shape for leaf in jax.tree.leaves(given[1:])))
         if key not in self._programs:
             start = time.perf_counter()
-            jitted = jax.jit(function, donate_argnums=() if donated < 0 else donated)
+            jitted = jax.jit(function, donate_argnums=1 if name in KINDS else ())
             self._programs[key] = jitted.lower(*given).compile()
             self._add("compile", start)
         return self._programs[key]
@@ -332,6 +358,21 @@ class Pipeline:
 def _row(plan: Plan) -> Step:
     """The numbers of one step, for their shapes."""
     return jax.tree.map(lambda leaf: leaf[0], schedule(plan))
+
+
+def _cache(plan: Plan, dit: DiT, latents: Array, conditions: Conditions) -> Any:
+    """Buffers of the cache, before the first refresh."""
+    return empty_cache(plan, dit, latents.shape, conditions)
+
+
+def _step(
+    plan: Plan, kind: str, dit: DiT, carry: tuple[Array, Any], step: Step, conditions: Conditions
+) -> tuple[Array, Any]:
+    """A step of any kind; the cache of a dense one is untouched."""
+    latents, cache = carry
+    if kind == DENSE:
+        return denoise_step(plan, dit, latents, step, conditions), cache
+    return cached_step(plan, kind, dit, latents, cache, step, conditions)
 
 
 def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:

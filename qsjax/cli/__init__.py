@@ -21,6 +21,13 @@ VERBS = {
 }
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that are values; where there is none, the text says what happens."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     """The parser; only the arguments of `verb` are filled in, the others are listed."""
     from qsjax import __version__
@@ -33,7 +40,7 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
         )
         if name == verb:
             importlib.import_module(f"qsjax.cli.{name}").add_arguments(child)

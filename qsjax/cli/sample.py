@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from qsjax.cli.options import add_config, with_config
+from qsjax.cli.sparse import add_sparse_options, sparse_plan
 from qsjax.errors import InputError
 
 _SETTINGS = {
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="resident",
         help="released: modulation weights are read for a prompt and dropped before its first step; the video is the same",
     )
+    add_sparse_options(parser)
     parser.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     parser.add_argument("--json", action="store_true", help="print a report as JSON on stdout")
@@ -95,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         _print(args, {"out": str(args.save_prompt), "seconds": pipeline.timings})
         return 0
     changes = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _SETTINGS}
+    changes["sparse"] = sparse_plan(args, pipeline.weights)
     chosen = pipeline.resolve(**changes)
     prompt = load_prompts(args.encoded_prompt) if args.encoded_prompt else args.prompt
     start = time.perf_counter()

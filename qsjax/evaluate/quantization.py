@@ -106,7 +106,11 @@ class Experiment:
             "captions": captions,
             "samples": samples,
             "seed": seed,
-            "settings": to_mapping(pipeline.resolve(**settings)),
+            "settings": {
+                name: value
+                for name, value in to_mapping(pipeline.resolve(**settings)).items()
+                if value is not None
+            },
         }
         self._results = Results(folder, self.facts)
 

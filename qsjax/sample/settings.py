@@ -7,6 +7,7 @@ from typing import Any
 from qsjax.config import from_mapping
 from qsjax.errors import InputError
 from qsjax.sample.plan import Plan
+from qsjax.sample.sparse import SparsePlan
 
 FILE = "qsjax.json"
 """Name of the JSON file with these settings beside a PyTorch pipeline's model_index.json."""
@@ -26,6 +27,7 @@ class Settings:
         guidance: scale given to the guidance embedder.
         true_cfg: scale of classifier-free guidance with `negative_prompt`; 1 is off.
         negative_prompt: what true guidance moves away from.
+        sparse: sparse attention; None is dense.
     """
 
     frames: int = 129
@@ -37,6 +39,7 @@ class Settings:
     guidance: float = 6.0
     true_cfg: float = 1.0
     negative_prompt: str = ""
+    sparse: SparsePlan | None = None
 
     @classmethod
     def of_manifest(cls, manifest: Mapping[str, Any]) -> "Settings":
@@ -48,7 +51,11 @@ class Settings:
     def plan(self) -> Plan:
         """The sampling plan of these settings."""
         return Plan(
-            steps=self.steps, shift=self.shift, guidance=self.guidance, true_cfg=self.true_cfg
+            steps=self.steps,
+            shift=self.shift,
+            guidance=self.guidance,
+            true_cfg=self.true_cfg,
+            sparse=self.sparse,
         )
 
 

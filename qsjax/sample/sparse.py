@@ -11,7 +11,7 @@ from qsjax.errors import InputError
 from qsjax.residual import Gains, Residual
 from qsjax.sparse import Sparsity
 
-DENSE, REFRESH, SPARSE = "dense", "refresh", "sparse"
+KINDS = DENSE, REFRESH, SPARSE = ("dense", "refresh", "sparse")
 """Kinds of steps; a refresh is dense, decides the lists and writes the cache."""
 
 

@@ -1,6 +1,6 @@
 """A mask family at a size: the order of the tokens, the lists, and what of them is decided while sampling."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,8 @@ class Sparsity:
     Attributes:
         mask: one of `FAMILIES`.
         density: share of the pairs of video blocks; of topp the most that a list may hold. Text is seen by all, and sees all.
-        block: tokens of a block. Accelerators want 128 or a multiple.
+        block: tokens of a block; accelerators want 128 or a multiple. 0 takes 128, or less (64, 32, 16) where a video has not
+            even 32 of them.
         tile: tokens of a tile along time, height and width, for all but svg and radial; 1 x 1 x 1 is the model's order.
         mass: of topp: the share of the pooled softmax that a list is to reach.
         sink_frames: the first frames, which all queries see besides.
@@ -36,7 +37,7 @@ class Sparsity:
 
     mask: str = "svg"
     density: float = 0.15
-    block: int = 128
+    block: int = 0
     tile: Sizes = (1, 1, 1)
     mass: float = 0.9
     sink_frames: int = 0
@@ -49,9 +50,9 @@ class Sparsity:
             raise InputError(
                 f"density={self.density}, mass={self.mass}: both are shares above 0, up to 1"
             )
-        if min(self.block, *self.tile, self.profiled_rows) < 1 or self.sink_frames < 0:
+        if min(*self.tile, self.profiled_rows) < 1 or min(self.block, self.sink_frames) < 0:
             raise InputError(
-                f"block={self.block}, tile={self.tile}, profiled_rows={self.profiled_rows} must be 1 or more,"
+                f"tile={self.tile}, profiled_rows={self.profiled_rows} must be 1 or more, block={self.block},"
                 f" sink_frames={self.sink_frames} 0 or more"
             )
         if self.mask.startswith(("svg", "radial")) and self.tile != (1, 1, 1):
@@ -61,6 +62,13 @@ class Sparsity:
                 f"sink_frames={self.sink_frames}: in the token-major order of {self.mask} every block has a token of the first"
                 " frames; take band, window, sta or topk"
             )
+
+    def sized(self, tokens: int) -> "Sparsity":
+        """With the block size for a video of so many tokens."""
+        if self.block:
+            return self
+        fitting = (block for block in (128, 64, 32) if tokens >= 32 * block)
+        return replace(self, block=next(fitting, 16))
 
 
 class Choice(NamedTuple):
@@ -89,6 +97,7 @@ class Pattern:
     """
 
     def __init__(self, config: Sparsity, grid: Sizes, text: int) -> None:
+        config = config.sized(int(np.prod(grid)))
         self.config, self.text = config, text
         block = config.block
         first = Layout(grid, config.tile, block)

@@ -1,6 +1,7 @@
 """The pipeline on the bundled model: seeds, shapes, compilations, callbacks, refusals."""
 
 import gc
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import qsjax
 from qsjax.dit import load_dit
 from qsjax.errors import Cancelled, InputError
 from qsjax.quant import device_bytes
+from qsjax.sample import SparsePlan
+from qsjax.sparse import Sparsity
 from qsjax.text import load_prompts, save_prompts
 
 SIZE = {"frames": 5, "height": 16, "width": 24, "steps": 2}
@@ -94,6 +97,19 @@ def test_step_by_step_equals_the_whole_sampler(pipeline):
 def live_bytes():
     gc.collect()
     return sum(array.nbytes for array in jax.live_arrays())
+
+
+def test_sparse_attention_compiles_three_programs_and_at_density_one_is_dense(pipeline, video):
+    sparse = SparsePlan(sparsity=Sparsity(mask="topk", density=1.0, block=4), interval=2)
+    size = SIZE | {"steps": 4, "sparse": replace(sparse, dense_steps=2)}
+    expected = pipeline(CAPTION, seed=1, **SIZE | {"steps": 4})
+    found = pipeline(CAPTION, seed=1, **size)
+    assert np.abs(found.astype(int) - expected).max() <= 1  # a level of 8 bits
+    assert {name for name, *_ in pipeline._programs} >= {"dense", "refresh", "sparse", "cache"}
+    pipeline(OTHER, seed=2, **size)
+    assert "compile" not in pipeline.timings
+    third = replace(sparse, sparsity=replace(sparse.sparsity, density=0.3))
+    assert (pipeline(CAPTION, seed=1, **SIZE | {"steps": 4, "sparse": third}) != expected).any()
 
 
 def test_modulation_weights_leave_the_memory(pipeline, tiny_checkpoint):

@@ -125,7 +125,7 @@ def test_text_rows_see_everything():
         ({"mask": "svd"}, "did you mean 'svg'"),
         ({"density": 0.0}, "shares above 0"),
         ({"density": 15.0}, "shares above 0"),
-        ({"block": 0}, "1 or more"),
+        ({"block": -1}, "0 or more"),
         ({"mask": "svg", "tile": (1, 2, 2)}, "orders of its own"),
         ({"mask": "svg", "sink_frames": 1}, "token-major order"),
     ],
@@ -133,3 +133,10 @@ def test_text_rows_see_everything():
 def test_what_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         Sparsity(**options)
+
+
+@pytest.mark.parametrize(
+    ("grid", "block"), [((33, 45, 80), 128), ((9, 8, 8), 16), ((8, 16, 16), 64), ((1, 2, 2), 16)]
+)
+def test_blocks_follow_the_number_of_tokens(grid, block):
+    assert Pattern(Sparsity(mask="band"), grid, TEXT).config.block == block

@@ -1,0 +1,72 @@
+"""Options of sparse attention: a recipe, and dotted names for every field of it."""
+
+import argparse
+from typing import Any
+
+FIELDS: dict[str, tuple[str, Any, str]] = {
+    "sparse.mask": ("sparsity.mask", str, "which family: svg, topk, sta, ...; a wrong one lists all"),
+    "sparse.density": ("sparsity.density", float, "share of the pairs of video blocks"),
+    "sparse.block": ("sparsity.block", int, "tokens of a block; 0 follows the video's size"),
+    "sparse.tile": ("sparsity.tile", "TxHxW", "tokens of a tile, for sta, topk, topp, band, window"),
+    "sparse.mass": ("sparsity.mass", float, "of topp: share of the softmax that a list reaches"),
+    "sparse.sink-frames": ("sparsity.sink_frames", int, "first frames that every query sees"),
+    "sparse.profiled-rows": ("sparsity.profiled_rows", int, "of svg: rows that decide a head's order"),
+    "sparse.interval": ("interval", int, "steps from refresh to refresh; 0 refreshes once"),
+    "sparse.dense-steps": ("dense_steps", int, "steps at the beginning that are dense"),
+    "sparse.scores": ("scores", str, "float, or int8 for queries and keys in 8 bits"),
+    "residual.policy": ("residual.policy", str, "how the cache corrects a sparse step; a wrong one lists all"),
+    "residual.store": ("residual.store", str, "of the cache: float32, bfloat16, int8, int4"),
+    "residual.rank": ("residual.rank", int, "of what changed since the last refresh; 0 keeps all"),
+    "residual.clock": ("residual.clock", str, "steps or sigma: what extrapolation counts in"),
+}  # fmt: skip
+"""Option -> (field of `qsjax.sample.recipe.SamplingRecipe`, type, help)."""
+
+
+def add_sparse_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--recipe` and the options of `FIELDS`."""
+    group = parser.add_argument_group(
+        "sparse attention and residual reuse",
+        "any of these switches them on; what is not said is the recipe's, or qsjax.sample.SparsePlan's",
+    )
+    group.add_argument(
+        "--recipe", help="preset of configs/sampling or TOML file, as in quantsparse-w4a8-d15"
+    )
+    for option, (field, kind, text) in FIELDS.items():
+        sizes = kind == "TxHxW"
+        group.add_argument(
+            f"--{option}",
+            dest=field,
+            type=_sizes if sizes else kind,
+            metavar=kind if sizes else kind.__name__.upper(),
+            help=text,
+        )
+
+
+def sparse_plan(args: argparse.Namespace, weights: str | None) -> Any:
+    """The plan that the options describe for a checkpoint; None where there is none of them.
+
+    Args:
+        args: parsed.
+        weights: the checkpoint's quantization recipe, None in full precision.
+
+    Raises:
+        InputError: no such recipe, values that do not fit, or a recipe for other weights.
+    """
+    from qsjax.sample.recipe import SamplingRecipe
+
+    given = vars(args)
+    changes = {
+        field: given[field] for field, _, _ in FIELDS.values() if given.get(field) is not None
+    }
+    if not args.recipe and not changes:
+        return None
+    return SamplingRecipe.load(args.recipe or "", changes).plan(weights)
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split("x")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give tokens along time, height and width, as in 1x8x8"
+        ) from error
