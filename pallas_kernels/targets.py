@@ -4,6 +4,9 @@ A target is what a call runs on, or is compiled for: "tpu@v5e" builds the TPU ke
 "tpu@interpret" computes its numbers on any machine.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import jax
@@ -52,9 +55,26 @@ TARGETS = {
     )
 }
 
+_ASSUMED: ContextVar[Target | None] = ContextVar("assumed target", default=None)
+
+
+@contextmanager
+def assumed(target: Target) -> Iterator[None]:
+    """Trace as if the default device were another: for compiling whole programs ahead of time.
+
+    Programs traced before are not traced anew: jit a fresh function inside.
+    """
+    token = _ASSUMED.set(target)
+    try:
+        yield
+    finally:
+        _ASSUMED.reset(token)
+
 
 def current() -> Target:
-    """The target of the default device; one without peaks where the device is not in the table."""
+    """The target of the default device, or the assumed one; one without peaks where the device is not in the table."""
+    if (target := _ASSUMED.get()) is not None:
+        return target
     kind = jax.devices()[0].device_kind
     matches = {
         beginning: target

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels import targets
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
 
 # Finite, so that a row without any valid key gives finite numbers instead of NaN.
@@ -40,7 +41,7 @@ def dense_attention(
         ExceptionGroup: the implementation cannot serve this backend or dtype; the reasons are inside.
     """
     name = DENSE_ATTENTION.choose(
-        implementation, backend=jax.default_backend(), dtype=q.dtype, head_dim=q.shape[-1]
+        implementation, backend=targets.current().backend, dtype=q.dtype, head_dim=q.shape[-1]
     )
     return DENSE_ATTENTION.implementations[name].function(q, k, v, kv_valid), state
 

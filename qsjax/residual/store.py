@@ -17,10 +17,10 @@ _SMALLEST = 1e-30
 
 
 class Stored(NamedTuple):
-    """A tensor [B, S, H, D] at rest.
+    """A tensor [B, S, H, D] at rest: head by head, as kernels read it. Another order would be turned as a whole, in front of all layers.
 
     Attributes:
-        values: floats or int8 of that shape; of int4 two channels in a byte, [B, S, H, D/2]: channel d low, d + D/2 high.
+        values: floats or int8 [B, H, S, D]; of int4 two channels in a byte, [B, H, S, D/2]: channel d low, d + D/2 high.
         scale: of integers, float32 [B, H, S]; None for floats.
     """
 
@@ -40,24 +40,24 @@ def store(x: Float[Array, "B S H D"], kind: str) -> Stored:
     """
     check(kind, x.shape[-1])
     if kind in ("float32", "bfloat16"):
-        return Stored(x.astype(kind))
+        return Stored(x.swapaxes(1, 2).astype(kind))
     top = 7 if kind == "int4" else 127
-    wide = x.astype(jnp.float32)
+    wide = x.swapaxes(1, 2).astype(jnp.float32)
     peak = jnp.maximum(jnp.abs(wide).max(axis=-1, keepdims=True), _SMALLEST)
     values = jnp.round(wide * (top / peak)).astype(jnp.int8)
     if kind == "int4":
         low, high = jnp.split(values, 2, axis=-1)
         values = (low & 15) | (high << 4)
-    return Stored(values, (peak[..., 0] / top).swapaxes(1, 2))
+    return Stored(values, peak[..., 0] / top)
 
 
 def opened(stored: Stored, kind: str) -> Stored:
-    """The form that attention kernels take: floats, or one int8 a value."""
-    if kind != "int4":
-        return stored
-    # Shifting left and back keeps the sign of the lower half.
-    low, high = (stored.values << 4) >> 4, stored.values >> 4
-    return Stored(jnp.concatenate([low, high], axis=-1), stored.scale)
+    """What attention takes: values [B, S, H, D], floats or one int8 each, and the scale."""
+    values = stored.values
+    if kind == "int4":
+        # Shifting left and back keeps the sign of the lower half.
+        values = jnp.concatenate([(values << 4) >> 4, values >> 4], axis=-1)
+    return Stored(values.swapaxes(1, 2), stored.scale)
 
 
 def restored(stored: Stored, kind: str) -> Float[Array, "B S H D"]:

@@ -1,0 +1,134 @@
+"""The steps of a sampling run, compiled for a device that need not be here: the compiler's own count of memory.
+
+Everything is in it: packed weights, lists, residual cache with its factors and log-sum-exps, rotary and modulation tables, the
+buffers between layers. Nothing is loaded; arguments are shapes.
+"""
+
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
+
+from pallas_kernels import deviceless, targets
+from pallas_kernels.targets import Target
+from qsjax.dit import DiT, DiTConfig
+from qsjax.dit.halves import keep
+from qsjax.plan.size import TEXT_TOKENS
+from qsjax.quant import Recipe, arrange, with_quantized_layers
+from qsjax.sample import Plan, cached_step, denoise_step, empty_cache, prepare, schedule
+from qsjax.sample.sparse import DENSE
+from qsjax.text import EncodedPrompt
+
+
+class CompiledStep(NamedTuple):
+    """What the compiler says of one program.
+
+    Attributes:
+        peak_bytes: arguments, results that are no arguments, and temporaries at their widest.
+        argument_bytes: weights, cache, tables, latents.
+        temporary_bytes: in between.
+        seconds: that compiling took here.
+    """
+
+    peak_bytes: int
+    argument_bytes: int
+    temporary_bytes: int
+    seconds: float
+
+
+def compile_steps(
+    config: DiTConfig,
+    recipe: Recipe,
+    plan: Plan,
+    target: Target,
+    *,
+    latents: tuple[int, int, int],
+    text_tokens: int = TEXT_TOKENS,
+    clipped: bool = True,
+) -> dict[str, CompiledStep]:
+    """Compile one step of each kind that the plan has, bfloat16, one prompt, modulation weights released.
+
+    Args:
+        config: of the transformer.
+        recipe: of its weights.
+        plan: of the run.
+        target: whose compiler is asked.
+        latents: frames, height and width of the latents.
+        text_tokens: of the prompt.
+        clipped: whether quantized activations have a learned clip.
+
+    Raises:
+        ModuleNotFoundError: its compiler is not installed.
+    """
+    shapes = _Shapes(config, recipe, plan, target, latents, text_tokens, clipped)
+    return {kind: shapes.compile(kind) for kind in dict.fromkeys(plan.kinds)}
+
+
+class _Shapes:
+    def __init__(
+        self,
+        config: DiTConfig,
+        recipe: Recipe,
+        plan: Plan,
+        target: Target,
+        latents: tuple[int, int, int],
+        text_tokens: int,
+        clipped: bool,
+    ) -> None:
+        self.plan, self.target = plan, target
+        dtype = jnp.dtype(jnp.bfloat16)
+
+        def build(part: str) -> DiT:
+            dit = DiT(config, dtype=dtype, rngs=nnx.Rngs(0))
+            return keep(
+                arrange(with_quantized_layers(dit, recipe, clipped=clipped), target.backend), part
+            )
+
+        self.dit = nnx.eval_shape(partial(build, "steps"))
+        self.latents = jax.ShapeDtypeStruct((1, config.in_channels, *latents), jnp.float32)
+        text = EncodedPrompt(
+            text=jax.ShapeDtypeStruct((1, text_tokens, config.text_dim), dtype),
+            mask=jax.ShapeDtypeStruct((1, text_tokens), jnp.bool_),
+            pooled=jax.ShapeDtypeStruct((1, config.pooled_dim), dtype),
+        )
+        negative = text if plan.uses_negative else None
+        whole = nnx.eval_shape(partial(build, "whole"))
+        self.conditions = jax.eval_shape(partial(prepare, plan), whole, text, negative)
+        self.step = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], schedule(plan)))
+
+    def compile(self, kind: str) -> CompiledStep:
+        plan, latents = self.plan, self.latents.shape
+        if kind == DENSE:
+            function: Any = partial(denoise_step, plan)
+            carried: tuple[Any, ...] = (self.latents,)
+        else:
+            make = partial(empty_cache, plan, latents=latents)
+            cache = jax.eval_shape(
+                lambda dit, given: make(dit, conditions=given), self.dit, self.conditions
+            )
+            function, carried = partial(cached_step, plan, kind), (self.latents, cache)
+        place = SingleDeviceSharding(deviceless.device(self.target))
+        given = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            (self.dit, *carried, self.step, self.conditions),
+        )
+        start = time.perf_counter()
+        with targets.assumed(self.target):
+            jitted = jax.jit(function, donate_argnums=tuple(range(1, 1 + len(carried))))
+            memory = jitted.lower(*given).compile().memory_analysis()
+        peak = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+        )
+        return CompiledStep(
+            peak,
+            memory.argument_size_in_bytes,
+            memory.temp_size_in_bytes,
+            time.perf_counter() - start,
+        )
