@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--recipe",
-        help="preset of configs/recipes or TOML file (default: the checkpoint's own, else w4a8)",
+        help="preset of configs/recipes or TOML file, or a sampling recipe, as quantsparse-w4a8-d15, which says which weights it"
+        " is for (default: the checkpoint's own, else w4a8)",
     )
     for name, meaning in _VIDEO.items():
         parser.add_argument(f"--{name}", type=int, help=f"{meaning} (default: the model's)")
@@ -32,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-tokens", type=int, default=256, help="tokens of the prompt, padding included"
     )
     parser.add_argument(
-        "--density", type=float, default=0.15, help="share of attention that is computed"
+        "--density",
+        type=float,
+        default=0.15,
+        help="share of attention that is computed; a sampling recipe has its own",
     )
     parser.add_argument(
         "--calibration-size",
@@ -41,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", type=int, default=20, help="calibration samples")
     parser.add_argument("--epochs", type=int, default=15, help="passes over them, for every block")
+    parser.add_argument("--device", help="preset of configs/devices (default: all of them)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile a step of each kind for --device, which need not be here, and print the compiler's count of bytes; minutes",
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON on stdout")
     add_config(parser)
 
@@ -55,15 +65,24 @@ def run(args: argparse.Namespace) -> int:
     add_arguments(options)
     args = with_config(options, args)
     from qsjax.plan import PlannedModel, make_report, text
+    from qsjax.sample.recipe import SamplingRecipe
 
+    weights, sparse = args.recipe, None
+    if args.recipe in SamplingRecipe.presets():
+        recipe = SamplingRecipe.load(args.recipe)
+        weights = recipe.weights or "bf16"
+        sparse = recipe.plan(recipe.weights or None)
     report = make_report(
-        PlannedModel.find(args.model, args.recipe),
+        PlannedModel.find(args.model, weights),
         **{name: getattr(args, name) for name in _VIDEO},
         text_tokens=args.text_tokens,
         density=args.density,
         calibration_size=_size(args.calibration_size),
         samples=args.samples,
         epochs=args.epochs,
+        sparse=sparse,
+        only=args.device,
+        compiled=args.compile,
     )
     print(json.dumps(report, indent=1) if args.json else text(report))
     return 0

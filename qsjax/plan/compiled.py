@@ -90,10 +90,13 @@ class _Shapes:
 
         self.dit = nnx.eval_shape(partial(build, "steps"))
         self.latents = jax.ShapeDtypeStruct((1, config.in_channels, *latents), jnp.float32)
-        text = EncodedPrompt(
-            text=jax.ShapeDtypeStruct((1, text_tokens, config.text_dim), dtype),
-            mask=jax.ShapeDtypeStruct((1, text_tokens), jnp.bool_),
-            pooled=jax.ShapeDtypeStruct((1, config.pooled_dim), dtype),
+        shapes: Any = EncodedPrompt._make  # shapes stand for arrays
+        text = shapes(
+            (
+                jax.ShapeDtypeStruct((1, text_tokens, config.text_dim), dtype),
+                jax.ShapeDtypeStruct((1, text_tokens), jnp.bool_),
+                jax.ShapeDtypeStruct((1, config.pooled_dim), dtype),
+            )
         )
         negative = text if plan.uses_negative else None
         whole = nnx.eval_shape(partial(build, "whole"))
@@ -119,7 +122,7 @@ class _Shapes:
         start = time.perf_counter()
         with targets.assumed(self.target):
             jitted = jax.jit(function, donate_argnums=tuple(range(1, 1 + len(carried))))
-            memory = jitted.lower(*given).compile().memory_analysis()
+            memory: Any = jitted.lower(*given).compile().memory_analysis()
         peak = (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes

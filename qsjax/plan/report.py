@@ -3,14 +3,19 @@
 from dataclasses import replace
 from typing import Any
 
+from qsjax.errors import InputError
 from qsjax.plan.calibration import FORWARDS_A_STEP, SHARE_OF_PEAK, CalibrationPlan
+from qsjax.plan.compiled import compile_steps
 from qsjax.plan.devices import Device
 from qsjax.plan.flops import StepFlops
 from qsjax.plan.models import PlannedModel
 from qsjax.plan.sampling import sampling_bytes
 from qsjax.plan.size import TEXT_TOKENS, Size
+from qsjax.plan.steps import steps_by_kind
 from qsjax.plan.weights import Weights, modulation_table_bytes
 from qsjax.quant import Recipe
+from qsjax.sample import Plan, SparsePlan
+from qsjax.sample.sparse import SPARSE
 
 DENSITY = 0.15
 """Of attention, QuantSparse's main setting."""
@@ -30,6 +35,9 @@ def make_report(
     calibration_size: tuple[int, int, int] | None = None,
     samples: int = 20,
     epochs: int = 15,
+    sparse: SparsePlan | None = None,
+    only: str | None = None,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Plan storage, sampling and calibration of a model. Bytes are whole numbers, a GB is 10^9 of them.
 
@@ -41,12 +49,17 @@ def make_report(
         calibration_size: frames, height, width of the samples; None is the model's own size, or 61x544x960 where that
             is smaller.
         samples, epochs: of calibration.
+        sparse: sparse attention; then the density is what it executes.
+        only: the one device to plan for; None is all of configs/devices.
+        compiled: compile a step of each kind for the device, minutes each, and report the compiler's count of bytes.
 
     Raises:
-        InputError: a value that the model or the plan cannot have.
+        InputError: a value that the model or the plan cannot have, or no such device or compiler.
     """
     asked: dict[str, Any] = {"frames": frames, "height": height, "width": width, "steps": steps}
-    settings = replace(model.settings, **{k: v for k, v in asked.items() if v is not None})
+    settings = replace(
+        model.settings, sparse=sparse, **{k: v for k, v in asked.items() if v is not None}
+    )
     # The plan refuses a number of steps below 1. True guidance evaluates the model for two prompts.
     evaluations = settings.steps * (2 if settings.plan().uses_negative else 1)
     own = (settings.frames, settings.height, settings.width)
@@ -60,9 +73,12 @@ def make_report(
         samples=samples,
         epochs=epochs,
     )
-    devices = Device.known()
+    devices = Device.known() if only is None else [Device.load(only)]
+    latents = model.vae.latent_shape(*own)
     weights = Weights.count(model.dit, model.recipe, clipped=model.clipped)
-    return {
+    kinds = steps_by_kind(model, weights, size, latents, settings.plan(), devices)
+    density = kinds[SPARSE]["executed_density"] if SPARSE in kinds else density
+    report = {
         "model": model.name,
         "recipe": model.recipe.name,
         **_storage(model, weights, evaluations),
@@ -73,7 +89,37 @@ def make_report(
         **_operations(StepFlops.count(model.dit, size), density, evaluations),
         "sampling": _sampling(model, weights, size, evaluations, devices),
         "calibration": _calibration(plan, devices),
+        "steps_by_kind": kinds,
     }
+    if compiled:
+        report["compiled"] = _compiled(model, settings.plan(), latents, text_tokens, devices)
+    return report
+
+
+def _compiled(
+    model: PlannedModel,
+    plan: Plan,
+    latents: tuple[int, int, int],
+    text_tokens: int,
+    devices: list[Device],
+) -> dict[str, Any]:
+    if len(devices) != 1:
+        names = ", ".join(device.name for device in devices)
+        raise InputError(f"compiling is for one device; name it with --device: {names}")
+    target = devices[0].peaks
+    try:
+        made = compile_steps(
+            model.dit,
+            model.recipe,
+            plan,
+            target,
+            latents=latents,
+            text_tokens=text_tokens,
+            clipped=model.clipped,
+        )
+    except ModuleNotFoundError as error:
+        raise InputError(str(error)) from error
+    return {kind: step._asdict() for kind, step in made.items()}
 
 
 def _size(model: PlannedModel, pixels: tuple[int, int, int], text_tokens: int) -> Size:

@@ -6,7 +6,9 @@ from typing import Any
 
 def text(report: dict[str, Any]) -> str:
     """The tables of a report of `qsjax.plan.make_report`."""
-    sections = (_storage, _operations, _sampling, _calibration)
+    sections = [_storage, _operations, _kinds, _sampling, _calibration]
+    if "compiled" in report:
+        sections.append(_compiled)
     return "\n\n".join("\n".join(section(report)) for section in sections)
 
 
@@ -49,6 +51,42 @@ def _operations(report: dict[str, Any]) -> list[str]:
         f"linear layers are {_share(report['linear_share'])} of a dense step,"
         f" {_share(report['linear_share_at_density'])} at density {report['density']:g}",
     ]
+
+
+def _kinds(report: dict[str, Any]) -> list[str]:
+    kinds = report["steps_by_kind"]
+    names = list(next(iter(kinds.values()))["floor_seconds"])
+    rows = [
+        (
+            kind,
+            str(row["steps"]),
+            _share(row["executed_density"]),
+            _flop(row["flops"]),
+            _gb(row["bytes"]),
+            *(f"{row['floor_seconds'][name]:.2f} s" for name in names),
+        )
+        for kind, row in kinds.items()
+    ]
+    cached = max(row["cache_bytes"] for row in kinds.values())
+    heads = ("step", "of them", "density", "operations", "bytes", *(f"floor {n}" for n in names))
+    return [
+        "steps by kind; the floor is an estimate: products at the peaks, or bytes at the bandwidth, whichever is longer",
+        *_table(heads, rows),
+        *([f"lists and residual cache of all layers: {_gb(cached)}"] if cached else []),
+    ]
+
+
+def _compiled(report: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            kind,
+            *(_gb(step[f"{what}_bytes"]) for what in ("peak", "argument", "temporary")),
+            f"{step['seconds']:.0f} s",
+        )
+        for kind, step in report["compiled"].items()
+    ]
+    heads = ("compiled step", "peak", "arguments", "temporaries", "compiled in")
+    return ["the compiler's count; arguments are weights, cache and tables", *_table(heads, rows)]
 
 
 def _sampling(report: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qsjax.config import from_mapping, load_toml, preset
+from qsjax.config import configs_directory, from_mapping, load_toml, preset
 from qsjax.errors import InputError
 from qsjax.residual import Residual
 from qsjax.sample.sparse import SparsePlan
@@ -51,6 +51,11 @@ class SamplingRecipe:
             section, _, entry = dotted.rpartition(".")
             (values.setdefault(section, {}) if section else values)[entry] = value
         return from_mapping(cls, values, source=f"recipe {name}" if name else "recipe")
+
+    @staticmethod
+    def presets() -> tuple[str, ...]:
+        """Names in configs/sampling."""
+        return tuple(sorted(path.stem for path in (configs_directory() / KIND).glob("*.toml")))
 
     def plan(self, weights: str | None) -> SparsePlan:
         """The plan for a checkpoint.

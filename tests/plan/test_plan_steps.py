@@ -1,0 +1,91 @@
+"""Steps by kind: density as executed, bytes as allocated, and whole steps compiled for a chip that is not here."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import targets
+from pallas_kernels.deviceless import missing
+from pallas_kernels.targets import TARGETS
+from qsjax.cli import main
+from qsjax.dit import DiTConfig
+from qsjax.plan.compiled import compile_steps
+from qsjax.plan.steps import executed_density
+from qsjax.quant import Recipe
+from qsjax.sample import Plan, SparsePlan
+from qsjax.sparse import Pattern, Sparsity
+
+V5E = TARGETS["v5e"]
+SMALL = DiTConfig(
+    in_channels=4, out_channels=4, hidden_size=256, num_heads=2, num_double_blocks=1, num_single_blocks=1,
+    num_refiner_blocks=1, mlp_ratio=2.0, patch_size=(1, 2, 2), rope_axes_dim=(16, 56, 56), rope_theta=256.0,
+    text_dim=32, pooled_dim=16, guidance_embeds=True,
+)  # fmt: skip
+SPARSE = SparsePlan(sparsity=Sparsity(mask="topk", density=0.25, block=128), interval=2)
+
+
+@pytest.mark.parametrize("mask", ["svg", "topk", "dense"])
+def test_density_is_counted_from_the_lists(mask):
+    pattern = Pattern(Sparsity(mask=mask, density=0.25, block=16), (4, 8, 8), 20)
+    q = jax.random.normal(jax.random.key(0), (1, 276, 2, 8))
+    choice = pattern.choose(q, q, q, jnp.ones((1, 276), jnp.bool_))
+    counts = pattern.lists(choice).counts.mean(axis=(0, 1)).sum()
+    # Sixteen blocks of video and two of text.
+    assert executed_density(pattern) == pytest.approx((float(counts) + 2 * 18) / 18**2)
+    if mask == "dense":
+        assert executed_density(pattern) == 1
+
+
+def plan_json(capsys, *arguments):
+    assert main(["plan", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_sampling_recipe_is_planned_with_its_weights(capsys):
+    size = ("--height", "480", "--width", "832", "--frames", "61")
+    report = plan_json(capsys, "--recipe", "quantsparse-w4a8-d15", "--device", "v5e-1", *size)
+    assert report["recipe"] == "w4a8"
+    kinds = report["steps_by_kind"]
+    assert {kind: row["steps"] for kind, row in kinds.items()} == {
+        "dense": 4, "refresh": 10, "sparse": 36,
+    }  # fmt: skip
+    assert kinds["dense"]["executed_density"] == kinds["refresh"]["executed_density"] == 1
+    # 15 % of the video's pairs, two blocks of text in 197 for all, and their rows.
+    assert 0.165 < kinds["sparse"]["executed_density"] < 0.175
+    total = report["flops_per_step"]["total_at_density"]
+    assert kinds["sparse"]["flops"] == pytest.approx(total, rel=1e-4)  # of a rounded density
+    values = 60 * 24960 * 3072
+    assert values < kinds["sparse"]["cache_bytes"] < 1.12 * values
+    floors = [kinds[kind]["floor_seconds"]["v5e-1"] for kind in ("dense", "sparse")]
+    assert floors[0] > 2 * floors[1]
+    assert main(["plan", "--recipe", "svg-d25"]) == 0
+    text = capsys.readouterr().out
+    assert "steps by kind" in text
+    assert "recipe bf16" in text
+
+
+def test_an_assumed_target_is_current_only_inside():
+    here = targets.current()
+    with targets.assumed(V5E):
+        assert targets.current() is V5E
+    assert targets.current() == here
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.skipif(missing(V5E) is not None, reason="libtpu is not installed")
+def test_small_steps_are_compiled_for_a_tpu():
+    plan = Plan(steps=4, sparse=SPARSE)
+    made = compile_steps(SMALL, Recipe.load("w4a8"), plan, V5E, latents=(2, 16, 32), text_tokens=32)
+    assert set(made) == {"refresh", "sparse"}
+    for step in made.values():
+        assert 0 < step.argument_bytes < step.peak_bytes < 2e8
+        assert step.temporary_bytes > 0
+
+
+def test_compiling_needs_one_device(capsys):
+    assert main(["plan", "--compile"]) == 2
+    assert "name it with --device" in capsys.readouterr().err
+    assert main(["plan", "--device", "v5e-2"]) == 2
+    assert "did you mean 'v5e-1'" in capsys.readouterr().err
