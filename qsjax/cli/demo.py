@@ -1,4 +1,4 @@
-"""`qsjax demo`: the whole way from PyTorch files to a quantized model and videos, on the bundled tiny model."""
+"""`qsjax demo`: from PyTorch files over calibration to QuantSparse's videos, on the bundled tiny model."""
 
 import argparse
 import json
@@ -8,6 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from qsjax.cli.ways import Way
+from qsjax.residual import Residual
+from qsjax.sample import SparsePlan
+from qsjax.sparse import Sparsity
+
 CAPTIONS = (
     "a red circle moves left over dark stripes",
     "a green square moves up over a light background",
@@ -15,6 +20,14 @@ CAPTIONS = (
 )
 # A quick calibration: on these, 20 samples and 15 epochs gain another decibel or two and take minutes.
 _CALIBRATION_STREAM, _SAMPLES, _EPOCHS = 98, 8, 4
+
+
+_NO_CACHE = SparsePlan(
+    sparsity=Sparsity(mask="svg", density=0.15), residual=Residual(policy="none"), interval=0
+)
+_QUANTSPARSE = SparsePlan(
+    sparsity=Sparsity(mask="svg", density=0.15), residual=Residual(store="int8"), interval=5
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, calibrate to W4A8, sample three captions with both models, write mp4 files and a contact sheet.
+    """Convert, calibrate to W4A8, sample three captions in four ways, write mp4 files and a contact sheet.
 
     Raises:
         QsjaxError: something the caller can mend.
@@ -67,24 +80,26 @@ def run(args: argparse.Namespace) -> int:
     seconds["calibrate"] = time.perf_counter() - start
     chosen = pipeline.resolve(steps=args.steps)
     pipelines = {"float": pipeline, "W4A8": Pipeline.from_checkpoint(folders["W4A8"])}
+    ways = [
+        Way("full precision", pipelines["float"], None),
+        Way("W4A8", pipelines["W4A8"], None),
+        Way("W4A8 + 15 %, no cache", pipelines["W4A8"], _NO_CACHE),
+        Way("QuantSparse", pipelines["W4A8"], _QUANTSPARSE),
+    ]
     videos: list[np.ndarray] = []
     names: list[str] = []
     files: list[Path] = []
-    psnr: list[float] = []
     for number, caption in enumerate(CAPTIONS):
-        pair = []
-        for name, one in pipelines.items():
-            pair.append(one(caption, seed=args.seed + number, steps=args.steps))
-            names.append(f"{name}: {caption}")
-            for stage, spent in one.timings.items():
-                key = f"{stage} {name}"
-                seconds[key] = seconds.get(key, 0.0) + spent
-        videos += pair
-        psnr.append(_psnr(*pair))
+        row = [way.sample(caption, seed=args.seed + number, steps=args.steps) for way in ways]
+        videos += row
+        names += [f"{way.name}: {caption}" for way in ways]
         path = args.out / f"{number + 1}-{caption.replace(' ', '-')}.mp4"
-        side_by_side = np.concatenate(pair, axis=2)
-        comment = f"{caption}; left float, right W4A8"
-        files.append(write_video(side_by_side, path, fps=chosen.fps, comment=comment))
+        comment = f"{caption}; from left: {', '.join(way.name for way in ways)}"
+        files.append(
+            write_video(np.concatenate(row, axis=2), path, fps=chosen.fps, comment=comment)
+        )
+    for way in ways:
+        seconds |= {f"{stage} {way.name}": spent for stage, spent in way.seconds.items()}
     files.append(write_contact_sheet(videos, names, sheet, zoom=2))
     seconds["all"] = time.perf_counter() - started
     components = manifest.data["components"]
@@ -96,25 +111,42 @@ def run(args: argparse.Namespace) -> int:
         "parameters": {name: part["parameters"] for name, part in components.items()},
         "dit_bytes": dict(zip(folders, stored, strict=True)),
         "calibration": summary(blocks),
-        "psnr": [round(value, 2) for value in psnr],
+        "ways": [way.report(ways[0], chosen, stored[min(n, 1)]) for n, way in enumerate(ways)],
         "video": f"{chosen.frames}x{chosen.height}x{chosen.width}",
         "steps": chosen.steps,
         "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()},
-        "seconds_of_last_video": {k: round(v, 2) for k, v in pipeline.timings.items()},
+        "seconds_of_last_video": {k: round(v, 2) for k, v in ways[0].last.items()},
         "files": [str(path) for path in files],
     }
     print(json.dumps(report, indent=1) if args.json else _text(report))
     return 0
 
 
-def _psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two uint8 videos, decibels."""
-    error = np.square(one.astype(np.float64) - other).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-6)))
-
-
 def _list(seconds: dict[str, float]) -> str:
     return ", ".join(f"{stage} {spent}" for stage, spent in seconds.items())
+
+
+def _table(ways: list[dict]) -> str:
+    from qsjax.evaluate.tables import markdown
+
+    headers = [
+        *("way", "PSNR, dB", "SSIM", "attention, sparse step", "attention, all steps"),
+        *("transformer", "cache", "denoising"),
+    ]
+    rows = []
+    for way in ways:
+        first = way["psnr"] is None
+        rows.append([
+            way["name"],
+            "" if first else f"{way['psnr']:.1f}",
+            "" if first else f"{way['ssim']:.3f}",
+            f"{100 * way['density']:.0f} %",
+            f"{100 * way['mean_density']:.0f} %",
+            f"{way['dit_bytes'] / 1e6:.1f} MB",
+            f"{way['cache_bytes'] / 1e6:.1f} MB",
+            f"{way['seconds_a_video']:.1f} s",
+        ])  # fmt: skip
+    return markdown(headers, rows)
 
 
 def _text(report: dict) -> str:
@@ -124,8 +156,8 @@ def _text(report: dict) -> str:
         f"converted the bundled PyTorch files to {report['checkpoints']['float']} (parameters: {parameters})",
         f"calibrated it to {report['checkpoints']['W4A8']}: transformer {sizes['float'] / sizes['W4A8']:.2f} times smaller,"
         f" block errors {calibrated['output_error']:.2f} of round-to-nearest's",
-        f"sampled {len(CAPTIONS)} videos of {report['video']} in {report['steps']} steps each, float and W4A8:"
-        f" PSNR {', '.join(f'{value:.1f}' for value in report['psnr'])} dB",
+        f"sampled {len(CAPTIONS)} videos of {report['video']} in {report['steps']} steps each, in {len(report['ways'])} ways:",
+        _table(report["ways"]),
         "seconds: " + _list(report["seconds"]),
         f"seconds of the last video, compiled before: {_list(report['seconds_of_last_video'])}",
         *(f"wrote {path}" for path in report["files"]),

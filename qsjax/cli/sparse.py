@@ -11,6 +11,7 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "sparse.mass": ("sparsity.mass", float, "of topp: share of the softmax that a list reaches"),
     "sparse.sink-frames": ("sparsity.sink_frames", int, "first frames that every query sees"),
     "sparse.profiled-rows": ("sparsity.profiled_rows", int, "of svg: rows that decide a head's order"),
+    "sparse.every-step": ("sparsity.every_step", "BOOL", "true: topk and topp choose their lists in every step"),
     "sparse.interval": ("interval", int, "steps from refresh to refresh; 0 refreshes once"),
     "sparse.dense-steps": ("dense_steps", int, "steps at the beginning that are dense"),
     "sparse.scores": ("scores", str, "float, or int8 for queries and keys in 8 bits"),
@@ -32,12 +33,12 @@ def add_sparse_options(parser: argparse.ArgumentParser) -> None:
         "--recipe", help="preset of configs/sampling or TOML file, as in quantsparse-w4a8-d15"
     )
     for option, (field, kind, text) in FIELDS.items():
-        sizes = kind == "TxHxW"
+        named = isinstance(kind, str)
         group.add_argument(
             f"--{option}",
             dest=field,
-            type=_sizes if sizes else kind,
-            metavar=kind if sizes else kind.__name__.upper(),
+            type=_READ[kind] if named else kind,
+            metavar=kind if named else kind.__name__.upper(),
             help=text,
         )
 
@@ -70,3 +71,12 @@ def _sizes(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: give tokens along time, height and width, as in 1x8x8"
         ) from error
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give true or false")
+    return text == "true"
+
+
+_READ = {"TxHxW": _sizes, "BOOL": _truth}

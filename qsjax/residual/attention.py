@@ -73,7 +73,7 @@ def sparse_attention(
     implementation: str = AUTO,
 ) -> tuple[Float[Array, "B L H D"], LayerState]:
     """Attention over the lists of the last refresh, corrected by its cache; the state stays. See `refresh_attention`."""
-    choice = state.choice
+    choice = pattern.choose(q, k, v, kv_valid) if pattern.config.every_step else state.choice
     video, keys, values, valid, text = _arranged(pattern, choice, q, k, v, kv_valid)
     out = block_sparse_attention(
         video,

@@ -33,6 +33,8 @@ class Sparsity:
         mass: of topp: the share of the pooled softmax that a list is to reach.
         sink_frames: the first frames, which all queries see besides.
         profiled_rows: of svg: rows that decide a head's order.
+        every_step: of topk and topp: lists are chosen anew in every sparse step; else they stay from refresh to refresh, so that
+            what is cached belongs to them.
     """
 
     mask: str = "svg"
@@ -42,6 +44,7 @@ class Sparsity:
     mass: float = 0.9
     sink_frames: int = 0
     profiled_rows: int = 64
+    every_step: bool = False
 
     def __post_init__(self) -> None:
         if self.mask not in FAMILIES:
@@ -57,6 +60,10 @@ class Sparsity:
             )
         if self.mask.startswith(("svg", "radial")) and self.tile != (1, 1, 1):
             raise InputError(f"tile={self.tile}: {self.mask} has orders of its own; leave it out")
+        if self.every_step and self.mask not in CHOSEN:
+            raise InputError(
+                f"every_step: the lists of {self.mask} do not change; it is for {' and '.join(CHOSEN)}"
+            )
         if self.mask.startswith("svg") and self.sink_frames:
             raise InputError(
                 f"sink_frames={self.sink_frames}: in the token-major order of {self.mask} every block has a token of the first"

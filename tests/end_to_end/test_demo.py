@@ -10,13 +10,19 @@ from qsjax.cli import main
 
 def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path):
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--steps", "1", "--json"]) == 0
+    assert main(["demo", "--out", str(out), "--steps", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     for folder in ("checkpoint", "checkpoint-w4a8"):
         assert (out / folder / "manifest.json").is_file()
     assert report["dit_bytes"]["W4A8"] < 0.6 * report["dit_bytes"]["float"]
     assert report["calibration"]["output_error"] < 1
-    assert len(report["psnr"]) == 3
+    ways = {way["name"]: way for way in report["ways"]}
+    assert list(ways) == ["full precision", "W4A8", "W4A8 + 15 %, no cache", "QuantSparse"]
+    assert [way["psnr"] is None for way in ways.values()] == [True, False, False, False]
+    assert ways["W4A8"]["density"] == 1
+    assert 0.15 < ways["QuantSparse"]["density"] < 0.25
+    assert ways["QuantSparse"]["mean_density"] > ways["QuantSparse"]["density"]
+    assert ways["QuantSparse"]["cache_bytes"] > ways["W4A8 + 15 %, no cache"]["cache_bytes"]
     videos = sorted(out.glob("*.mp4"))
     assert len(videos) == 3
     frames, height, width = map(int, report["video"].split("x"))
@@ -25,8 +31,8 @@ def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path):
             assert sum(1 for _ in container.decode(video=0)) == frames
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > 8 * 2 * width
-        assert sheet.height > 6 * 2 * height
-    stages = {f"{stage} {name}" for stage in ("denoise", "decode") for name in ("float", "W4A8")}
+        assert sheet.height > 12 * 2 * height
+    stages = {f"{stage} {name}" for stage in ("denoise", "decode") for name in ways}
     assert {"convert", "calibrate", "all", *stages} <= set(report["seconds"])
     assert {"denoise", "decode"} <= set(report["seconds_of_last_video"])
     assert "compile" not in report["seconds_of_last_video"]

@@ -94,6 +94,16 @@ def test_without_a_cache_sparse_attention_is_far_from_dense():
     assert float(jnp.abs(layer.sparse(qkv) - dense(qkv)).max()) > 0.1
 
 
+def test_lists_may_be_chosen_in_every_step():
+    kept, fresh = (Layer(replace(TOPK, every_step=fresh), replace(EXACT, policy="none")) for fresh in (False, True))  # fmt: skip
+    for layer in (kept, fresh):
+        layer.refresh(tensors(0))
+    later = Layer(TOPK, replace(EXACT, policy="none"))
+    later.refresh(tensors(1))
+    near(fresh.sparse(tensors(1)), later.sparse(tensors(1)))
+    assert float(jnp.abs(kept.sparse(tensors(1)) - later.sparse(tensors(1))).max()) > 0.01
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("sparsity", [SVG, TOPK], ids=lambda s: s.mask)
 def test_density_one_is_dense_at_every_step(policy, sparsity):

@@ -51,6 +51,13 @@ def test_options_change_a_recipe():
     assert plan.residual == Residual(policy="second", store="int4", rank=16)
 
 
+def test_lists_of_every_step_are_for_those_that_change():
+    plan = sparse_plan(parsed("--sparse.mask", "topk", "--sparse.every-step", "true"), None)
+    assert plan.sparsity.every_step
+    with pytest.raises(InputError, match="lists of svg do not change"):
+        sparse_plan(parsed("--sparse.every-step", "true"), None)
+
+
 def test_options_alone_make_a_plan_and_no_option_none():
     plan = sparse_plan(parsed("--sparse.mask", "topk", "--sparse.tile", "1x4x4"), None)
     assert plan == SparsePlan(sparsity=Sparsity(mask="topk", tile=(1, 4, 4)))

@@ -1,0 +1,74 @@
+"""One row of the demo: a model, dense or sparse, its videos, and what they cost."""
+
+from typing import Any
+
+import numpy as np
+
+from qsjax.evaluate.metrics import psnr, ssim
+from qsjax.pipeline import Pipeline
+from qsjax.plan.steps import cache_bytes, executed_density
+from qsjax.sample import Settings, SparsePlan
+from qsjax.sample.cached import pattern_for
+from qsjax.sample.sparse import SPARSE
+
+
+class Way:
+    """A way to sample.
+
+    Args:
+        name: for people.
+        pipeline: with its model.
+        sparse: None is dense.
+
+    Attributes:
+        seconds: of all videos, by stage.
+        last: of the last video, by stage.
+    """
+
+    def __init__(self, name: str, pipeline: Pipeline, sparse: SparsePlan | None) -> None:
+        self.name, self._pipeline, self._sparse = name, pipeline, sparse
+        self._videos: list[np.ndarray] = []
+        self.seconds: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self._text = 0
+
+    def sample(self, caption: str, *, seed: int, steps: int | None) -> np.ndarray:
+        """A video, uint8 [T, H, W, 3], kept for the comparison."""
+        prompt = self._pipeline.encode(caption)
+        self._text = prompt.text.shape[1]
+        video = self._pipeline(prompt, seed=seed, steps=steps, sparse=self._sparse)[0]
+        self.last = dict(self._pipeline.timings)
+        for stage, spent in self.last.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        self._videos.append(video)
+        return video
+
+    def report(self, reference: "Way", settings: Settings, dit_bytes: int) -> dict[str, Any]:
+        """Means over videos; PSNR and SSIM of frames against the reference's, None for itself.
+
+        Args:
+            reference: the way that the others are compared with.
+            settings: of size and steps.
+            dit_bytes: of the stored transformer.
+        """
+        density, cached, sparse = 1.0, 0, self._sparse
+        share = 0.0
+        if sparse is not None:
+            shape = self._pipeline.latent_shape(settings)
+            pattern = pattern_for(sparse, self._pipeline.dit_config, shape, self._text)
+            density = executed_density(pattern)
+            cached = cache_bytes(self._pipeline.dit_config, sparse, pattern, 1)
+            kinds = sparse.kinds(settings.steps)
+            share = kinds.count(SPARSE) / len(kinds)
+        ours, theirs = (np.stack(way._videos) / np.float32(255) for way in (self, reference))
+        same = self is reference
+        return {
+            "name": self.name,
+            "psnr": None if same else round(float(psnr(ours, theirs).mean()), 2),
+            "ssim": None if same else round(float(ssim(ours, theirs).mean()), 4),
+            "density": round(density, 4),
+            "mean_density": round(share * density + 1 - share, 4),
+            "dit_bytes": dit_bytes,
+            "cache_bytes": cached,
+            "seconds_a_video": round(self.last["denoise"], 2),
+        }
