@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `qsjax evaluate`."""
     parser.add_argument(
         "what",
-        choices=("compare", "quantization"),
+        choices=("compare", "quantization", "sparse"),
         help="compare: checkpoints against a full-precision one; quantization: calibrate the bundled model in many"
-        " ways and compare them, hours for all rows",
+        " ways and compare them; sparse: sample it with sparse attention in many ways; hours for all rows",
     )
     parser.add_argument(
         "--reference", default="tiny", help="full-precision checkpoint, or 'tiny' for the bundle"
@@ -34,15 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         type=str,
-        help="how many held-out captions of the tiny model (default: 8 for compare, 32 for quantization); compare: or a"
+        help="how many held-out captions of the tiny model (default: 8 for compare, else 32); compare: or a"
         " text file with one a line",
     )
     parser.add_argument(
         "--rows",
         default="",
-        help="quantization: only rows in whose name this regular expression is found, as in W4A8/",
+        help="quantization, sparse: only rows in whose name this regular expression is found, as in W4A8/",
     )
-    parser.add_argument("--samples", type=int, default=20, help="quantization: of the calibration")
+    parser.add_argument(
+        "--samples", type=int, default=20, help="quantization, sparse: of the calibration"
+    )
     parser.add_argument("--batch", type=int, default=8, help="compare: clips at once")
     for name, text in _SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=f"{text} (default: the checkpoint's)")
@@ -50,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help=f"folder for tables, contact sheets and plots (default: quantization {_DEFAULT_OUT}, where a stopped run goes"
-        " on; compare writes nothing)",
+        help=f"folder for tables, contact sheets and plots (default: {_DEFAULT_OUT} or its neighbour sparse, where a stopped"
+        " run goes on; compare writes nothing)",
     )
     parser.add_argument("--plots", action="store_true", help="plots too: pip install 'qsjax[plot]'")
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
@@ -71,17 +73,14 @@ def run(args: argparse.Namespace) -> int:
         from qsjax.evaluate.plots import require_matplotlib
 
         require_matplotlib()
-    report, text = _quantization(args) if args.what == "quantization" else _compare(args)
+    verbs = {"quantization": _quantization, "sparse": _sparse, "compare": _compare}
+    report, text = verbs[args.what](args)
     print(json.dumps(report, indent=1) if args.json else text)
     return 0
 
 
 def _quantization(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    if args.model:
-        raise InputError("--model is for `qsjax evaluate compare`; --reference names the model")
-    captions = "32" if args.captions is None else args.captions
-    if not captions.isdecimal():
-        raise InputError(f"--captions {captions}: quantization takes a number of held-out captions")
+    captions = _count(args)
     from qsjax.evaluate.grid import grid, select
     from qsjax.evaluate.quantization import Experiment
     from qsjax.evaluate.report import plain_report, tables_text, write_report
@@ -90,7 +89,7 @@ def _quantization(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     experiment = Experiment(
         _pipeline(args.reference, dtype="float32"),
         folder,
-        captions=int(captions),
+        captions=captions,
         samples=args.samples,
         seed=args.seed,
         progress=True,
@@ -100,6 +99,38 @@ def _quantization(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     files = write_report(experiment, outcomes, folder, plots=args.plots)
     report = plain_report(experiment, outcomes) | {"files": [str(path) for path in files]}
     return report, "\n".join([tables_text(outcomes), *(f"wrote {path}" for path in files)])
+
+
+def _sparse(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    captions = _count(args)
+    from qsjax.evaluate.grid import select
+    from qsjax.evaluate.sparse import SparseExperiment
+    from qsjax.evaluate.sparse_grid import sparse_grid
+    from qsjax.evaluate.sparse_report import plain_report, tables_text, write_report
+
+    rows, folder = select(sparse_grid(), args.rows), args.out or _DEFAULT_OUT.with_name("sparse")
+    experiment = SparseExperiment(
+        _pipeline(args.reference, dtype="float32"),
+        folder,
+        captions=captions,
+        samples=args.samples,
+        seed=args.seed,
+        progress=True,
+        **_settings(args),
+    )
+    outcomes = experiment.run(rows)
+    files = write_report(experiment, outcomes, folder)
+    report = plain_report(experiment, outcomes) | {"files": [str(path) for path in files]}
+    return report, "\n".join([tables_text(outcomes), *(f"wrote {path}" for path in files)])
+
+
+def _count(args: argparse.Namespace) -> int:
+    if args.model:
+        raise InputError("--model is for `qsjax evaluate compare`; --reference names the model")
+    captions = "32" if args.captions is None else args.captions
+    if not captions.isdecimal():
+        raise InputError(f"--captions {captions}: {args.what} takes a number of held-out captions")
+    return int(captions)
 
 
 def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

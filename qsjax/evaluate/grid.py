@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from qsjax.calibrate import METHODS, Method
 from qsjax.config import to_mapping
@@ -17,6 +17,18 @@ BITS = ((4, 8), (6, 6), (4, 4), (3, 8))
 """Weights and activations. QuantSparse reports W4A8 and W6A6; the others are where methods come apart."""
 COMPARED = ("rtn", "smoothquant", "quarot", "vidit", "qvdit", "ptq", "msad")
 ABLATED = ("msad", "ptq", "global", "local", "random-rows", "full-attention")
+
+
+@runtime_checkable
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def group(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_Named)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +74,7 @@ def grid() -> tuple[Row, ...]:
     return (*rows, *_modulation(), *_ablation(False), *_ablation(True))
 
 
-def select(rows: Sequence[Row], pattern: str) -> tuple[Row, ...]:
+def select(rows: Sequence[Named], pattern: str) -> tuple[Named, ...]:
     """The rows in whose name a regular expression is found.
 
     Raises:

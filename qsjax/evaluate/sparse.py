@@ -1,0 +1,235 @@
+"""Running the grid of sparse attention: sample, compare, store, row by row."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from qsjax.calibrate import METHODS, calibrate_module, collect
+from qsjax.config import to_mapping
+from qsjax.dit import DiT
+from qsjax.errors import CheckpointError
+from qsjax.evaluate.metrics import psnr, ssim
+from qsjax.evaluate.quantization import calibration_captions, digest
+from qsjax.evaluate.reference import Batch, Reference, reference_run
+from qsjax.evaluate.reference import programs as dense_programs
+from qsjax.evaluate.results import Results
+from qsjax.evaluate.sparse_grid import SparseRow
+from qsjax.evaluate.tables import versions
+from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.plan.steps import executed_density
+from qsjax.progress import Progress
+from qsjax.quant import Recipe
+from qsjax.sample import Plan, cached_step, empty_cache, schedule
+from qsjax.sample.cached import pattern_for
+from qsjax.sample.sparse import DENSE, REFRESH, SPARSE
+from qsjax.tiny import sampling
+from qsjax.tiny.evaluate import HELD_OUT
+from qsjax.tiny.outliers import inject
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 2
+_FIGURES = ("psnr", "ssim", "latents")
+
+
+class SparseOutcome(NamedTuple):
+    """One value a clip, in the captions' order.
+
+    Attributes:
+        row: the experiment.
+        psnr: decibels between frames and full precision's.
+        ssim: likewise.
+        latents: ||z - z'||^2 / ||z'||^2 of the last latents: errors of independent causes add up in it.
+        density: of attention that is computed, the mean over steps; warm-up, refreshes and text included.
+        dense_steps: in front.
+    """
+
+    row: SparseRow
+    psnr: Float[np.ndarray, " clips"]
+    ssim: Float[np.ndarray, " clips"]
+    latents: Float[np.ndarray, " clips"]
+    density: float
+    dense_steps: int
+
+
+class SparseExperiment:
+    """Rows of the grid on the tiny model, in a folder; a run that was stopped goes on there.
+
+    Args:
+        pipeline: the full-precision model, float32.
+        folder: holds `results.jsonl` and `videos/`.
+        captions: clips of the evaluation.
+        samples: of the calibration to W4A8.
+        seed: of noise and calibration.
+        progress: show bars.
+        **settings: of the pipeline's call, for another size or number of steps.
+
+    Raises:
+        InputError: the folder holds the rows of another run.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        folder: Path,
+        *,
+        captions: int = 32,
+        samples: int = 20,
+        seed: int = 0,
+        progress: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.captions = [scene.caption for scene in sampling.held_out(HELD_OUT, captions)]
+        self._pipeline, self._folder, self._progress = pipeline, folder, progress
+        self._samples, self._seed, self._settings = samples, seed, settings
+        plain = to_mapping(pipeline.resolve(**settings))
+        self.facts = {
+            "model": digest(pipeline.dit),
+            "captions": captions,
+            "samples": samples,
+            "seed": seed,
+            "settings": {name: value for name, value in plain.items() if value is not None},
+        }
+        self._results = Results(folder, self.facts)
+        self._references: dict[float, Reference] = {}
+        self._models: dict[str, DiT] = {"float": pipeline.dit}
+
+    def run(self, rows: Sequence[SparseRow]) -> list[SparseOutcome]:
+        """Do the rows that are not finished, and return all of them."""
+        return [self._outcome(row, f"{n}/{len(rows)}") for n, row in enumerate(rows, 1)]
+
+    def videos(self, row: SparseRow | None, shift: float = 3.0) -> np.ndarray | None:
+        """The first clips of a row, or of full precision at a shift, uint8; None where there are none."""
+        path = self._folder / "videos" / f"{_reference(shift) if row is None else row.key}.npy"
+        return np.load(path) if path.is_file() else None
+
+    def _outcome(self, row: SparseRow, number: str) -> SparseOutcome:
+        stored = self._results.get(row.key)
+        if stored is None:
+            stored = self._measured(row)
+            self._results.add(row.key, stored)
+            mean = np.mean(stored["psnr"])
+            logger.info("%s %s: PSNR %.2f dB, %s s", number, row.name, mean, stored["seconds"])
+        try:
+            values = {name: np.asarray(stored[name], np.float64) for name in _FIGURES}
+            facts = {"density": stored["density"], "dense_steps": stored["dense_steps"]}
+            return SparseOutcome(row, **values, **facts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self._results.path}: a row is damaged ({error})") from error
+
+    def _measured(self, row: SparseRow) -> dict[str, Any]:
+        reference, dit = self._reference(row.shift), self._model(row.weights)
+        start = time.perf_counter()
+        plan = replace(reference.settings.plan(), sparse=row.sparse)
+        found: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
+        shown: list[np.ndarray] = []
+        total = plan.steps * len(reference.batches)
+        with Progress(total, row.name, unit="step", enabled=self._progress) as bar:
+            for batch in reference.batches:
+                latents = sampled(plan, dit, batch, bar)
+                frames = self._pipeline.decode(jnp.asarray(latents))
+                last = batch.trajectory[-1]
+                found["psnr"].append(psnr(frames, batch.frames))
+                found["ssim"].append(ssim(frames, batch.frames))
+                axes = tuple(range(1, last.ndim))
+                error = np.square(latents - last).sum(axis=axes) / np.square(last).sum(axis=axes)
+                found["latents"].append(error)
+                shown.append(to_uint8(frames[:SHOWN]))
+        self._keep(row.key, np.concatenate(shown)[:SHOWN])
+        return {
+            "row": row.name,
+            **{k: [float(f"{x:.6g}") for x in np.concatenate(v)] for k, v in found.items()},
+            "density": round(self._density(plan), 4),
+            "dense_steps": 0 if row.sparse is None else row.sparse.dense_steps,
+            "seconds": round(time.perf_counter() - start, 1),
+            "versions": versions(),
+        }
+
+    def _density(self, plan: Plan) -> float:
+        if plan.sparse is None:
+            return 1.0
+        settings = self._pipeline.resolve(**self._settings)
+        text = self._references[plan.shift].batches[0].prompt.text.shape[1]
+        shape = self._pipeline.latent_shape(settings)
+        pattern = pattern_for(plan.sparse, self._pipeline.dit_config, shape, text)
+        share = plan.kinds.count(SPARSE) / plan.steps
+        return 1 - share + share * executed_density(pattern)
+
+    def _reference(self, shift: float) -> Reference:
+        if shift not in self._references:
+            settings = self._settings | {"shift": shift}
+            made = reference_run(
+                self._pipeline, self.captions, seed=self._seed, progress=self._progress, **settings
+            )
+            self._references[shift] = made
+            self._keep(_reference(shift), to_uint8(made.clips(SHOWN)))
+        return self._references[shift]
+
+    def _model(self, weights: str) -> DiT:
+        """Full precision or calibrated W4A8 (blocks only), with outlier channels or without; made when first needed."""
+        if weights not in self._models:
+            base, _, outliers = weights.partition(" ")
+            plain = self._pipeline.dit
+            loud = inject(plain) if outliers else plain
+            if base == "float":
+                self._models[weights] = loud
+            else:
+                some = calibration_captions(self._samples, avoid=self.captions)
+                samples = collect(
+                    self._pipeline, some, samples=self._samples, seed=self._seed, **self._settings
+                )
+                recipe, method = Recipe.load("w4a8"), METHODS["msad"]
+                self._models[weights], _ = calibrate_module(
+                    loud, samples, recipe, method, seed=self._seed, progress=self._progress
+                )
+        return self._models[weights]
+
+    def _keep(self, name: str, videos: np.ndarray) -> None:
+        path = self._folder / "videos" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{name}.tmp.npy")
+        np.save(temporary, videos)
+        temporary.replace(path)
+
+
+def sampled(plan: Plan, dit: DiT, batch: Batch, bar: Progress) -> np.ndarray:
+    """The last latents of a batch from the reference's noise."""
+    make_conditions, dense = dense_programs(replace(plan, sparse=None))
+    make_cache, steps = cached_programs(_static(plan))
+    conditions = make_conditions(dit, batch.prompt, batch.negative)
+    numbers, x = schedule(plan), jnp.asarray(batch.trajectory[0])
+    cache: Any = None if plan.sparse is None else make_cache(dit, x, conditions)
+    for index, kind in enumerate(plan.kinds):
+        now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
+        if kind == DENSE:
+            x = dense(dit, x, now._replace(gains=None), conditions)
+        else:
+            x, cache = steps[kind](dit, x, cache, now, conditions)
+        bar.advance()
+    return np.asarray(x)
+
+
+@lru_cache(maxsize=64)
+def cached_programs(plan: Plan) -> tuple[Any, dict[str, Any]]:
+    """The jitted cache and its steps; plans that differ in numbers only have the same."""
+    cache = jax.jit(lambda dit, x, given: empty_cache(plan, dit, x.shape, given))
+    return cache, {kind: jax.jit(partial(cached_step, plan, kind)) for kind in (REFRESH, SPARSE)}
+
+
+def _static(plan: Plan) -> Plan:
+    """Without what reaches the steps as numbers."""
+    sparse = plan.sparse and replace(plan.sparse, interval=0, dense_steps=1)
+    return Plan(steps=1, true_cfg=plan.true_cfg, sparse=sparse)
+
+
+def _reference(shift: float) -> str:
+    return f"reference-{shift:g}"

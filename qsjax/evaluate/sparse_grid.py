@@ -1,0 +1,147 @@
+"""The experiments on sparse attention, as data: policies by density, mask, weights and schedule; sweeps; baselines."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from qsjax.config import to_mapping
+from qsjax.residual import Residual
+from qsjax.sample import SparsePlan
+from qsjax.sparse import Sparsity
+
+DENSITIES = (0.15, 0.25, 0.40)
+SHIFTS = (3.0, 7.0)
+MASKS = {"svg": Sparsity(mask="svg"), "topk": Sparsity(mask="topk", tile=(1, 4, 4))}
+"""Lists that are the same in every step, and lists that follow the tokens."""
+COMPARED = (
+    *("first", "none", "second", "second-scaled", "third", "recall", "recall-extrapolated"),
+)
+FLOATS = Residual(store="float32", rank=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseRow:
+    """One experiment.
+
+    Attributes:
+        group: the table that it stands in.
+        label: its row there.
+        weights: "float", "W4A8", or either "with outliers".
+        shift: of the schedule.
+        sparse: None is dense attention.
+    """
+
+    group: str
+    label: str
+    weights: str = "float"
+    shift: float = 3.0
+    sparse: SparsePlan | None = None
+
+    @property
+    def name(self) -> str:
+        """Group and label, what `--rows` is matched against."""
+        return f"{self.group}/{self.label}"
+
+    @property
+    def key(self) -> str:
+        """A digest of what is done."""
+        sparse = None if self.sparse is None else to_mapping(self.sparse)
+        content = {"weights": self.weights, "shift": self.shift, "sparse": sparse}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sparse_grid() -> tuple[SparseRow, ...]:
+    """All experiments; the first row of a table is what its others are paired with."""
+    rows: list[SparseRow] = []
+    for shift, density, (mask, sparsity), weights in product(
+        SHIFTS, DENSITIES, MASKS.items(), ("float", "W4A8")
+    ):
+        group = f"{weights}, {mask}, {100 * density:.0f} %, shift {shift:g}"
+        for policy in COMPARED:
+            plan = _plan(replace(sparsity, density=density), replace(FLOATS, policy=policy))
+            rows.append(
+                SparseRow(group=group, label=policy, weights=weights, shift=shift, sparse=plan)
+            )
+    return (*rows, *_sweeps(), *_baselines(), *_interaction())
+
+
+def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
+    """One dense step in front, a refresh in every fifth; without a cache nothing is refreshed."""
+    interval = 0 if residual.policy == "none" else 5
+    return SparsePlan(sparsity=sparsity, residual=residual, interval=interval, dense_steps=1)
+
+
+def _sweeps() -> list[SparseRow]:
+    """One setting at a time, about our default at 15 % in float32; and the paper's policy."""
+    rows = []
+    svg, topk = (replace(mask, density=0.15) for mask in MASKS.values())
+    for policy in ("recall-extrapolated", "second"):
+        base = replace(FLOATS, policy=policy)
+        changes: dict[str, Any] = {
+            **{f"interval {n}": {"interval": n} for n in (5, 3, 4, 6, 8)},
+            **{f"rank {n}": {"residual": replace(base, rank=n)} for n in (4, 8)},
+            "not factorized": {"residual": replace(base, rank=0)},
+            **{s: {"residual": replace(base, store=s)} for s in ("bfloat16", "int8", "int4")},
+            "in noise levels": {"residual": replace(base, clock="sigma")},
+            "5 dense steps": {"dense_steps": 5},
+            "windows": {"sparsity": replace(svg, mask="svg-window")},
+            "int8 scores": {"scores": "int8"},
+        }
+        group = f"sweep of {policy}, float, svg, 15 %, shift 3"
+        rows += [
+            SparseRow(group=group, label=label, sparse=replace(_plan(svg, base), **change))
+            for label, change in changes.items()
+        ]
+    for policy in ("first", "recall"):
+        residual, group = replace(FLOATS, policy=policy), "lists, float, topk, 15 %, shift 3"
+        for label, fresh in (("kept between refreshes", False), ("chosen in every step", True)):
+            plan = _plan(replace(topk, every_step=fresh), residual)
+            rows.append(SparseRow(group=group, label=f"{policy}, {label}", sparse=plan))
+    return rows
+
+
+def _baselines() -> list[SparseRow]:
+    """What others do, at 15 % in float32: SVG alone, windows with a first-order cache as DiTFastAttn, top-k alone as Jenga, sliding
+    tiles, radial; and dense attention in every fifth step with nothing remembered, the control."""
+    none, first = (replace(FLOATS, policy=policy) for policy in ("none", "first"))
+    masks = {
+        "SVG": MASKS["svg"],
+        "top-k (Jenga)": MASKS["topk"],
+        "top-p, 90 % of the mass": Sparsity(mask="topp", tile=(1, 4, 4)),
+        "sliding tiles": Sparsity(mask="sta", tile=(3, 4, 4)),
+        "radial": Sparsity(mask="radial"),
+        "band": Sparsity(mask="band"),
+    }
+    group = "baselines, float, 15 %, shift 3"
+    plans = {
+        "ours": _plan(replace(MASKS["svg"], density=0.15), FLOATS),
+        **{
+            f"{label} alone": _plan(replace(mask, density=0.15), none)
+            for label, mask in masks.items()
+        },
+        "SVG, every fifth step dense": replace(
+            _plan(replace(MASKS["svg"], density=0.15), none), interval=5
+        ),
+        "window, first order (DiTFastAttn)": _plan(Sparsity(mask="window", density=0.15), first),
+        **{
+            f"{label}, our cache": _plan(replace(mask, density=0.15), FLOATS)
+            for label, mask in list(masks.items())[2:]
+        },
+    }
+    return [SparseRow(group=group, label=label, sparse=plan) for label, plan in plans.items()]
+
+
+def _interaction() -> list[SparseRow]:
+    """Errors of quantization, of sparsity and of both, with and without outlier channels."""
+    rows = []
+    plan = _plan(replace(MASKS["svg"], density=0.15), FLOATS)
+    for outliers in ("", " with outliers"):
+        group = f"together{outliers}, svg, 15 %, shift 3"
+        rows += [
+            SparseRow(group=group, label="W4A8", weights=f"W4A8{outliers}"),
+            SparseRow(group=group, label="sparse", weights=f"float{outliers}", sparse=plan),
+            SparseRow(group=group, label="both", weights=f"W4A8{outliers}", sparse=plan),
+        ]
+    return rows

@@ -1,0 +1,110 @@
+"""The grid of sparse attention: rows as data, what is measured, resumption, the report."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from evaluate_models import SMALL
+
+import qsjax
+from qsjax.evaluate.grid import select
+from qsjax.evaluate.sparse import SparseExperiment
+from qsjax.evaluate.sparse_grid import SparseRow, sparse_grid
+from qsjax.evaluate.sparse_report import plain_report, tables_text, write_report
+from qsjax.residual import POLICIES, Residual
+from qsjax.sample import SparsePlan
+from qsjax.sparse import Sparsity
+
+PLAN = SparsePlan(
+    sparsity=Sparsity(mask="topk", density=0.3, block=4),
+    residual=Residual(policy="first", store="float32"),
+    interval=2,
+)
+ROWS = (
+    SparseRow(group="policies", label="first", sparse=PLAN),
+    SparseRow(group="policies", label="none", sparse=replace(PLAN, interval=0, residual=Residual(policy="none"))),
+    SparseRow(group="policies", label="everything", sparse=replace(PLAN, sparsity=replace(PLAN.sparsity, density=1.0))),
+    SparseRow(group="policies", label="dense"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_checkpoint):
+    return qsjax.Pipeline.from_checkpoint(tiny_checkpoint, progress=False)
+
+
+def experiment(pipeline, folder, **changes):
+    return SparseExperiment(pipeline, folder, **({"captions": 2, "seed": 5} | SMALL | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(pipeline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sparse")
+    made = experiment(pipeline, folder)
+    return folder, made, made.run(ROWS)
+
+
+def test_rows():
+    rows = sparse_grid()
+    assert len({row.name for row in rows}) == len(rows)
+    main = select(rows, r"^float, svg, 15 %, shift 3/")
+    assert {row.label for row in main} == set(POLICIES)
+    assert main[0].label == "first"
+    assert [row.sparse.interval for row in main if row.label in ("first", "none")] == [5, 0]
+    by_name = {row.name: row for row in rows}
+    # The same experiment in two tables is run once.
+    ours = by_name["float, svg, 15 %, shift 3/recall-extrapolated"]
+    for other in ("baselines, float, 15 %, shift 3/ours", "together, svg, 15 %, shift 3/sparse"):
+        assert by_name[other].key == ours.key
+    assert by_name["together with outliers, svg, 15 %, shift 3/both"].key != ours.key
+
+
+def test_dense_attention_is_equal_and_less_is_not(finished):
+    psnr = {one.row.label: one.psnr for one in finished[2]}
+    assert (psnr["dense"] == 100).all()
+    assert (psnr["everything"] > 60).all()
+    assert (psnr["none"] < 60).all()
+    latents = {one.row.label: one.latents for one in finished[2]}
+    assert (latents["dense"] == 0).all()
+    assert (latents["everything"] < 1e-8).all()
+    assert (latents["none"] > 1e-5).all()
+
+
+def test_density_is_the_mean_over_steps(finished):
+    steps = SMALL["steps"]
+    density = {one.row.label: one.density for one in finished[2]}
+    assert density["dense"] == density["everything"] == 1
+    assert 0 < density["none"] <= density["first"] < 1
+    assert density["none"] > 1 / steps
+
+
+def test_a_second_run_repeats_nothing(pipeline, finished):
+    folder, _, before = finished
+    again = experiment(pipeline, folder)
+    after = again.run(ROWS)
+    assert not again._references
+    assert tables_text(after) == tables_text(before)
+
+
+def test_a_report(finished):
+    folder, made, outcomes = finished
+    files = write_report(made, outcomes, folder)
+    assert {path.name for path in files} == {"sparse_tables.md", "policies.png"}
+    assert len(re.findall("PSNR over first, dB", (folder / "sparse_tables.md").read_text())) == 1
+    report = json.loads(json.dumps(plain_report(made, outcomes), allow_nan=False))
+    assert [row["label"] for row in report["rows"]] == [row.label for row in ROWS]
+    assert report["rows"][0]["psnr"]["count"] == 2
+
+
+def test_errors_that_add_up(finished):
+    _, _, outcomes = finished
+    row = outcomes[0].row
+    parts = [np.array([0.1, 0.2]), np.array([0.2, 0.2]), np.array([0.3, 0.2])]
+    made = [
+        outcomes[0]._replace(row=replace(row, group="together", label=label), latents=latents)
+        for label, latents in zip(("W4A8", "sparse", "both"), parts, strict=True)
+    ]
+    # 1 and 0.5 clip by clip; 0.25 over 0.15 + 0.2 of the means.
+    assert "sum of the parts: 0.75 +- 0.25 clip by clip, 0.71 of the means" in tables_text(made)
