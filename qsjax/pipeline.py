@@ -1,5 +1,6 @@
 """From a prompt to a video: what a notebook user touches."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, nearest
 from qsjax.dit import DiT, DiTConfig, load_dit
 from qsjax.errors import Cancelled, InputError
+from qsjax.plan.steps import describe
 from qsjax.progress import Progress
 from qsjax.sample import (
     Conditions,
@@ -27,12 +29,15 @@ from qsjax.sample import (
     initial_noise,
     prepare,
     schedule,
+    within_budget,
 )
 from qsjax.sample.settings import Settings, check_size
 from qsjax.sample.sparse import DENSE, KINDS
 from qsjax.sample.step import Step
 from qsjax.text import EncodedPrompt, TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig, load_vae
+
+logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[str] | EncodedPrompt
 Callback = Callable[[int, Array], bool | None]
@@ -258,6 +263,11 @@ class Pipeline:
             raise InputError(
                 f"latents have shape {list(latents.shape)}, this prompt and size need {list(shape)}"
             )
+        plan = within_budget(self.dit_config, plan, shape, prompt.text.shape[1])
+        if self._progress and (
+            said := describe(self.dit_config, plan, shape, prompt.text.shape[1])
+        ):
+            logger.info("%s", said)
         # The step donates its latents; a caller's array must stay his.
         x = jnp.array(latents, jnp.float32, copy=True)
         prepared = self._prepare(plan, prompt, negative)

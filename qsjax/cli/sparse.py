@@ -18,6 +18,7 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "residual.policy": ("residual.policy", str, "how the cache corrects a sparse step; a wrong one lists all"),
     "residual.store": ("residual.store", str, "of the cache: float32, bfloat16, int8, int4"),
     "residual.rank": ("residual.rank", int, "of what changed since the last refresh; 0 keeps all"),
+    "residual.budget": ("residual.budget", int, "bytes for the cache of all layers: picks the store; 0 sets none"),
     "residual.clock": ("residual.clock", str, "steps or sigma: what extrapolation counts in"),
 }  # fmt: skip
 """Option -> (field of `qsjax.sample.recipe.SamplingRecipe`, type, help)."""

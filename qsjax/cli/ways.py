@@ -1,14 +1,15 @@
 """One row of the demo: a model, dense or sparse, its videos, and what they cost."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from qsjax.evaluate.metrics import psnr, ssim
 from qsjax.pipeline import Pipeline
-from qsjax.plan.steps import cache_bytes, executed_density
+from qsjax.plan.steps import executed_density
 from qsjax.sample import Settings, SparsePlan
-from qsjax.sample.cached import pattern_for
+from qsjax.sample.cached import cache_bytes, pattern_for
 from qsjax.sample.sparse import SPARSE
 
 
@@ -57,7 +58,8 @@ class Way:
             shape = self._pipeline.latent_shape(settings)
             pattern = pattern_for(sparse, self._pipeline.dit_config, shape, self._text)
             density = executed_density(pattern)
-            cached = cache_bytes(self._pipeline.dit_config, sparse, pattern, 1)
+            plan = replace(settings.plan(), sparse=sparse)
+            cached = cache_bytes(self._pipeline.dit_config, plan, shape, self._text)
             kinds = sparse.kinds(settings.steps)
             share = kinds.count(SPARSE) / len(kinds)
         ours, theirs = (np.stack(way._videos) / np.float32(255) for way in (self, reference))

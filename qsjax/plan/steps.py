@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from qsjax.dit import DiTConfig
@@ -13,10 +12,9 @@ from qsjax.plan.sampling import activation_bytes
 from qsjax.plan.size import Size
 from qsjax.plan.weights import Weights
 from qsjax.quant.quantizer import UNQUANTIZED
-from qsjax.residual import bytes_of, empty_state
 from qsjax.sample import Plan
-from qsjax.sample.cached import pattern_for
-from qsjax.sample.sparse import SPARSE, SparsePlan
+from qsjax.sample.cached import cache_bytes, pattern_for
+from qsjax.sample.sparse import DENSE, REFRESH, SPARSE
 from qsjax.sparse import Pattern
 
 
@@ -34,14 +32,38 @@ def executed_density(pattern: Pattern) -> float:
     return (listed + text * (video + text)) / (video + text) ** 2
 
 
-def cache_bytes(config: DiTConfig, plan: SparsePlan, pattern: Pattern, prompts: int) -> int:
-    """Of the lists and the residual cache of all layers, bfloat16 factors."""
-    state = jax.eval_shape(
-        lambda: empty_state(
-            plan.residual, pattern, 1, config.num_heads, config.head_dim, jnp.bfloat16
-        )
+def describe(config: DiTConfig, plan: Plan, latents: tuple[int, ...], text: int) -> str:
+    """One sentence on a sparse run: its steps, what they compute, what they remember; "" of a dense one.
+
+    Args:
+        config: of the transformer.
+        plan: of the run.
+        latents: shape [B, C, T, H, W].
+        text: tokens of the prompt, padding included.
+    """
+    if plan.sparse is None:
+        return ""
+    pattern, kinds = pattern_for(plan.sparse, config, latents, text), plan.kinds
+    size = Size(
+        frames=0, height=0, width=0, video_tokens=pattern.layouts[0].tokens, text_tokens=text
     )
-    return prompts * config.num_blocks * bytes_of(state)
+    flops, density = StepFlops.count(config, size), executed_density(pattern)
+    dense = kinds.count(DENSE) + kinds.count(REFRESH)
+    share = (dense * flops.total() + kinds.count(SPARSE) * flops.total(density)) / (
+        len(kinds) * flops.total()
+    )
+    cached = cache_bytes(config, plan, latents, text)
+    residual = plan.sparse.residual
+    kept = (
+        f"{residual.policy}, {residual.store}, {cached / 1e6:,.1f} MB"
+        if residual.rule.order
+        else "none"
+    )
+    return (
+        f"{plan.sparse.sparsity.mask} attention: {kinds.count(DENSE)} dense, {kinds.count(REFRESH)} refreshing and"
+        f" {kinds.count(SPARSE)} sparse steps; a sparse step computes {100 * density:.1f} % of the pairs of tokens, all steps"
+        f" {100 * share:.0f} % of the operations of dense sampling; cache: {kept}"
+    )
 
 
 def steps_by_kind(
@@ -70,7 +92,7 @@ def steps_by_kind(
     if plan.sparse is not None:
         pattern = pattern_for(plan.sparse, model.dit, (1, 0, *latents), size.text_tokens)
         density = executed_density(pattern)
-        cached = cache_bytes(model.dit, plan.sparse, pattern, prompts)
+        cached = cache_bytes(model.dit, plan, (1, 0, *latents), size.text_tokens)
     moved = 2 * model.dit.num_blocks * activation_bytes(model.dit, size)
     integers = model.recipe.blocks.activations != UNQUANTIZED
     found = {}

@@ -58,12 +58,14 @@ class Residual:
         store: of the cached tensor, a key of `qsjax.residual.store.BYTES`.
         rank: of its changes (QuantSparse has 16); 0 keeps them whole, in the same store.
         clock: what g is measured in: "steps", or "sigma", the noise level.
+        budget: bytes for the cache of all layers: the most exact store that keeps to them, in place of `store`; 0 has none.
     """
 
     policy: str = "recall-extrapolated"
     store: str = "bfloat16"
     rank: int = 16
     clock: str = "steps"
+    budget: int = 0
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -73,8 +75,10 @@ class Residual:
         ):
             if value not in known:
                 raise InputError(f"no {name} {value!r}; {nearest(value, known)}")
-        if self.rank < 0:
-            raise InputError(f"rank={self.rank}: must not be negative; 0 keeps all of it")
+        if min(self.rank, self.budget) < 0:
+            raise InputError(
+                f"rank={self.rank}, budget={self.budget}: must not be negative; rank 0 keeps all of a change, budget 0 sets none"
+            )
 
     @property
     def rule(self) -> Policy:

@@ -1,5 +1,6 @@
 """Steps that write or read the cache of sparse attention, with one state for each prompt."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.attention import dense_attention
 from qsjax.dit.blocks import Attention
 from qsjax.errors import InputError
-from qsjax.residual import LayerState, empty_state, refresh_attention, sparse_attention
+from qsjax.residual import LayerState, bytes_of, empty_state, refresh_attention, sparse_attention
 from qsjax.sample.plan import Plan
 from qsjax.sample.sparse import REFRESH, SparsePlan
 from qsjax.sample.step import Conditions, Step, euler_step
@@ -60,7 +61,7 @@ def empty_cache(plan: Plan, dit: DiT, latents: tuple[int, ...], conditions: Cond
         InputError: a dense layer that the model does not have.
     """
     sparse, config = _sparse(plan), dit.config
-    layers = config.num_double_blocks + config.num_single_blocks
+    layers = config.num_blocks
     wrong = [layer for layer in sparse.dense_layers if layer >= layers]
     if wrong:
         raise InputError(f"dense_layers={wrong}: the model has layers 0 to {layers - 1}")
@@ -79,6 +80,47 @@ def empty_cache(plan: Plan, dit: DiT, latents: tuple[int, ...], conditions: Cond
     ours = slot(conditions.text.text.shape[1])
     negative = conditions.negative
     return ours, () if negative is None else slot(negative.text.shape[1])
+
+
+def cache_bytes(config: DiTConfig, plan: Plan, latents: tuple[int, ...], text: int) -> int:
+    """Of lists and residual cache of all layers and prompts, with factors in bfloat16; nothing is allocated.
+
+    Args:
+        config: of the transformer.
+        plan: of the run.
+        latents: shape [B, C, T, H, W].
+        text: tokens of each prompt, padding included.
+    """
+    sparse = _sparse(plan)
+    pattern = pattern_for(sparse, config, latents, text)
+    one = jax.eval_shape(
+        lambda: empty_state(
+            sparse.residual, pattern, latents[0], config.num_heads, config.head_dim, jnp.bfloat16
+        )
+    )
+    return (2 if plan.uses_negative else 1) * config.num_blocks * bytes_of(one)
+
+
+def within_budget(config: DiTConfig, plan: Plan, latents: tuple[int, ...], text: int) -> Plan:
+    """The plan with the most exact store whose cache keeps to the residual's budget; unchanged without a budget.
+
+    Raises:
+        InputError: not even 4 bits do; says how much they take.
+    """
+    sparse = plan.sparse
+    if sparse is None or not sparse.residual.budget:
+        return plan
+    sizes = {}
+    for store in ("float32", "bfloat16", "int8", "int4"):
+        residual = replace(sparse.residual, store=store, budget=0)
+        made = replace(plan, sparse=replace(sparse, residual=residual))
+        sizes[store] = cache_bytes(config, made, latents, text)
+        if sizes[store] <= sparse.residual.budget:
+            return made
+    raise InputError(
+        f"a residual cache of {sparse.residual.budget:,} bytes is asked for; in 4 bits this video's takes {sizes['int4']:,}: give it"
+        " more, or take residual policy none"
+    )
 
 
 def cached_step(

@@ -24,7 +24,9 @@ from qsjax.sample import (
     prepare,
     schedule,
     sigmas,
+    within_budget,
 )
+from qsjax.sample.cached import cache_bytes
 from qsjax.sample.sparse import gains
 from qsjax.sparse import Sparsity
 
@@ -132,6 +134,29 @@ def test_all_steps_at_once_equal_step_by_step(dit, true_cfg):
             x, cache = steps[kind](dit, x, cache, now, conditions)
     near(sampled(dit, SPARSE, true_cfg=true_cfg), x)
     assert [step._cache_size() for step in steps.values()] == [1, 1, 1]
+
+
+def test_a_budget_picks_the_store():
+    plan = Plan(steps=8, sparse=replace(SPARSE, residual=Residual(rank=2)))
+
+    def sized(store):
+        residual = Residual(rank=2, store=store)
+        return cache_bytes(
+            CONFIG, replace(plan, sparse=replace(SPARSE, residual=residual)), SHAPE, 5
+        )
+
+    def budgeted(budget):
+        residual = replace(plan.sparse.residual, budget=budget)
+        given = replace(plan, sparse=replace(SPARSE, residual=residual))
+        return within_budget(CONFIG, given, SHAPE, 5).sparse.residual
+
+    assert sized("float32") > sized("bfloat16") > sized("int8") > sized("int4")
+    for store in ("float32", "bfloat16", "int8", "int4"):
+        assert budgeted(sized(store)) == Residual(rank=2, store=store)
+    assert budgeted(sized("int8") - 1).store == "int4"
+    with pytest.raises(InputError, match="in 4 bits this video's takes"):
+        budgeted(sized("int4") - 1)
+    assert within_budget(CONFIG, plan, SHAPE, 5) is plan
 
 
 def test_what_is_refused(dit):
