@@ -1,6 +1,7 @@
 """Plain XLA: one head and one block of queries at a time, a loop over its list, online softmax. Any backend.
 
-Work and memory follow the lists: a block that is not listed is neither read nor multiplied. Gradients walk the same
+Work and memory follow the lists: a block that is not listed is neither read nor multiplied, unless lists hold most of all
+blocks. Gradients walk the same
 lists again (their scores are computed anew from the saved log-sum-exp), since a loop of traced length has no reverse.
 """
 
@@ -18,8 +19,11 @@ from pallas_kernels.block_sparse_attention.scores import Int8Scales, dequantize
 from pallas_kernels.block_sparse_attention.softmax import LOWEST_PEAK, key_bias
 
 _QUERIES_AT_ONCE, _KEYS_AT_ONCE = 128, 4096
-"""Blocks of so many queries or more take lists of so many keys or less in one step, if all lists are full: XLA:CPU then
-fuses the whole softmax and uses its threads, for which smaller products are not worth it."""
+"""Blocks of so many queries or more take so many keys of their list in one step: XLA:CPU then fuses the whole softmax and
+uses its threads, for which smaller products are not worth it."""
+_FULL = 0.7
+"""All lists are then as long as the longest, which is worth it where they are as full as this on average; and where they hold as
+many of all blocks, every row takes all keys where they are and masks some."""
 
 
 class _Softmax(NamedTuple):
@@ -89,16 +93,17 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
     first = jnp.arange(pairs, dtype=jnp.int32)[:, None, None] * kv_blocks
 
     def at_once(q: Array, indices: Array, count: Array) -> _Softmax:
-        del count
-        k, v, bias = (
-            x[indices].reshape(-1, *x.shape[2:]) for x in (k_blocks, v_blocks, bias_blocks)
-        )
-        # Left to itself, XLA:CPU gathers it again for every query.
-        scores = _scores(q, k, jax.lax.optimization_barrier(bias), scale)
-        # A product, its maxima and its exponentials are one operation there, if this is how they are written.
-        peak = jax.lax.reduce(scores, jnp.float32(LOWEST_PEAK), jax.lax.max, (1,))
-        weights = jnp.exp(scores - peak[:, None])
-        return _Softmax(peak, weights.sum(axis=1), _matmul(weights, v))
+        state, parts = None, max(1, _KEYS_AT_ONCE // heads.k.shape[2])
+        for start in range(0, indices.shape[0], parts):
+            j = indices[start : start + parts]
+            k, v, bias = (x[j] for x in (k_blocks, v_blocks, bias_blocks))
+            listed = (start + jnp.arange(len(j), dtype=jnp.int32) < count)[:, None]
+            bias = jnp.where(listed, bias, EMPTY).reshape(-1)
+            k, v = (x.reshape(-1, x.shape[-1]) for x in (k, v))
+            one = _softmax(q, k, v, bias, scale)
+            state = one if state is None else _both(state, one)
+        assert state is not None
+        return state
 
     def one_by_one(q: Array, indices: Array, count: Array) -> _Softmax:
         def step(i: Array, state: _Softmax) -> _Softmax:
@@ -118,25 +123,67 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
         )
         return jax.lax.fori_loop(0, count, step, start)
 
+    def whole() -> tuple[Array, Array]:
+        out, lse = jax.lax.map(partial(_whole_head, scale), heads)
+        return out.reshape(-1, *out.shape[2:]), lse.reshape(-1, lse.shape[-1])
+
     def all_rows(form: Callable[..., _Softmax]) -> Callable[[], tuple[Array, Array]]:
         def row(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-            state = form(*part)
-            some = state.total > 0
-            total = jnp.where(some, state.total, 1.0)
-            lse = jnp.where(some, state.peak + jnp.log(total), EMPTY)
-            return state.mixed / total[:, None], lse
+            return _finished(form(*part))
 
         parts = (heads.q, heads.indices + first, heads.counts)
         flat = tuple(x.reshape(-1, *x.shape[2:]) for x in parts)
         return lambda: jax.lax.map(row, flat)
 
     longest = heads.indices.shape[-1]
-    if heads.q.shape[2] >= _QUERIES_AT_ONCE and longest * heads.k.shape[2] <= _KEYS_AT_ONCE:
-        full = (heads.counts == longest).all()
+    mean = heads.counts.astype(jnp.float32).mean()
+    if longest >= _FULL * kv_blocks:
+        out, lse = jax.lax.cond(mean >= _FULL * kv_blocks, whole, all_rows(one_by_one))
+    elif heads.q.shape[2] >= _QUERIES_AT_ONCE:
+        full = mean >= _FULL * longest
         out, lse = jax.lax.cond(full, all_rows(at_once), all_rows(one_by_one))
     else:
         out, lse = all_rows(one_by_one)()
     return out.reshape(pairs, rows, *out.shape[1:]), lse.reshape(pairs, rows, -1)
+
+
+def _whole_head(scale: float, head: _Head) -> tuple[Array, Array]:
+    """Lists of nearly all blocks: every row multiplies all keys where they are, and forgets those that it does not list."""
+    k, v = (x.reshape(-1, x.shape[-1]) for x in (head.k, head.v))
+
+    def row(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        q, indices, count = part
+        valid = jnp.arange(indices.shape[0], dtype=jnp.int32) < count
+        listed = jnp.zeros(head.bias.shape[0], jnp.bool_).at[indices].max(valid)
+        bias = jnp.where(listed[:, None], head.bias, EMPTY).reshape(-1)
+        return _finished(_softmax(q, k, v, bias, scale))
+
+    return jax.lax.map(row, (head.q, head.indices, head.counts))
+
+
+def _softmax(q: Array, k: Array, v: Array, bias: Array, scale: float) -> _Softmax:
+    # Left to itself, XLA:CPU makes it again for every query.
+    scores = _scores(q, k, jax.lax.optimization_barrier(bias), scale)
+    # A product, its maxima and its exponentials are one operation there, if this is how they are written.
+    peak = jax.lax.reduce(scores, jnp.float32(LOWEST_PEAK), jax.lax.max, (1,))
+    weights = jnp.exp(scores - peak[:, None])
+    return _Softmax(peak, weights.sum(axis=1), _matmul(weights, v))
+
+
+def _finished(state: _Softmax) -> tuple[Array, Array]:
+    """Output and log-sum-exp."""
+    some = state.total > 0
+    total = jnp.where(some, state.total, 1.0)
+    lse = jnp.where(some, state.peak + jnp.log(total), EMPTY)
+    return state.mixed / total[:, None], lse
+
+
+def _both(one: _Softmax, other: _Softmax) -> _Softmax:
+    """Of two parts of the keys."""
+    peak = jnp.maximum(one.peak, other.peak)
+    mine, its = jnp.exp(one.peak - peak), jnp.exp(other.peak - peak)
+    mixed = one.mixed * mine[:, None] + other.mixed * its[:, None]
+    return _Softmax(peak, one.total * mine + other.total * its, mixed)
 
 
 def _forward(scale: float, heads: _Head) -> tuple[tuple[Array, Array], tuple[_Head, Array, Array]]:

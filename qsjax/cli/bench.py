@@ -1,15 +1,18 @@
-"""`qsjax bench`: the transformer against PyTorch, the kernels against what the hardware allows."""
+"""`qsjax bench`: the transformer against PyTorch, sparse sampling against dense, the kernels against what the hardware allows."""
 
 import argparse
 import json
+
+from qsjax.cli.sparse import add_sparse_options, sparse_plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `qsjax bench`."""
     parser.add_argument(
         "what",
-        choices=("dit", "kernels"),
-        help="dit: one forward of a mid-size transformer; kernels: every operation of pallas_kernels",
+        choices=("dit", "kernels", "sample"),
+        help="dit: one forward of a mid-size transformer; kernels: every operation of pallas_kernels; sample: a run with sparse"
+        " attention and one with dense",
     )
     parser.add_argument(
         "--against", choices=("torch",), default="torch", help="dit: what to compare with"
@@ -23,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pairs", type=int, default=7, help="measurements of each, in alternating order"
     )
+    parser.add_argument("--steps", type=int, default=50, help="sample: of both runs")
+    add_sparse_options(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
@@ -37,11 +42,21 @@ def run(args: argparse.Namespace) -> int:
     if args.pairs < 1:
         raise InputError(f"--pairs {args.pairs}: at least 1 is needed")
     target = getattr(args, "target", None)
-    if args.what == "dit" and target is not None:
-        raise InputError(f"--target {target} is for `qsjax bench kernels`, not for dit")
-    report, text = _kernels(target, args.pairs) if args.what == "kernels" else _dit(args.pairs)
+    if args.what != "kernels" and target is not None:
+        raise InputError(f"--target {target} is for `qsjax bench kernels`, not for {args.what}")
+    if args.what == "sample":
+        report, text = _sample(args)
+    else:
+        report, text = _kernels(target, args.pairs) if args.what == "kernels" else _dit(args.pairs)
     print(json.dumps(report, indent=1) if args.json else text)
     return 0
+
+
+def _sample(args: argparse.Namespace) -> tuple[dict, str]:
+    from qsjax.bench.sample import PLAN, bench, text
+
+    report = bench(sparse_plan(args, None) or PLAN, steps=args.steps)
+    return report, text(report)
 
 
 def _kernels(target: str | None, pairs: int) -> tuple[dict, str]:

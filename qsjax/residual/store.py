@@ -68,8 +68,14 @@ def restored(stored: Stored, kind: str) -> Float[Array, "B S H D"]:
 
 
 def empty(kind: str, shape: tuple[int, int, int, int]) -> Stored:
-    """Zeros of shape [B, S, H, D]."""
-    return store(jnp.zeros(shape, jnp.float32), kind)
+    """Zeros of shape [B, S, H, D], as `store` has them."""
+    check(kind, shape[-1])
+    batch, tokens, heads, channels = shape
+    if kind in ("float32", "bfloat16"):
+        return Stored(jnp.zeros((batch, heads, tokens, channels), kind))
+    stored = channels // 2 if kind == "int4" else channels
+    scale = jnp.full((batch, heads, tokens), _SMALLEST, jnp.float32)
+    return Stored(jnp.zeros((batch, heads, tokens, stored), jnp.int8), scale)
 
 
 def check(kind: str, channels: int) -> None:

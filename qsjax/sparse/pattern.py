@@ -211,8 +211,10 @@ class Pattern:
 
     def _constant_lists(self) -> tuple[BlockLists | None, BlockLists]:
         block, blocks = self.config.block, self.layouts[0].blocks
-        everything = np.ones((1, self.text_blocks, blocks + self.text_blocks), bool)
-        text = BlockLists.from_block_map(everything, block_q=block, block_kv=block)
+        # A short text is not padded to a block of queries.
+        rows = next((size for size in (16, 32, 64) if self.text <= size < block), block)
+        everything = np.ones((1, -(-self.text // rows), blocks + self.text_blocks), bool)
+        text = BlockLists.from_block_map(everything, block_q=rows, block_kv=block)
         if not self.frozen:
             return None, text
         # Of both orders the lists are the same.

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from qsjax.sparse.layout import Layout
 
 _MASKED = -1e30
+_SMALLEST = 1e-30
 
 
 def profile_rows(tokens: int, count: int) -> np.ndarray:
@@ -47,23 +48,22 @@ def nearest_order(
         kv_valid: those that are there.
         keys: for each order, video keys that every row sees; text is seen in any case.
     """
-    scores = jnp.einsum("brhd,blhd->bhrl", q, k, preferred_element_type=jnp.float32)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
     scores = scores * jnp.float32(q.shape[-1] ** -0.5)
-    text = k.shape[1] - keys[0].shape[1]
+    text, valid = k.shape[2] - keys[0].shape[1], kv_valid[:, None, None]
+    scores = jnp.where(valid, scores, _MASKED)
+    # One exponential serves all sets: what it loses of a set whose best key is 80 below the best of all, that set lacks anyway.
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
 
-    def over(allowed: Array) -> Array:
-        logits = jnp.where(allowed, scores, _MASKED)
-        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-        weights = weights / weights.sum(axis=-1, keepdims=True)
-        return jnp.einsum("bhrl,blhd->bhrd", weights, v.astype(jnp.float32))
+    def over(kept: Array) -> Array:
+        total = jnp.maximum(kept.sum(axis=-1, keepdims=True), _SMALLEST)
+        return jnp.matmul(kept, v.astype(jnp.float32)) / total
 
-    valid = kv_valid[:, None, None]
-    exact = over(valid)
-    errors = [
-        jnp.square(
-            over(valid & jnp.asarray(np.pad(one, ((0, 0), (0, text)), constant_values=True))[None, None])
-            - exact
-        ).mean(axis=(2, 3))
-        for one in keys
-    ]  # fmt: skip
+    exact = over(weights)
+    errors = []
+    for one in keys:
+        seen = jnp.asarray(np.pad(one, ((0, 0), (0, text)), constant_values=True))
+        listed = over(jnp.where(seen[None, None], weights, 0.0))
+        errors.append(jnp.square(listed - exact).mean(axis=(2, 3)))
     return errors[1] < errors[0]

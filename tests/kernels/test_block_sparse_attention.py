@@ -15,6 +15,7 @@ from pallas_kernels.block_sparse_attention import (
     Complement,
     attention_with_residual,
     block_sparse_attention,
+    xla,
 )
 from pallas_kernels.block_sparse_attention.cache import EMPTY
 
@@ -98,9 +99,10 @@ def test_what_is_not_listed_is_never_read():
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
-def test_entries_behind_the_count_are_ignored(implementation):
+@pytest.mark.parametrize("density", [0.4, 0.9])
+def test_entries_behind_the_count_are_ignored(implementation, density):
     q, k, v = heads()
-    blocks = lists(0.4)
+    blocks = lists(density)
     behind = jnp.arange(COLUMNS)[None, None, None] >= blocks.counts[..., None]
     other = dataclasses.replace(blocks, indices=jnp.where(behind, COLUMNS - 1, blocks.indices))
     results = (attend(q, k, v, one, implementation=implementation) for one in (blocks, other))
@@ -256,8 +258,11 @@ def test_operands_that_do_not_go_together():
         block_sparse_attention(q, k, v, lists(), implementation="tpu@v9")
 
 
+@pytest.mark.parametrize("keys", [4096, 128])
 @pytest.mark.parametrize("full", [True, False])
-def test_large_blocks_take_a_full_list_at_once(full):
+def test_large_blocks_take_a_full_list_at_once(monkeypatch, full, keys):
+    """Or so many keys of it."""
+    monkeypatch.setattr(xla, "_KEYS_AT_ONCE", keys)
     q, k, v = heads(length=500)
     mask = jnp.ones((2, 500), jnp.bool_).at[0, :200].set(False)
     block_map = np.random.default_rng(0).random((2, 2, 2, 8)).argsort(axis=-1) < 3

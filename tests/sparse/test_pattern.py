@@ -117,6 +117,10 @@ def test_text_rows_see_everything():
     lists = pattern.text_lists()
     assert float(lists.executed_density()) == 1
     assert lists.kv_blocks == 13
+    assert (lists.block_q, lists.q_blocks) == (6, 1)
+    # Not a whole block of queries for a short text, where blocks are large.
+    large = Pattern(Sparsity(mask="band", block=128), (8, 8, 8), 20).text_lists()
+    assert (large.block_q, large.q_blocks, large.kv_blocks) == (32, 1, 5)
 
 
 @pytest.mark.parametrize(

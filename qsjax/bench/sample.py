@@ -1,0 +1,168 @@
+"""A whole sampling run with sparse attention against the same run with dense attention, on random weights of middle size."""
+
+import statistics
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from qsjax.dit import DiT, DiTConfig
+from qsjax.plan.flops import StepFlops
+from qsjax.plan.size import Size
+from qsjax.plan.steps import executed_density
+from qsjax.progress import Progress
+from qsjax.residual import Residual
+from qsjax.sample import (
+    Plan,
+    SparsePlan,
+    cached_step,
+    denoise_step,
+    empty_cache,
+    initial_noise,
+    prepare,
+    schedule,
+)
+from qsjax.sample.cached import pattern_for
+from qsjax.sample.sparse import DENSE, KINDS, SPARSE
+from qsjax.sparse import Sparsity
+from qsjax.text import EncodedPrompt
+
+CONFIG = DiTConfig(
+    in_channels=16, out_channels=16, hidden_size=256, num_heads=4, num_double_blocks=1, num_single_blocks=2,
+    num_refiner_blocks=1, mlp_ratio=4.0, patch_size=(1, 2, 2), rope_axes_dim=(16, 24, 24), rope_theta=256.0,
+    text_dim=64, pooled_dim=64, guidance_embeds=True,
+)  # fmt: skip
+"""Four heads of 64; at 8,192 tokens attention is five sixths of the operations, as in HunyuanVideo at 720p."""
+LATENTS = (1, 16, 8, 64, 64)
+"""8 x 32 x 32 tokens."""
+TEXT = 32
+PLAN = SparsePlan(
+    sparsity=Sparsity(mask="svg", density=0.15), residual=Residual(store="int8"), interval=5, dense_steps=1
+)  # fmt: skip
+
+
+def bench(
+    sparse: SparsePlan = PLAN,
+    *,
+    steps: int = 50,
+    latents: tuple[int, int, int, int, int] = LATENTS,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run both and report.
+
+    Args:
+        sparse: the plan that is compared with dense attention.
+        steps: of both runs.
+        latents: shape [B, C, T, H, W].
+        progress: show bars.
+
+    Returns:
+        Seconds of both runs and of a step of each kind (median), compilation left out; their ratio, and the ratio of the
+        operations, which bounds it where both run at the same rate.
+    """
+    dit, text = _random_dit(), _prompt(latents[0])
+    plans = {"dense": Plan(steps=steps), "sparse": Plan(steps=steps, sparse=sparse)}
+    times, outputs = {}, {}
+    for name, plan in plans.items():
+        times[name], outputs[name] = _run(plan, dit, latents, text, name, progress)
+    pattern = pattern_for(sparse, CONFIG, latents, TEXT)
+    size = Size(
+        frames=0, height=0, width=0, video_tokens=pattern.layouts[0].tokens, text_tokens=TEXT
+    )
+    flops, density = StepFlops.count(CONFIG, size), executed_density(pattern)
+    kinds = plans["sparse"].kinds
+    operations = [flops.total(density if kind == SPARSE else 1.0) for kind in kinds]
+    seconds = {name: sum(spent for _, spent in found) for name, found in times.items()}
+    return {
+        "tokens": size.tokens,
+        "steps": steps,
+        "density": round(density, 4),
+        "kinds": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+        "gflop_a_dense_step": round(flops.total() / 1e9, 1),
+        "seconds": {name: round(spent, 2) for name, spent in seconds.items()},
+        "seconds_a_step": {
+            **{"dense run": round(statistics.median(s for _, s in times["dense"]), 3)},
+            **{
+                kind: round(statistics.median(s for k, s in times["sparse"] if k == kind), 3)
+                for kind in dict.fromkeys(kinds)
+            },
+        },
+        "speedup": round(seconds["dense"] / seconds["sparse"], 3),
+        "bound": round(steps * flops.total() / sum(operations), 3),
+        "latent_error": float(
+            np.square(outputs["sparse"] - outputs["dense"]).sum()
+            / np.square(outputs["dense"]).sum()
+        ),
+    }
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report for people."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report["kinds"].items())
+    each = ", ".join(f"{name} {spent:.2f} s" for name, spent in report["seconds_a_step"].items())
+    return (
+        f"{report['tokens']} tokens, {report['gflop_a_dense_step']} GFLOP a dense step, {report['steps']} steps: {kinds};"
+        f" a sparse step computes {100 * report['density']:.1f} % of the pairs\n"
+        f"dense   {report['seconds']['dense']:.1f} s\n"
+        f"sparse  {report['seconds']['sparse']:.1f} s, {report['speedup']:.2f} times faster; by operations at most"
+        f" {report['bound']:.2f} times at the same rate\n"
+        f"median step: {each}"
+    )
+
+
+def _run(
+    plan: Plan, dit: DiT, latents: tuple[int, ...], prompt: EncodedPrompt, name: str, progress: bool
+) -> tuple[list[tuple[str, float]], np.ndarray]:
+    conditions, numbers = jax.jit(partial(prepare, plan))(dit, prompt), schedule(plan)
+    rows = [jax.tree.map(lambda leaf, i=i: leaf[i], numbers) for i in range(plan.steps)]
+    x, cache = initial_noise(0, latents), None
+    if plan.sparse is not None:
+        cache = jax.jit(lambda dit, given: empty_cache(plan, dit, latents, given))(dit, conditions)
+
+    def function(kind: str) -> Any:
+        def step(dit: DiT, carry: Any, now: Any, conditions: Any) -> Any:
+            x, cache = carry
+            if kind == DENSE:
+                return denoise_step(plan, dit, x, now, conditions), cache
+            return cached_step(plan, kind, dit, x, cache, now, conditions)
+
+        given = (dit, (x, cache), rows[0], conditions)
+        return jax.jit(step, donate_argnums=1).lower(*given).compile()
+
+    programs = {kind: function(kind) for kind in KINDS if kind in plan.kinds}
+    found = []
+    with Progress(plan.steps, name, unit="step", enabled=progress) as bar:
+        for kind, now in zip(plan.kinds, rows, strict=True):
+            start = time.perf_counter()
+            x, cache = jax.block_until_ready(programs[kind](dit, (x, cache), now, conditions))
+            found.append((kind, time.perf_counter() - start))
+            bar.advance()
+    return found, np.asarray(x)
+
+
+def _random_dit() -> DiT:
+    """Small gaussian weights, modulation included: a new block of the DiT is the identity."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: DiT(CONFIG, rngs=nnx.Rngs(0))))
+    random = np.random.default_rng(0)
+
+    def value(leaf: Any) -> jax.Array:
+        fan = leaf.shape[-2] if len(leaf.shape) > 1 else 100
+        return jnp.asarray(random.standard_normal(leaf.shape) / np.sqrt(fan), leaf.dtype)
+
+    return nnx.merge(graph, jax.tree.map(value, state))
+
+
+def _prompt(batch: int) -> EncodedPrompt:
+    random = np.random.default_rng(1)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(random.standard_normal(shape), jnp.float32)
+
+    mask = jnp.ones((batch, TEXT), jnp.bool_)
+    return EncodedPrompt(
+        normal(batch, TEXT, CONFIG.text_dim), mask, normal(batch, CONFIG.pooled_dim)
+    )
