@@ -76,8 +76,9 @@ class CalibrationPlan:
 
     def _step_bytes(self, kind: str) -> dict[str, int]:
         """Weights are float32: the block as it is; its linear layers with their transforms merged, as fake-quantized
-        ones, and as the gradient of these. Scores of attention, 256 MB at a time, are not in it. No compiled program has
-        been held against this count."""
+        ones, and as the gradient of these. Scores of attention, 256 MB at a time, are not in it. For a single block of 8,192
+        tokens a v5e's compiler counts as much to a quarter (tests/calibrate/test_calibrate_deviceless.py, a slow test); a
+        double block has not been compiled."""
         block, linears = _parameters(self.dit, kind)
         token = _channels(self.dit, kind) * _BFLOAT16
         return {
