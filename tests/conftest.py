@@ -2,7 +2,7 @@
 
 The suite compiles some thousands of small programs and runs most of them once or twice: the compiler is told to optimize
 little, and what one process has compiled the others read. Where JAX_COMPILATION_CACHE_DIR names a folder, the next run
-reads it too, and takes a third of the time.
+reads it too.
 """
 
 import os
@@ -32,6 +32,13 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # The first example of a shape compiles, so that times say nothing; the same examples in every run.
 settings.register_profile("qsjax", deadline=None, derandomize=True)
 settings.load_profile("qsjax")
+
+
+def pytest_collection_modifyitems(items):
+    """The two files that take minutes first: the last worker would else run them alone (the sort keeps all other order)."""
+    items.sort(
+        key=lambda item: item.path.name not in ("test_compression_signals.py", "test_demo.py")
+    )
 
 
 @pytest.fixture
