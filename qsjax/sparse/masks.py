@@ -50,7 +50,8 @@ def sliding_tiles(layout: Layout, density: float) -> BlockMap:
     volume, tiles = int(np.prod(layout.tile)), layout.tiles
     if volume % layout.block:
         raise InputError(
-            f"sliding tiles of {layout.tile} tokens are not made of whole blocks of {layout.block}"
+            f"sliding tiles of {layout.tile} tokens are not made of whole blocks of {layout.block}: take tiles of a multiple of"
+            f" {layout.block} tokens, or another block"
         )
     boxes = product(*(range(1, count + 1) for count in tiles))
     wanted = max(1, int(density * np.prod(tiles) + 1e-9))
