@@ -17,7 +17,12 @@ def tables_text(outcomes: Sequence[Outcome]) -> str:
     parts = []
     for group, some in groups(outcomes):
         results = {one.row.label: one.comparison or f"failed: {one.failure}" for one in some}
-        shifts = {one.row.label: f"{one.shift[0] / one.shift[1]:.2f}" for one in some if one.shift}
+        # Blocks in 16 bits shift nothing.
+        shifts = {
+            one.row.label: f"{one.shift[0] / one.shift[1]:.2f}"
+            for one in some
+            if one.shift and one.shift[1]
+        }
         more = {"attention shift": shifts} if shifts else None
         table = comparison_table(results, first="method", baseline=some[0].row.label, more=more)
         parts.append(f"### {group}\n\n{table}")

@@ -152,6 +152,13 @@ def test_a_report(finished):
     assert row["psnr"]["count"] == 2
 
 
+def test_blocks_in_sixteen_bits_shift_nothing(finished):
+    _, _, _, outcomes = finished
+    assert "attention shift |" not in tables_text(
+        [one._replace(shift=(0.0, 0.0)) for one in outcomes]
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"captions": 3}, "captions 2 there and 3 now"), ({"steps": 3}, "settings"), ({}, None)],
