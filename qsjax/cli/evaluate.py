@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print tables.
+    """Evaluate and print tables; 1 where a row of a grid failed, which stands in its table.
 
     Raises:
         QsjaxError: something the caller can mend.
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     verbs = {"quantization": _quantization, "sparse": _sparse, "compare": _compare}
     report, text = verbs[args.what](args)
     print(json.dumps(report, indent=1) if args.json else text)
-    return 0
+    return 1 if any("failure" in row for row in report.get("rows", ())) else 0
 
 
 def _quantization(args: argparse.Namespace) -> tuple[dict[str, Any], str]:

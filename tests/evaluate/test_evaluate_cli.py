@@ -6,6 +6,8 @@ import pytest
 from evaluate_models import SMALL
 
 from qsjax.cli import main
+from qsjax.errors import InputError
+from qsjax.evaluate.quantization import Experiment
 
 SIZE = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
 
@@ -49,12 +51,30 @@ def test_compare_checkpoints(capsys, tmp_path, tiny_checkpoint):
         (["quantization", "--model", "a"], "--model is for"),
         (["quantization", "--captions", "file.txt"], "takes a number"),
         (["quantization", "--rows", "W9"], "is found in no row"),
+        (["sparse", "--rows", "W9"], "is found in no row"),
+        (["sparse", "--captions", "file.txt"], "sparse takes a number"),
     ],
 )
 def test_bad_input(capsys, tmp_path, monkeypatch, tiny_checkpoint, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, *arguments, "--reference", tiny_checkpoint)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_row_that_fails_ends_in_one(capsys, monkeypatch, tmp_path, tiny_checkpoint):
+    def broken(*_, **__):
+        raise InputError("broken")
+
+    for name in ("_calibrate_module", "_collect_samples"):
+        monkeypatch.setattr(Experiment, name, broken if "module" in name else lambda *_: None)
+    arguments = ["--rows", "W4A8/rtn", "--captions", "1", "--out", tmp_path, *SIZE]
+    assert (
+        main(
+            ["evaluate", "quantization", "--reference", str(tiny_checkpoint), *map(str, arguments)]
+        )
+        == 1
+    )
+    assert "failed: broken" in capsys.readouterr().out
 
 
 def test_options_from_a_file(capsys, tmp_path, tiny_checkpoint):
