@@ -5,6 +5,7 @@ import json
 import pytest
 from evaluate_models import SMALL
 
+from qsjax.calibrate import Samples
 from qsjax.cli import main
 from qsjax.errors import InputError
 from qsjax.evaluate.quantization import Experiment
@@ -65,8 +66,8 @@ def test_a_row_that_fails_ends_in_one(capsys, monkeypatch, tmp_path, tiny_checkp
     def broken(*_, **__):
         raise InputError("broken")
 
-    for name in ("_calibrate_module", "_collect_samples"):
-        monkeypatch.setattr(Experiment, name, broken if "module" in name else lambda *_: None)
+    monkeypatch.setattr(Experiment, "_calibrate_module", broken)
+    monkeypatch.setattr(Experiment, "_collect_samples", lambda *_: Samples(*6 * [None]))
     arguments = ["--rows", "W4A8/rtn", "--captions", "1", "--out", tmp_path, *SIZE]
     assert (
         main(
