@@ -23,16 +23,15 @@ from qsjax.progress import Progress
 from qsjax.sample import (
     Conditions,
     Plan,
-    cached_step,
-    denoise_step,
     empty_cache,
     initial_noise,
     prepare,
     schedule,
+    step_of_kind,
     within_budget,
 )
 from qsjax.sample.settings import Settings, check_size
-from qsjax.sample.sparse import DENSE, KINDS
+from qsjax.sample.sparse import KINDS
 from qsjax.sample.step import Step
 from qsjax.text import EncodedPrompt, TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig, load_vae
@@ -278,7 +277,7 @@ class Pipeline:
             cache = make(dit, x, prepared)
         programs = {
             kind: self._compiled(
-                kind, plan, partial(_step, plan, kind), dit, (x, cache), _row(plan), prepared
+                kind, plan, partial(step_of_kind, plan, kind), dit, (x, cache), _row(plan), prepared
             )
             for kind in dict.fromkeys(plan.kinds)
         }
@@ -373,16 +372,6 @@ def _row(plan: Plan) -> Step:
 def _cache(plan: Plan, dit: DiT, latents: Array, conditions: Conditions) -> Any:
     """Buffers of the cache, before the first refresh."""
     return empty_cache(plan, dit, latents.shape, conditions)
-
-
-def _step(
-    plan: Plan, kind: str, dit: DiT, carry: tuple[Array, Any], step: Step, conditions: Conditions
-) -> tuple[Array, Any]:
-    """A step of any kind; the cache of a dense one is untouched."""
-    latents, cache = carry
-    if kind == DENSE:
-        return denoise_step(plan, dit, latents, step, conditions), cache
-    return cached_step(plan, kind, dit, latents, cache, step, conditions)
 
 
 def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:

@@ -19,15 +19,14 @@ from qsjax.residual import Residual
 from qsjax.sample import (
     Plan,
     SparsePlan,
-    cached_step,
-    denoise_step,
     empty_cache,
     initial_noise,
     prepare,
     schedule,
+    step_of_kind,
 )
 from qsjax.sample.cached import pattern_for
-from qsjax.sample.sparse import DENSE, KINDS, SPARSE
+from qsjax.sample.sparse import KINDS, SPARSE
 from qsjax.sparse import Sparsity
 from qsjax.text import EncodedPrompt
 
@@ -124,14 +123,8 @@ def _run(
         cache = jax.jit(lambda dit, given: empty_cache(plan, dit, latents, given))(dit, conditions)
 
     def function(kind: str) -> Any:
-        def step(dit: DiT, carry: Any, now: Any, conditions: Any) -> Any:
-            x, cache = carry
-            if kind == DENSE:
-                return denoise_step(plan, dit, x, now, conditions), cache
-            return cached_step(plan, kind, dit, x, cache, now, conditions)
-
         given = (dit, (x, cache), rows[0], conditions)
-        return jax.jit(step, donate_argnums=1).lower(*given).compile()
+        return jax.jit(partial(step_of_kind, plan, kind), donate_argnums=1).lower(*given).compile()
 
     programs = {kind: function(kind) for kind in KINDS if kind in plan.kinds}
     found = []

@@ -8,11 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from qsjax.cli.ways import Way
-from qsjax.residual import Residual
-from qsjax.sample import SparsePlan
-from qsjax.sparse import Sparsity
-
 CAPTIONS = (
     "a red circle moves left over dark stripes",
     "a green square moves up over a light background",
@@ -20,14 +15,6 @@ CAPTIONS = (
 )
 # A quick calibration: on these, 20 samples and 15 epochs gain another decibel or two and take minutes.
 _CALIBRATION_STREAM, _SAMPLES, _EPOCHS = 98, 8, 4
-
-
-_NO_CACHE = SparsePlan(
-    sparsity=Sparsity(mask="svg", density=0.15), residual=Residual(policy="none"), interval=0
-)
-_QUANTSPARSE = SparsePlan(
-    sparsity=Sparsity(mask="svg", density=0.15), residual=Residual(store="int8"), interval=5
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +39,12 @@ def run(args: argparse.Namespace) -> int:
     from qsjax.calibrate.checkpoint import calibrate_checkpoint
     from qsjax.calibrate.report import summary
     from qsjax.checkpoint import Manifest
+    from qsjax.cli.ways import Way
     from qsjax.pipeline import Pipeline
     from qsjax.quant import Recipe
+    from qsjax.residual import Residual
+    from qsjax.sample import SparsePlan
+    from qsjax.sparse import Sparsity
     from qsjax.tiny.sampling import held_out
     from qsjax.video import check_writable, write_contact_sheet, write_video
 
@@ -80,11 +71,14 @@ def run(args: argparse.Namespace) -> int:
     seconds["calibrate"] = time.perf_counter() - start
     chosen = pipeline.resolve(steps=args.steps)
     pipelines = {"float": pipeline, "W4A8": Pipeline.from_checkpoint(folders["W4A8"])}
+    sparsity = Sparsity(mask="svg", density=0.15)
+    bare = SparsePlan(sparsity=sparsity, residual=Residual(policy="none"), interval=0)
+    ours = SparsePlan(sparsity=sparsity, residual=Residual(store="int8"), interval=5)
     ways = [
         Way("full precision", pipelines["float"], None),
         Way("W4A8", pipelines["W4A8"], None),
-        Way("W4A8 + 15 %, no cache", pipelines["W4A8"], _NO_CACHE),
-        Way("QuantSparse", pipelines["W4A8"], _QUANTSPARSE),
+        Way("W4A8 + 15 %, no cache", pipelines["W4A8"], bare),
+        Way("QuantSparse", pipelines["W4A8"], ours),
     ]
     videos: list[np.ndarray] = []
     names: list[str] = []

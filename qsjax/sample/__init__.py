@@ -2,6 +2,7 @@
 
 from qsjax.sample.cached import cached_step as cached_step
 from qsjax.sample.cached import empty_cache as empty_cache
+from qsjax.sample.cached import step_of_kind as step_of_kind
 from qsjax.sample.cached import within_budget as within_budget
 from qsjax.sample.plan import Plan as Plan
 from qsjax.sample.sampler import make_sampler as make_sampler

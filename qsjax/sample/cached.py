@@ -14,8 +14,8 @@ from qsjax.dit.blocks import Attention
 from qsjax.errors import InputError
 from qsjax.residual import LayerState, bytes_of, empty_state, refresh_attention, sparse_attention
 from qsjax.sample.plan import Plan
-from qsjax.sample.sparse import REFRESH, SparsePlan
-from qsjax.sample.step import Conditions, Step, euler_step
+from qsjax.sample.sparse import DENSE, REFRESH, SparsePlan
+from qsjax.sample.step import Conditions, Step, denoise_step, euler_step
 from qsjax.sparse import Pattern
 from qsjax.sparse.layout import Sizes
 
@@ -135,6 +135,21 @@ def cached_step(
     """One Euler step that refreshes the cache or reads it; see `denoise_step`."""
     attention = _attention(plan, kind, dit.config, latents.shape, step)
     return euler_step(plan, dit, latents, step, conditions, attention, cache)
+
+
+def step_of_kind(
+    plan: Plan,
+    kind: str,
+    dit: DiT,
+    carry: tuple[Float[Array, "B C T H W"], Any],
+    step: Step,
+    conditions: Conditions,
+) -> tuple[Float[Array, "B C T H W"], Any]:
+    """One step of any kind on (latents, cache); a dense one leaves the cache as it is, also None."""
+    latents, cache = carry
+    if kind == DENSE:
+        return denoise_step(plan, dit, latents, step, conditions), cache
+    return cached_step(plan, kind, dit, latents, cache, step, conditions)
 
 
 def _attention(

@@ -9,10 +9,9 @@ from jaxtyping import Array, Float
 
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import InputError
-from qsjax.sample.cached import cached_step, empty_cache
+from qsjax.sample.cached import empty_cache, step_of_kind
 from qsjax.sample.plan import Plan
-from qsjax.sample.sparse import DENSE
-from qsjax.sample.step import denoise_step, prepare, schedule
+from qsjax.sample.step import prepare, schedule
 from qsjax.text import EncodedPrompt
 
 
@@ -40,14 +39,10 @@ def make_sampler(config: DiTConfig, plan: Plan) -> Callable[..., Float[Array, "B
         cache = None if plan.sparse is None else empty_cache(plan, dit, noise.shape, conditions)
 
         def body(kind: str) -> Callable[..., Any]:
-            def dense(carry: tuple[Array, Any], step: Any) -> tuple[tuple[Array, Any], None]:
-                latents, cache = carry
-                return (denoise_step(plan, dit, latents, step, conditions), cache), None
+            def step(carry: tuple[Array, Any], now: Any) -> tuple[tuple[Array, Any], None]:
+                return step_of_kind(plan, kind, dit, carry, now, conditions), None
 
-            def cached(carry: tuple[Array, Any], step: Any) -> tuple[tuple[Array, Any], None]:
-                return cached_step(plan, kind, dit, *carry, step, conditions), None
-
-            return dense if kind == DENSE else cached
+            return step
 
         (latents, _), _ = _run(plan.kinds, body, (noise, cache), numbers)
         return latents
