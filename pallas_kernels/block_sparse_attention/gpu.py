@@ -1,7 +1,8 @@
 """Pallas for GPU (Triton): a program takes a tile of queries, walks its list, applies the cache and stores.
 
-Tokens are read where they are, head by head; nothing is transposed or padded. Blocks larger than a tile are walked a
-tile at a time, so that a list of coarse blocks runs on the same tiles as one of fine ones.
+Tokens are read where they are, head by head; nothing is transposed or padded but cached values, which are at rest head by
+head: turning them to the tokens' order would turn the cache of all layers, in front of the loop over layers. Blocks larger
+than a tile are walked a tile at a time, so that a list of coarse blocks runs on the same tiles as one of fine ones.
 """
 
 from functools import partial
@@ -104,7 +105,7 @@ def launch(
         "k": (k, whole),
         "v": (v, whole),
         "bias": (bias, pl.BlockSpec((None, bias.shape[1]), lambda i, h, b: (b, 0))),
-        **_cache_operands(cache, tile, row, tile_q),
+        **_cache_operands(cache, row, tile_q),
     }
     if scales is not None:
         k_scale = jnp.pad(scales.k, ((0, 0), (0, 0), (0, padded - keys)))
@@ -139,11 +140,13 @@ def launch(
 
 
 def _cache_operands(
-    cache: Cache | None, tile: pl.BlockSpec, row: pl.BlockSpec, tile_q: int
+    cache: Cache | None, row: pl.BlockSpec, tile_q: int
 ) -> dict[str, tuple[Any, pl.BlockSpec]]:
     if cache is None:
         return {}
-    operands = {"values": (cache.values, tile)}
+    values = cache.values.swapaxes(1, 2)
+    tile = pl.BlockSpec((None, None, tile_q, values.shape[3]), lambda i, h, b: (b, h, i, 0))
+    operands = {"values": (values, tile)}
     if cache.scale is not None:
         operands["scale"] = (cache.scale, row)
     if isinstance(cache, Complement):

@@ -19,6 +19,7 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "residual.store": ("residual.store", str, "of the cache: float32, bfloat16, int8, int4"),
     "residual.rank": ("residual.rank", int, "of what changed since the last refresh; 0 keeps all"),
     "residual.budget": ("residual.budget", int, "bytes for the cache of all layers: picks the store; 0 sets none"),
+    "residual.place": ("residual.place", str, "of the cache: device, or host, from where layers are fetched ahead (not on GPUs)"),
     "residual.clock": ("residual.clock", str, "steps or sigma: what extrapolation counts in"),
 }  # fmt: skip
 """Option -> (field of `qsjax.sample.recipe.SamplingRecipe`, type, help)."""

@@ -1,15 +1,18 @@
 """Blocks of one kind as a single module with stacked parameters, run under `jax.lax.scan`.
 
 Sixty blocks compile as two. The carry may hold a state stacked over layers; each layer reads and
-writes its own slice in place, so that a donated state is never held twice.
+writes its own slice in place, so that a donated state is never held twice. Leaves of it that are in the
+host's memory are fetched a layer ahead: while one layer computes, the next one's slice is on its way.
 """
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
 Block = TypeVar("Block", bound=nnx.Module)
 
 
@@ -43,7 +46,8 @@ def scan_layers(
         step: `(block, carry, input, layer_state) -> (carry, layer_state)`.
         carry: passes from block to block.
         inputs: pytree with a leading layer axis, one slice a block.
-        state: pytree with a leading axis over all layers of the model (not only of this stack), or ().
+        state: pytree with a leading axis over all layers of the model (not only of this stack), or (). Steps are given
+            slices on the device, wherever a leaf is, and a leaf stays where it is.
         first: index of this stack's first block in `state`.
 
     Returns:
@@ -51,22 +55,34 @@ def scan_layers(
     """
     graph, parameters = nnx.split(blocks)
     count = jax.tree.leaves(parameters)[0].shape[0]
+    leaves, structure = jax.tree.flatten(state)
+    hosted = [n for n, leaf in enumerate(leaves) if jax.typeof(leaf).memory_space == HOST]
 
-    def body(loop: tuple[Any, Any], scanned: tuple[Any, Any, Any]) -> tuple[tuple[Any, Any], None]:
-        carry, state = loop
+    def fetch(leaves: list[Any], index: Any) -> dict[int, Any]:
+        return {n: jax.device_put(_layer(leaves[n], index), DEVICE) for n in hosted}
+
+    def body(loop: Any, scanned: tuple[Any, Any, Any]) -> tuple[Any, None]:
+        carry, leaves, fetched = loop
         one, given, index = scanned
-        mine = jax.tree.map(
-            lambda whole: jax.lax.dynamic_index_in_dim(whole, index, keepdims=False), state
+        # Behind the last layer it is fetched once more, in vain.
+        ahead = fetch(leaves, jnp.minimum(index + 1, first + count - 1))
+        mine = [fetched[n] if n in fetched else _layer(x, index) for n, x in enumerate(leaves)]
+        carry, later = step(
+            nnx.merge(graph, one), carry, given, jax.tree.unflatten(structure, mine)
         )
-        carry, later = step(nnx.merge(graph, one), carry, given, mine)
-
-        def written(whole: Any, before: Any, after: Any) -> Any:
+        later = jax.tree.leaves(later)
+        for n, (before, after) in enumerate(zip(mine, later, strict=True)):
             if after is before:  # only read: nothing to write back
-                return whole
-            return jax.lax.dynamic_update_index_in_dim(whole, after, index, 0)
+                continue
+            after = jax.device_put(after, HOST) if n in fetched else after
+            leaves[n] = jax.lax.dynamic_update_index_in_dim(leaves[n], after, index, 0)
+        return (carry, leaves, ahead), None
 
-        return (carry, jax.tree.map(written, state, mine, later)), None
+    indices = jnp.arange(first, first + count)
+    start = (carry, leaves, fetch(leaves, first))
+    (carry, leaves, _), _ = jax.lax.scan(body, start, (parameters, inputs, indices))
+    return carry, jax.tree.unflatten(structure, leaves)
 
-    indices = jax.numpy.arange(first, first + count)
-    (carry, state), _ = jax.lax.scan(body, (carry, state), (parameters, inputs, indices))
-    return carry, state
+
+def _layer(whole: Any, index: Any) -> Any:
+    return jax.lax.dynamic_index_in_dim(whole, index, keepdims=False)

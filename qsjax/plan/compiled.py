@@ -31,12 +31,14 @@ class CompiledStep(NamedTuple):
         peak_bytes: arguments, results that are no arguments, and temporaries at their widest.
         argument_bytes: weights, cache, tables, latents.
         temporary_bytes: in between.
+        host_bytes: of what is in the host's memory: a residual cache that is placed there.
         seconds: that compiling took here.
     """
 
     peak_bytes: int
     argument_bytes: int
     temporary_bytes: int
+    host_bytes: int
     seconds: float
 
 
@@ -104,24 +106,26 @@ class _Shapes:
         self.step = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], schedule(plan)))
 
     def compile(self, kind: str) -> CompiledStep:
-        plan, latents = self.plan, self.latents.shape
-        if kind == DENSE:
-            function: Any = partial(denoise_step, plan)
-            carried: tuple[Any, ...] = (self.latents,)
-        else:
-            make = partial(empty_cache, plan, latents=latents)
-            cache = jax.eval_shape(
-                lambda dit, given: make(dit, conditions=given), self.dit, self.conditions
+        plan = self.plan
+        given: Any = (self.dit, self.latents, self.step, self.conditions)
+        function: Any = partial(denoise_step, plan)
+        spaces = [jax.memory.Space.Device] * len(jax.tree.leaves(given))
+        if kind != DENSE:
+            make = partial(empty_cache, plan, latents=self.latents.shape)
+            cache = jax.jit(lambda dit, known: make(dit, conditions=known)).trace(
+                self.dit, self.conditions
             )
-            function, carried = partial(cached_step, plan, kind), (self.latents, cache)
-        place = SingleDeviceSharding(deviceless.device(self.target))
-        given = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            (self.dit, *carried, self.step, self.conditions),
-        )
+            function = partial(cached_step, plan, kind)
+            given = (self.dit, self.latents, cache.out_info, self.step, self.conditions)
+            before = len(jax.tree.leaves(given[:2]))
+            spaces[before:before] = [leaf.memory_space for leaf in cache.jaxpr.out_avals]
+        leaves, structure = jax.tree.flatten(given)
+        device = deviceless.device(self.target)
+        placed = [_at(device, leaf, space) for leaf, space in zip(leaves, spaces, strict=True)]
+        given = jax.tree.unflatten(structure, placed)
         start = time.perf_counter()
         with targets.assumed(self.target):
-            jitted = jax.jit(function, donate_argnums=tuple(range(1, 1 + len(carried))))
+            jitted = jax.jit(function, donate_argnums=1 if kind == DENSE else (1, 2))
             memory: Any = jitted.lower(*given).compile().memory_analysis()
         peak = (
             memory.argument_size_in_bytes
@@ -133,5 +137,12 @@ class _Shapes:
             peak,
             memory.argument_size_in_bytes,
             memory.temp_size_in_bytes,
+            memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
             time.perf_counter() - start,
         )
+
+
+def _at(device: Any, leaf: Any, space: jax.memory.Space) -> jax.ShapeDtypeStruct:
+    kind = "pinned_host" if space == jax.memory.Space.Host else "device"
+    place = SingleDeviceSharding(device, memory_kind=kind)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

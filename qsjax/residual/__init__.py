@@ -9,3 +9,4 @@ from qsjax.residual.state import Gains as Gains
 from qsjax.residual.state import LayerState as LayerState
 from qsjax.residual.state import bytes_of as bytes_of
 from qsjax.residual.state import empty_state as empty_state
+from qsjax.residual.state import placed as placed

@@ -21,6 +21,7 @@ from qsjax.errors import InputError
 from qsjax.residual.store import BYTES
 
 CLOCKS = ("steps", "sigma")
+PLACES = ("device", "host")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Residual:
         rank: of its changes (QuantSparse has 16); 0 keeps them whole, in the same store.
         clock: what g is measured in: "steps", or "sigma", the noise level.
         budget: bytes for the cache of all layers: the most exact store that keeps to them, in place of `store`; 0 has none.
+        place: of the cached tensors: "device", or "host", whence a layer's are fetched while the one before it computes.
     """
 
     policy: str = "recall-extrapolated"
@@ -66,12 +68,14 @@ class Residual:
     rank: int = 16
     clock: str = "steps"
     budget: int = 0
+    place: str = "device"
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("policy", self.policy, POLICIES),
             ("store", self.store, BYTES),
             ("clock", self.clock, CLOCKS),
+            ("place", self.place, PLACES),
         ):
             if value not in known:
                 raise InputError(f"no {name} {value!r}; {nearest(value, known)}")
@@ -84,3 +88,8 @@ class Residual:
     def rule(self) -> Policy:
         """The policy as data."""
         return POLICIES[self.policy]
+
+    @property
+    def words(self) -> bool:
+        """Whether integers are kept as words; see `qsjax.residual.store.store`."""
+        return self.place == "host"

@@ -60,7 +60,7 @@ def empty_state(
             return None
         if residual.rank:
             return lowrank.start(batch, tokens, heads, channels, residual.rank, dtype)
-        return empty(residual.store, shape)
+        return empty(residual.store, shape, words=residual.words)
 
     def zeros(wanted: bool) -> Any:
         return jnp.zeros((batch, heads, tokens), jnp.float32) if wanted else None
@@ -68,7 +68,7 @@ def empty_state(
     complement = rule.form == "complement"
     return LayerState(
         choice=pattern.empty(batch, heads),
-        cached=empty(residual.store, shape) if rule.order else None,
+        cached=empty(residual.store, shape, words=residual.words) if rule.order else None,
         change=change(2),
         bend=change(3),
         lse=zeros(complement),
@@ -117,7 +117,7 @@ def refreshed(
         lse_change = by_lse * (lse - state.lse)
     return LayerState(
         choice=choice,
-        cached=store(value, residual.store),
+        cached=store(value, residual.store, words=residual.words),
         change=change,
         bend=bend,
         lse=None if state.lse is None else lse,
@@ -160,12 +160,25 @@ def _unchanged(now: Choice, before: Choice, like: Array) -> Float[Array, "B H"]:
 
 def _kept(residual: Residual, last: Any, x: Float[Array, "B S H D"]) -> Any:
     if not residual.rank:
-        return store(x, residual.store)
+        return store(x, residual.store, words=residual.words)
     return lowrank.factorize(x, last)
 
 
 def _whole(residual: Residual, kept: Any) -> Float[Array, "B S H D"]:
     return lowrank.expanded(kept) if isinstance(kept, Factors) else restored(kept, residual.store)
+
+
+def placed(residual: Residual, state: LayerState) -> LayerState:
+    """The state with its tensors where the residual wants them, also with a leading axis; lists stay on the device.
+
+    Inside a program this also says where arguments are, which they do not say by themselves.
+    """
+    if residual.place == "device":
+        return state
+    tensors = ("cached", "change", "bend", "lse", "lse_change")
+    return state._replace(
+        **{name: jax.device_put(getattr(state, name), jax.memory.Space.Host) for name in tensors}
+    )
 
 
 def bytes_of(state: LayerState) -> int:

@@ -8,11 +8,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels import targets
 from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.attention import dense_attention
 from qsjax.dit.blocks import Attention
 from qsjax.errors import InputError
-from qsjax.residual import LayerState, bytes_of, empty_state, refresh_attention, sparse_attention
+from qsjax.residual import (
+    LayerState,
+    bytes_of,
+    empty_state,
+    placed,
+    refresh_attention,
+    sparse_attention,
+)
 from qsjax.sample.plan import Plan
 from qsjax.sample.sparse import DENSE, REFRESH, SparsePlan
 from qsjax.sample.step import Conditions, Step, denoise_step, euler_step
@@ -58,9 +66,14 @@ def empty_cache(plan: Plan, dit: DiT, latents: tuple[int, ...], conditions: Cond
     """A cache of the right shapes, before the first refresh.
 
     Raises:
-        InputError: a dense layer that the model does not have.
+        InputError: a dense layer that the model does not have; a cache on the host of a GPU.
     """
     sparse, config = _sparse(plan), dit.config
+    if sparse.residual.place == "host" and targets.current().backend == "gpu":
+        raise InputError(
+            "the residual cache cannot be on a GPU's host: XLA copies it whole there before a loop over layers; leave it on the"
+            " device (residual.place), in a smaller store if need be (residual.store int4, residual.budget)"
+        )
     layers = config.num_blocks
     wrong = [layer for layer in sparse.dense_layers if layer >= layers]
     if wrong:
@@ -75,7 +88,7 @@ def empty_cache(plan: Plan, dit: DiT, latents: tuple[int, ...], conditions: Cond
         dense = None
         if sparse.dense_layers:
             dense = jnp.zeros(layers, jnp.bool_).at[jnp.asarray(sparse.dense_layers)].set(True)
-        return Slot(stacked, dense)
+        return _placed(plan, Slot(stacked, dense))
 
     ours = slot(conditions.text.text.shape[1])
     negative = conditions.negative
@@ -134,7 +147,8 @@ def cached_step(
 ) -> tuple[Float[Array, "B C T H W"], Cache]:
     """One Euler step that refreshes the cache or reads it; see `denoise_step`."""
     attention = _attention(plan, kind, dit.config, latents.shape, step)
-    return euler_step(plan, dit, latents, step, conditions, attention, cache)
+    ours, theirs = (slot and _placed(plan, slot) for slot in cache)
+    return euler_step(plan, dit, latents, step, conditions, attention, (ours, theirs))
 
 
 def step_of_kind(
@@ -178,9 +192,14 @@ def _attention(
             return dense_attention(q, k, v, kv_valid)[0], state.layer
 
         out, layer = jax.lax.cond(state.dense, dense, lambda: run(q, k, v, kv_valid, state.layer))
-        return out, state._replace(layer=layer)
+        # What a sparse step returns is what it was given; said so, it is not written back.
+        return out, state._replace(layer=layer) if kind == REFRESH else state
 
     return attention
+
+
+def _placed(plan: Plan, slot: Slot) -> Slot:
+    return slot._replace(layer=placed(_sparse(plan).residual, slot.layer))
 
 
 def _sparse(plan: Plan) -> SparsePlan:

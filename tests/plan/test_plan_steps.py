@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import targets
+from pallas_kernels.block_sparse_attention import gpu as attention_gpu
+from pallas_kernels.block_sparse_attention import tpu as attention_tpu
 from pallas_kernels.deviceless import missing
 from pallas_kernels.targets import TARGETS
 from qsjax.cli import main
@@ -17,7 +19,7 @@ from qsjax.quant import Recipe
 from qsjax.sample import Plan, SparsePlan
 from qsjax.sparse import Pattern, Sparsity
 
-V5E = TARGETS["v5e"]
+V5E, INTERPRET = TARGETS["v5e"], TARGETS["interpret"]
 SMALL = DiTConfig(
     in_channels=4, out_channels=4, hidden_size=256, num_heads=2, num_double_blocks=1, num_single_blocks=1,
     num_refiner_blocks=1, mlp_ratio=2.0, patch_size=(1, 2, 2), rope_axes_dim=(16, 56, 56), rope_theta=256.0,
@@ -36,6 +38,27 @@ def test_density_is_counted_from_the_lists(mask):
     assert executed_density(pattern) == pytest.approx((float(counts) + 2 * 18) / 18**2)
     if mask == "dense":
         assert executed_density(pattern) == 1
+
+
+@pytest.mark.parametrize("mask", ["svg", "topk"])
+def test_kernels_multiply_as_many_blocks_as_the_plan_counts(mask):
+    pattern = Pattern(Sparsity(mask=mask, density=0.25, block=128), (4, 16, 32), 150)
+    q = jax.random.normal(jax.random.key(0), (1, 2198, 2, 128))
+    valid = jnp.ones((1, 2198), jnp.bool_)
+    choice = pattern.choose(q, q, q, valid)
+    executed = {}
+    for part, lists in (("video", pattern.lists(choice)), ("text", pattern.text_lists())):
+        rows = q[:, :2048] if part == "video" else q[:, 2048:]
+        operands = (rows, q, q, valid, lists, None)
+        *_, tiles = attention_gpu.launch(*operands, scale=0.25, target=INTERPRET, count_blocks=True)
+        arranged = attention_tpu.arrange(*operands, gather=2)
+        *_, blocks = attention_tpu.launch(
+            arranged, lists, gather=2, scale=0.25, target=INTERPRET, count_blocks=True
+        )
+        executed[part] = int(blocks.sum())
+        assert int(tiles.sum()) == executed[part]
+    # Two heads; 18 blocks along each side.
+    assert sum(executed.values()) / (2 * 18**2) == pytest.approx(executed_density(pattern))
 
 
 def plan_json(capsys, *arguments):

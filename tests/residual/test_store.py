@@ -46,6 +46,18 @@ def test_every_four_bit_pattern_comes_back():
     )
 
 
+@pytest.mark.parametrize("kind", BYTES)
+def test_words_hold_the_same_values(kind, x):
+    x = jnp.concatenate([x, -x[:, :5]], axis=1)  # twelve tokens
+    words, plain = store(x, kind, words=True), store(x, kind)
+    assert words.values.nbytes == plain.values.nbytes
+    assert (words.values.dtype == jnp.int32) == kind.startswith("int")
+    np.testing.assert_array_equal(opened(words, kind).values, opened(plain, kind).values)
+    nothing = empty(kind, x.shape, words=True)
+    assert nothing.values.shape == words.values.shape
+    assert not np.asarray(restored(nothing, kind)).any()
+
+
 def test_zeros_stay_zeros():
     for kind in BYTES:
         kept = empty(kind, (1, 4, 2, 8))
@@ -57,3 +69,5 @@ def test_what_is_refused():
         empty("int9", (1, 1, 1, 2))
     with pytest.raises(InputError, match="even number"):
         empty("int4", (1, 1, 1, 3))
+    with pytest.raises(InputError, match="by fours, not 7"):
+        empty("int8", (1, 7, 1, 2), words=True)

@@ -11,6 +11,8 @@ import pytest
 from sample.sampled_models import CONFIG, prompt, random_dit
 from tolerances import FLOAT32_NETWORK
 
+from pallas_kernels import targets
+from pallas_kernels.targets import TARGETS
 from qsjax.errors import InputError
 from qsjax.residual import Residual
 from qsjax.sample import (
@@ -134,6 +136,35 @@ def test_all_steps_at_once_equal_step_by_step(dit, true_cfg):
             x, cache = steps[kind](dit, x, cache, now, conditions)
     near(sampled(dit, SPARSE, true_cfg=true_cfg), x)
     assert [step._cache_size() for step in steps.values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "residual", [Residual(store="int8", rank=2), replace(FLOATS, policy="third")]
+)
+def test_a_cache_on_the_host_makes_the_same_video_and_stays_there(dit, residual):
+    """Fetched a layer ahead, written back at refreshes, also where a layer is dense."""
+    sparse = replace(SPARSE, residual=residual, dense_layers=(1,))
+    hosted = replace(sparse, residual=replace(residual, place="host"))
+    near(sampled(dit, hosted), sampled(dit, sparse))
+    plan = Plan(steps=8, shift=3.0, sparse=hosted)
+    conditions = prepare(plan, dit, prompt(1))
+    cache, x = empty_cache(plan, dit, SHAPE, conditions), initial_noise(7, SHAPE)
+    now = jax.tree.map(lambda leaf: leaf[1], schedule(plan))
+    for kind in ("refresh", "sparse"):
+        x, cache = jax.jit(partial(cached_step, plan, kind))(dit, x, cache, now, conditions)
+        layer = cache[0].layer
+        for leaf in jax.tree.leaves((layer.cached, layer.change, layer.lse)):
+            assert leaf.sharding.memory_kind == "pinned_host"
+        assert layer.recall.sharding.memory_kind == "device"
+
+
+def test_a_gpu_is_not_asked_for_its_host(dit):
+    plan = Plan(steps=8, sparse=replace(SPARSE, residual=Residual(place="host")))
+    with (
+        targets.assumed(TARGETS["h100"]),
+        pytest.raises(InputError, match="leave it on the device"),
+    ):
+        empty_cache(plan, dit, SHAPE, prepare(plan, dit, prompt(1)))
 
 
 def test_a_budget_picks_the_store():
