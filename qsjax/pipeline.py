@@ -22,8 +22,10 @@ from qsjax.plan.steps import describe
 from qsjax.progress import Progress
 from qsjax.sample import (
     Conditions,
+    Heads,
     Plan,
     empty_cache,
+    heads_of,
     initial_noise,
     prepare,
     schedule,
@@ -55,6 +57,8 @@ class Pipeline:
         settings: used where a call does not say otherwise (size, steps, shift, guidance).
         tiling: how the VAE cuts what it decodes; None decodes in one pass.
         timings: seconds of the last call by stage ("load", "encode", "compile", "denoise", "decode").
+        heads: recall and density of every head in the last call with sparse attention; None behind a dense one.
+        skipped: steps of the last call that were left out (of the prompt; see `qsjax.sample.Skip`).
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class Pipeline:
             Tiling, manifest.data.get("tiling", {}), source=f"{source}: tiling"
         )
         self.timings: dict[str, float] = {}
+        self.skipped = 0
+        self.heads: Heads | None = None
 
     @classmethod
     def from_checkpoint(
@@ -174,7 +180,7 @@ class Pipeline:
             seed: same seed, same bits on the same machine; sample b of a batch uses `seed + b`.
             latents: noise to start from instead of the seed's, float32 [B, C, T, H, W].
             callback: called after each step with its number (from 1) and the latents; False cancels.
-            **settings: fields of `Settings`: frames, height, width, steps, shift, guidance, true_cfg, sparse.
+            **settings: fields of `Settings`: frames, height, width, steps, shift, guidance, true_cfg, sparse, skip.
 
         Returns:
             uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
@@ -272,7 +278,7 @@ class Pipeline:
         prepared = self._prepare(plan, prompt, negative)
         dit = self.dit
         cache: Any = None
-        if plan.sparse is not None:
+        if plan.remembers:
             make = self._compiled("cache", plan, partial(_cache, plan), dit, x, prepared)
             cache = make(dit, x, prepared)
         programs = {
@@ -295,6 +301,11 @@ class Pipeline:
                         latents=x,
                     )
         self._add("denoise", start)
+        self.skipped = 0 if plan.skip is None else int(cache[0].skipped.count)
+        self.heads = None
+        if plan.sparse is not None:
+            text = prompt.text.shape[1]
+            self.heads = heads_of(plan.sparse, self.dit_config, shape, text, cache[0].slot)
         return x
 
     def decode(self, latents: Float[Array, "B C T H W"]) -> Float[np.ndarray, "B F Y X 3"]:

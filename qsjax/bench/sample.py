@@ -119,7 +119,7 @@ def _run(
     conditions, numbers = jax.jit(partial(prepare, plan))(dit, prompt), schedule(plan)
     rows = [jax.tree.map(lambda leaf, i=i: leaf[i], numbers) for i in range(plan.steps)]
     x, cache = initial_noise(0, latents), None
-    if plan.sparse is not None:
+    if plan.remembers:
         cache = jax.jit(lambda dit, given: empty_cache(plan, dit, latents, given))(dit, conditions)
 
     def function(kind: str) -> Any:

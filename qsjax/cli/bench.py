@@ -3,7 +3,8 @@
 import argparse
 import json
 
-from qsjax.cli.sparse import add_sparse_options, sparse_plan
+from qsjax.cli.sparse import add_sparse_options, sampling_changes
+from qsjax.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +38,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: fewer than one pair; torch is not installed; a target that is not here and cannot be estimated.
     """
-    from qsjax.errors import InputError
-
     if args.pairs < 1:
         raise InputError(f"--pairs {args.pairs}: at least 1 is needed")
     target = getattr(args, "target", None)
@@ -55,7 +54,12 @@ def run(args: argparse.Namespace) -> int:
 def _sample(args: argparse.Namespace) -> tuple[dict, str]:
     from qsjax.bench.sample import PLAN, bench, text
 
-    report = bench(sparse_plan(args, None) or PLAN, steps=args.steps)
+    changes = sampling_changes(args, args.recipe, None)
+    if changes["skip"] is not None:
+        raise InputError(
+            "qsjax bench sample compares steps that are all computed; leave --skip.threshold out"
+        )
+    report = bench(changes["sparse"] or PLAN, steps=args.steps)
     return report, text(report)
 
 

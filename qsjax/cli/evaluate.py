@@ -119,7 +119,7 @@ def _sparse(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         **_settings(args),
     )
     outcomes = experiment.run(rows)
-    files = write_report(experiment, outcomes, folder)
+    files = write_report(experiment, outcomes, folder, plots=args.plots)
     report = plain_report(experiment, outcomes) | {"files": [str(path) for path in files]}
     return report, "\n".join([tables_text(outcomes), *(f"wrote {path}" for path in files)])
 

@@ -5,6 +5,7 @@ import json
 import re
 
 from qsjax.cli.options import add_config, with_config
+from qsjax.cli.sparse import add_sparse_options, sampling_changes
 from qsjax.errors import InputError
 
 _VIDEO = {
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compile a step of each kind for --device, which need not be here, and print the compiler's count of bytes; minutes",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON on stdout")
+    add_sparse_options(parser, recipe=False)
     add_config(parser)
 
 
@@ -67,11 +69,9 @@ def run(args: argparse.Namespace) -> int:
     from qsjax.plan import PlannedModel, make_report, text
     from qsjax.sample.recipe import SamplingRecipe
 
-    weights, sparse = args.recipe, None
-    if args.recipe in SamplingRecipe.presets():
-        recipe = SamplingRecipe.load(args.recipe)
-        weights = recipe.weights or "bf16"
-        sparse = recipe.plan(recipe.weights or None)
+    named = args.recipe if args.recipe in SamplingRecipe.presets() else ""
+    chosen_for = SamplingRecipe.load(named).weights
+    weights = (chosen_for or "bf16") if named else args.recipe
     report = make_report(
         PlannedModel.find(args.model, weights),
         **{name: getattr(args, name) for name in _VIDEO},
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         calibration_size=_size(args.calibration_size),
         samples=args.samples,
         epochs=args.epochs,
-        sparse=sparse,
+        **sampling_changes(args, named, chosen_for or None),
         only=args.device,
         compiled=args.compile,
     )

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from qsjax.cli.options import add_config, with_config
-from qsjax.cli.sparse import add_sparse_options, sparse_plan
+from qsjax.cli.sparse import add_sparse_options, sampling_changes
 from qsjax.errors import InputError
 
 _SETTINGS = {
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         _print(args, {"out": str(args.save_prompt), "seconds": pipeline.timings})
         return 0
     changes = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _SETTINGS}
-    changes["sparse"] = sparse_plan(args, pipeline.weights)
+    changes |= sampling_changes(args, args.recipe, pipeline.weights)
     chosen = pipeline.resolve(**changes)
     prompt = load_prompts(args.encoded_prompt) if args.encoded_prompt else args.prompt
     start = time.perf_counter()
@@ -112,8 +112,11 @@ def run(args: argparse.Namespace) -> int:
         "width": video.shape[2],
         "seed": args.seed,
         "steps": chosen.steps,
+        "steps_left_out": pipeline.skipped,
         "seconds": pipeline.timings | {"all": time.perf_counter() - start},
     }
+    if pipeline.heads is not None:
+        report["attention"] = pipeline.heads.plain()
     _print(args, report)
     return 0
 
@@ -126,4 +129,12 @@ def _print(args: argparse.Namespace, report: dict) -> None:
     size = (
         f"{report['frames']}x{report['height']}x{report['width']}, " if "frames" in report else ""
     )
-    print(f"wrote {report['out']} ({size}{stages})")
+    skipped = report.get("steps_left_out", 0)
+    steps = f"{skipped} of {report['steps']} steps left out, " if skipped else ""
+    if (heads := report.get("attention")) is not None:
+        least = heads["least"]
+        print(
+            f"sparse steps computed {100 * heads['density']:.1f} % of the pairs, which hold {100 * heads['recall']:.1f} % of the"
+            f" attention mass; least in head {least['head']} of layer {least['layer']}, {100 * least['recall']:.1f} %"
+        )
+    print(f"wrote {report['out']} ({size}{steps}{stages})")

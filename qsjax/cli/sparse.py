@@ -1,4 +1,4 @@
-"""Options of sparse attention: a recipe, and dotted names for every field of it."""
+"""Options of sparse attention and step skipping: a recipe, and dotted names for every field of it."""
 
 import argparse
 from typing import Any
@@ -21,19 +21,22 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "residual.budget": ("residual.budget", int, "bytes for the cache of all layers: picks the store; 0 sets none"),
     "residual.place": ("residual.place", str, "of the cache: device, or host, from where layers are fetched ahead (not on GPUs)"),
     "residual.clock": ("residual.clock", str, "steps or sigma: what extrapolation counts in"),
+    "skip.threshold": ("skip.threshold", float, "leave out steps while the change of the tokens adds up to less; 0 computes all"),
+    "skip.coefficients": ("skip.coefficients", "A,B,...", "of the polynomial that rescales that change, highest power first"),
 }  # fmt: skip
 """Option -> (field of `qsjax.sample.recipe.SamplingRecipe`, type, help)."""
 
 
-def add_sparse_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--recipe` and the options of `FIELDS`."""
+def add_sparse_options(parser: argparse.ArgumentParser, *, recipe: bool = True) -> None:
+    """Add the options of `FIELDS`, and `--recipe`."""
     group = parser.add_argument_group(
-        "sparse attention and residual reuse",
+        "sparse attention, residual reuse and step skipping",
         "any of these switches them on; what is not said is the recipe's, or qsjax.sample.SparsePlan's",
     )
-    group.add_argument(
-        "--recipe", help="preset of configs/sampling or TOML file, as in quantsparse-w4a8-d15"
-    )
+    if recipe:
+        group.add_argument(
+            "--recipe", help="preset of configs/sampling or TOML file, as in quantsparse-w4a8-d15"
+        )
     for option, (field, kind, text) in FIELDS.items():
         named = isinstance(kind, str)
         group.add_argument(
@@ -45,11 +48,14 @@ def add_sparse_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def sparse_plan(args: argparse.Namespace, weights: str | None) -> Any:
-    """The plan that the options describe for a checkpoint; None where there is none of them.
+def sampling_changes(
+    args: argparse.Namespace, recipe: str | None, weights: str | None
+) -> dict[str, Any]:
+    """The fields `sparse` and `skip` of `qsjax.sample.Plan` that the options describe for a checkpoint; None where there are none.
 
     Args:
         args: parsed.
+        recipe: of sampling; None or "" is none.
         weights: the checkpoint's quantization recipe, None in full precision.
 
     Raises:
@@ -57,13 +63,24 @@ def sparse_plan(args: argparse.Namespace, weights: str | None) -> Any:
     """
     from qsjax.sample.recipe import SamplingRecipe
 
-    given = vars(args)
+    given, name = vars(args), recipe or ""
     changes = {
         field: given[field] for field, _, _ in FIELDS.values() if given.get(field) is not None
     }
-    if not args.recipe and not changes:
-        return None
-    return SamplingRecipe.load(args.recipe or "", changes).plan(weights)
+    if not name and not changes:
+        return {"sparse": None, "skip": None}
+    loaded = SamplingRecipe.load(name, changes)
+    only_skips = not name and all(field.startswith("skip.") for field in changes)
+    return {"sparse": None if only_skips else loaded.plan(weights), "skip": loaded.skipping}
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give numbers with commas between them"
+        ) from error
 
 
 def _sizes(text: str) -> list[int]:
@@ -81,4 +98,4 @@ def _truth(text: str) -> bool:
     return text == "true"
 
 
-_READ = {"TxHxW": _sizes, "BOOL": _truth}
+_READ = {"TxHxW": _sizes, "BOOL": _truth, "A,B,...": _numbers}

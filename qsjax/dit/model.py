@@ -142,6 +142,18 @@ class DiT(nnx.Module):
         if modulation is None:
             modulation = self._modulation(timestep, pooled, guidance)
         img, txt, context = self.embed(latents, timestep, text, text_mask, attention=attention)
+        img, state = self.through_blocks(img, txt, context, modulation, state)
+        return self.velocity(img, modulation, latents), state
+
+    def through_blocks(
+        self,
+        img: Float[Array, "B N D"],
+        txt: Float[Array, "B L D"],
+        context: Context,
+        modulation: Modulation,
+        state: Any = (),
+    ) -> tuple[Float[Array, "B N D"], Any]:
+        """The video's tokens behind the last block, and the attention slot's state; arguments are those of `embed`."""
 
         def double(block: DoubleBlock, streams: Any, rows: Any, mine: Any) -> tuple[Any, Any]:
             return block(streams, rows, context, mine)
@@ -149,6 +161,7 @@ class DiT(nnx.Module):
         def single(block: SingleBlock, x: Array, row: Array, mine: Any) -> tuple[Array, Any]:
             return block(x, row, context, mine)
 
+        tokens = img.shape[1]
         (img, txt), state = scan_layers(
             self.double_blocks, double, (img, txt), (modulation.img, modulation.txt), state
         )
@@ -160,9 +173,15 @@ class DiT(nnx.Module):
             state,
             first=self.config.num_double_blocks,
         )
+        return x[:, :tokens], state
+
+    def velocity(
+        self, img: Float[Array, "B N D"], modulation: Modulation, latents: Array
+    ) -> Float[Array, "B O T H W"]:
+        """What the final layer makes of the video's tokens, float32, in the latents' size."""
         shift, scale = jnp.split(modulation.final, 2, axis=-1)
-        patches = self.final.linear(modulate(x[:, : img.shape[1]], shift, scale))
-        return self._unpatchify(patches, self._grid(latents)).astype(jnp.float32), state
+        patches = self.final.linear(modulate(img, shift, scale))
+        return self._unpatchify(patches, self._grid(latents)).astype(jnp.float32)
 
     def embed(
         self,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from qsjax.errors import InputError
 from qsjax.evaluate.compare import Comparison
@@ -36,7 +37,7 @@ def plot_velocity(results: Mapping[str, Comparison], path: Path, *, title: str =
     Raises:
         InputError: nothing to draw, matplotlib is missing, or a place that cannot be written.
     """
-    figure, axes = _figure(results, path)
+    figure, axes = figure_for(len(results), path)
     for number, (label, result) in enumerate(results.items()):
         steps = np.arange(1, len(result.velocity) + 1)
         found = [estimate(row) for row in 100 * result.velocity]
@@ -53,7 +54,7 @@ def plot_velocity(results: Mapping[str, Comparison], path: Path, *, title: str =
     if any((result.velocity > 0).any() for result in results.values()):
         axes.set_yscale("log")
     axes.legend(fontsize=7)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_psnr(results: Mapping[str, Comparison], path: Path, *, title: str = "") -> Path:
@@ -67,8 +68,13 @@ def plot_psnr(results: Mapping[str, Comparison], path: Path, *, title: str = "")
     Raises:
         InputError: nothing to draw, matplotlib is missing, or a place that cannot be written.
     """
-    figure, axes = _figure(results, path)
-    found = [estimate(result.psnr) for result in results.values()]
+    return bars({label: result.psnr for label, result in results.items()}, path, title=title)
+
+
+def bars(values: Mapping[str, Float[np.ndarray, " clips"]], path: Path, *, title: str = "") -> Path:
+    """The same of decibels by label, one a clip."""
+    figure, axes = figure_for(len(values), path)
+    found = [estimate(some) for some in values.values()]
     at = np.arange(len(found))
     axes.barh(
         at,
@@ -77,11 +83,11 @@ def plot_psnr(results: Mapping[str, Comparison], path: Path, *, title: str = "")
         color="0.75",
         capsize=3,
     )
-    for place, result in zip(at, results.values(), strict=True):
-        axes.plot(result.psnr, np.full(len(result.psnr), place), ".", color="C0", markersize=3)
-    axes.set(yticks=at, yticklabels=list(results), xlabel="PSNR, dB", title=title)
+    for place, some in zip(at, values.values(), strict=True):
+        axes.plot(some, np.full(len(some), place), ".", color="C0", markersize=3)
+    axes.set(yticks=at, yticklabels=list(values), xlabel="PSNR, dB", title=title)
     axes.invert_yaxis()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw(results: Mapping[str, Comparison], stem: Path, *, title: str = "") -> list[Path]:
@@ -119,15 +125,21 @@ def write_sheet(videos: Mapping[str, np.ndarray], captions: Sequence[str], path:
     return write_contact_sheet(rows, labels, path, zoom=zoom)
 
 
-def _figure(results: Mapping[str, Comparison], path: Path) -> tuple[Any, Any]:
+def figure_for(results: int, path: Path) -> tuple[Any, Any]:
+    """A figure and its axes, as high as that many results need.
+
+    Raises:
+        InputError: no results, matplotlib is missing, or a place that cannot be written.
+    """
     made = require_matplotlib()
     if not results:
         raise InputError(f"{path}: there is no result to draw")
     check_writable(path, overwrite=True)
-    figure = made(figsize=(6.4, max(3.2, 0.3 * len(results) + 1)), layout="constrained")
+    figure = made(figsize=(6.4, max(3.2, 0.3 * results + 1)), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """Write the PNG."""
     figure.savefig(path, dpi=110)
     return path

@@ -25,12 +25,10 @@ from qsjax.evaluate.results import Results
 from qsjax.evaluate.sparse_grid import SparseRow
 from qsjax.evaluate.tables import versions
 from qsjax.pipeline import Pipeline, to_uint8
-from qsjax.plan.steps import executed_density
 from qsjax.progress import Progress
 from qsjax.quant import Recipe
-from qsjax.sample import Plan, cached_step, empty_cache, schedule
-from qsjax.sample.cached import pattern_for
-from qsjax.sample.sparse import DENSE, REFRESH, SPARSE
+from qsjax.sample import Heads, Plan, empty_cache, heads_of, schedule, step_of_kind
+from qsjax.sample.sparse import KINDS, SPARSE
 from qsjax.tiny import sampling
 from qsjax.tiny.evaluate import HELD_OUT
 from qsjax.tiny.outliers import inject
@@ -50,7 +48,9 @@ class SparseOutcome(NamedTuple):
         ssim: likewise.
         latents: ||z - z'||^2 / ||z'||^2 of the last latents: errors of independent causes add up in it.
         density: of attention that is computed, the mean over steps; warm-up, refreshes and text included.
+        recall: attention mass on listed keys at the last refresh, the mean over layers, heads and clips; 1 of dense rows.
         dense_steps: in front.
+        skipped: share of the steps that were left out, the mean over batches.
     """
 
     row: SparseRow
@@ -58,7 +58,9 @@ class SparseOutcome(NamedTuple):
     ssim: Float[np.ndarray, " clips"]
     latents: Float[np.ndarray, " clips"]
     density: float
+    recall: float
     dense_steps: int
+    skipped: float
 
 
 class SparseExperiment:
@@ -120,22 +122,33 @@ class SparseExperiment:
             mean = np.mean(stored["psnr"])
             logger.info("%s %s: PSNR %.2f dB, %s s", number, row.name, mean, stored["seconds"])
         try:
-            values = {name: np.asarray(stored[name], np.float64) for name in _FIGURES}
-            facts = {"density": stored["density"], "dense_steps": stored["dense_steps"]}
-            return SparseOutcome(row, **values, **facts)
+            values: dict[str, Any] = {
+                name: np.asarray(stored[name], np.float64) for name in _FIGURES
+            }
+            for name in ("density", "recall", "dense_steps", "skipped"):
+                values[name] = stored[name]
+            return SparseOutcome(row, **values)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self._results.path}: a row is damaged ({error})") from error
 
     def _measured(self, row: SparseRow) -> dict[str, Any]:
         reference, dit = self._reference(row.shift), self._model(row.weights)
         start = time.perf_counter()
-        plan = replace(reference.settings.plan(), sparse=row.sparse)
+        plan = replace(reference.settings.plan(), sparse=row.sparse, skip=row.skip)
         found: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
         shown: list[np.ndarray] = []
+        skipped: list[float] = []
+        heads: list[Heads] = []
         total = plan.steps * len(reference.batches)
         with Progress(total, row.name, unit="step", enabled=self._progress) as bar:
             for batch in reference.batches:
-                latents = sampled(plan, dit, batch, bar)
+                latents, cache = sampled(plan, dit, batch, bar)
+                if plan.skip is not None:
+                    skipped.append(int(cache[0].skipped.count) / plan.steps)
+                if plan.sparse is not None:
+                    text = batch.prompt.text.shape[1]
+                    slot = cache[0].slot
+                    heads.append(heads_of(plan.sparse, dit.config, latents.shape, text, slot))
                 frames = self._pipeline.decode(jnp.asarray(latents))
                 last = batch.trajectory[-1]
                 found["psnr"].append(psnr(frames, batch.frames))
@@ -148,21 +161,15 @@ class SparseExperiment:
         return {
             "row": row.name,
             **{k: [float(f"{x:.6g}") for x in np.concatenate(v)] for k, v in found.items()},
-            "density": round(self._density(plan), 4),
+            "density": _density(plan, heads),
+            "recall": round(float(np.mean([one.recall.mean() for one in heads])), 4)
+            if heads
+            else 1.0,
             "dense_steps": 0 if row.sparse is None else row.sparse.dense_steps,
+            "skipped": round(float(np.mean(skipped)), 4) if skipped else 0.0,
             "seconds": round(time.perf_counter() - start, 1),
             "versions": versions(),
         }
-
-    def _density(self, plan: Plan) -> float:
-        if plan.sparse is None:
-            return 1.0
-        settings = self._pipeline.resolve(**self._settings)
-        text = self._references[plan.shift].batches[0].prompt.text.shape[1]
-        shape = self._pipeline.latent_shape(settings)
-        pattern = pattern_for(plan.sparse, self._pipeline.dit_config, shape, text)
-        share = plan.kinds.count(SPARSE) / plan.steps
-        return 1 - share + share * executed_density(pattern)
 
     def _reference(self, shift: float) -> Reference:
         if shift not in self._references:
@@ -201,34 +208,40 @@ class SparseExperiment:
         temporary.replace(path)
 
 
-def sampled(plan: Plan, dit: DiT, batch: Batch, bar: Progress) -> np.ndarray:
-    """The last latents of a batch from the reference's noise."""
-    make_conditions, dense = dense_programs(replace(plan, sparse=None))
+def _density(plan: Plan, heads: Sequence[Heads]) -> float:
+    """The mean over steps; lists that change count as they were at the last refresh."""
+    if not heads:
+        return 1.0
+    share = plan.kinds.count(SPARSE) / plan.steps
+    listed = float(np.mean([one.density.mean() for one in heads]))
+    return round(1 - share + share * listed, 4)
+
+
+def sampled(plan: Plan, dit: DiT, batch: Batch, bar: Progress) -> tuple[np.ndarray, Any]:
+    """The last latents of a batch from the reference's noise, and the cache behind the last step."""
+    make_conditions, _ = dense_programs(replace(plan, sparse=None, skip=None))
     make_cache, steps = cached_programs(_static(plan))
     conditions = make_conditions(dit, batch.prompt, batch.negative)
     numbers, x = schedule(plan), jnp.asarray(batch.trajectory[0])
-    cache: Any = None if plan.sparse is None else make_cache(dit, x, conditions)
+    cache: Any = make_cache(dit, x, conditions) if plan.remembers else None
     for index, kind in enumerate(plan.kinds):
         now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
-        if kind == DENSE:
-            x = dense(dit, x, now._replace(gains=None), conditions)
-        else:
-            x, cache = steps[kind](dit, x, cache, now, conditions)
+        x, cache = steps[kind](dit, (x, cache), now, conditions)
         bar.advance()
-    return np.asarray(x)
+    return np.asarray(x), cache
 
 
 @lru_cache(maxsize=64)
 def cached_programs(plan: Plan) -> tuple[Any, dict[str, Any]]:
     """The jitted cache and its steps; plans that differ in numbers only have the same."""
     cache = jax.jit(lambda dit, x, given: empty_cache(plan, dit, x.shape, given))
-    return cache, {kind: jax.jit(partial(cached_step, plan, kind)) for kind in (REFRESH, SPARSE)}
+    return cache, {kind: jax.jit(partial(step_of_kind, plan, kind)) for kind in KINDS}
 
 
 def _static(plan: Plan) -> Plan:
     """Without what reaches the steps as numbers."""
     sparse = plan.sparse and replace(plan.sparse, interval=0, dense_steps=1)
-    return Plan(steps=1, true_cfg=plan.true_cfg, sparse=sparse)
+    return Plan(steps=1, true_cfg=plan.true_cfg, sparse=sparse, skip=plan.skip)
 
 
 def _reference(shift: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from qsjax.config import to_mapping
 from qsjax.residual import Residual
-from qsjax.sample import SparsePlan
+from qsjax.sample import Skip, SparsePlan
 from qsjax.sparse import Sparsity
 
 DENSITIES = (0.15, 0.25, 0.40)
@@ -18,6 +18,8 @@ MASKS = {"svg": Sparsity(mask="svg"), "topk": Sparsity(mask="topk", tile=(1, 4, 
 COMPARED = (
     *("first", "none", "second", "second-scaled", "third", "recall", "recall-extrapolated"),
 )
+SKIPPED = (0.05, 0.1, 0.2)
+"""Thresholds of step skipping."""
 FLOATS = Residual(store="float32", rank=16)
 
 
@@ -31,6 +33,7 @@ class SparseRow:
         weights: "float", "W4A8", or either "with outliers".
         shift: of the schedule.
         sparse: None is dense attention.
+        skip: None leaves out no step.
     """
 
     group: str
@@ -38,6 +41,7 @@ class SparseRow:
     weights: str = "float"
     shift: float = 3.0
     sparse: SparsePlan | None = None
+    skip: Skip | None = None
 
     @property
     def name(self) -> str:
@@ -47,8 +51,12 @@ class SparseRow:
     @property
     def key(self) -> str:
         """A digest of what is done."""
-        sparse = None if self.sparse is None else to_mapping(self.sparse)
-        content = {"weights": self.weights, "shift": self.shift, "sparse": sparse}
+        parts = {"sparse": self.sparse, "skip": self.skip}
+        content = {
+            "weights": self.weights,
+            "shift": self.shift,
+            **{name: part and to_mapping(part) for name, part in parts.items()},
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -64,7 +72,7 @@ def sparse_grid() -> tuple[SparseRow, ...]:
             rows.append(
                 SparseRow(group=group, label=policy, weights=weights, shift=shift, sparse=plan)
             )
-    return (*rows, *_sweeps(), *_baselines(), *_interaction())
+    return (*rows, *_sweeps(), *_baselines(), *_skipping(), *_interaction())
 
 
 def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
@@ -131,6 +139,22 @@ def _baselines() -> list[SparseRow]:
         },
     }
     return [SparseRow(group=group, label=label, sparse=plan) for label, plan in plans.items()]
+
+
+def _skipping() -> list[SparseRow]:
+    """Steps left out (TeaCache), alone and with sparse attention and its cache, whose refreshes are always computed."""
+    group, ours = (
+        "step skipping, float, shift 3",
+        _plan(replace(MASKS["svg"], density=0.15), FLOATS),
+    )
+    rows = [SparseRow(group=group, label="ours, none left out", sparse=ours)]
+    for threshold in SKIPPED:
+        skip = Skip(threshold=threshold)
+        rows.append(SparseRow(group=group, label=f"dense, up to {threshold:g}", skip=skip))
+        rows.append(
+            SparseRow(group=group, label=f"ours, up to {threshold:g}", sparse=ours, skip=skip)
+        )
+    return rows
 
 
 def _interaction() -> list[SparseRow]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from qsjax.evaluate.plots import write_sheet
 from qsjax.evaluate.sparse import SparseExperiment, SparseOutcome
+from qsjax.evaluate.sparse_plots import draw_sparse
 from qsjax.evaluate.statistics import estimate, paired
 from qsjax.evaluate.tables import markdown, plain, shown, versions
 
@@ -17,7 +18,8 @@ TABLES = "sparse_tables.md"
 NOTE = (
     "PSNR and SSIM of decoded frames against full precision with dense attention, same captions and noise; latent error is"
     " ||z - z'||^2 / ||z'||^2 of the last latents;\nmean +- standard error over clips, differences clip by clip. Attention is what is"
-    " computed of it, the mean over steps: dense steps, refreshes and text included."
+    " computed of it, the mean over steps: dense steps, refreshes and text included; recall is the share of its mass on the listed keys at\nthe last refresh; steps that are left out compute none and are"
+    " counted apart."
 )
 
 
@@ -28,7 +30,7 @@ def tables_text(outcomes: Sequence[SparseOutcome]) -> str:
         base, rows = some[0], []
         headers = (
             *("", "PSNR, dB", "lowest clip", "SSIM", "latent error", f"PSNR over {base.row.label}, dB"),
-            *("attention", "dense steps"),
+            *("attention", "recall", "dense steps", "left out"),
         )  # fmt: skip
         for one in some:
             over = "" if one is base else shown(paired(one.psnr, base.psnr), 2, signed=True)
@@ -40,7 +42,9 @@ def tables_text(outcomes: Sequence[SparseOutcome]) -> str:
                 shown(estimate(one.latents), 4),
                 over,
                 f"{100 * one.density:.0f} %",
+                f"{100 * one.recall:.0f} %",
                 str(one.dense_steps),
+                f"{100 * one.skipped:.0f} %",
             ])  # fmt: skip
         parts.append(f"### {group}\n\n{markdown(headers, rows)}")
         if group.startswith("together"):
@@ -71,19 +75,25 @@ def plain_report(experiment: SparseExperiment, outcomes: Sequence[SparseOutcome]
                 "group": group,
                 "label": one.row.label,
                 "density": one.density,
+                "recall": one.recall,
                 "dense_steps": one.dense_steps,
+                "skipped": one.skipped,
             }
             rows.append(facts | plain(found))
     return {"run": experiment.facts, "versions": versions(), "rows": rows}
 
 
 def write_report(
-    experiment: SparseExperiment, outcomes: Sequence[SparseOutcome], folder: Path
+    experiment: SparseExperiment,
+    outcomes: Sequence[SparseOutcome],
+    folder: Path,
+    *,
+    plots: bool = False,
 ) -> list[Path]:
-    """Write tables and a contact sheet a group; return the files.
+    """Write tables, a contact sheet a group and, if asked for, plots; return the files.
 
     Raises:
-        InputError: a place that cannot be written.
+        InputError: plots without matplotlib, or a place that cannot be written.
     """
     facts = ", ".join(f"{name} {value}" for name, value in experiment.facts.items())
     used = ", ".join(f"{name} {value}" for name, value in versions().items())
@@ -101,7 +111,7 @@ def write_report(
         sheet = folder / f"{re.sub(r'[^a-z0-9]+', '-', group.lower())}.png"
         captions = experiment.captions[: len(full)]
         written.append(write_sheet({"full precision": full, **videos}, captions, sheet))
-    return written
+    return written + (draw_sparse(outcomes, folder) if plots else [])
 
 
 def groups(outcomes: Sequence[SparseOutcome]) -> Iterator[tuple[str, list[SparseOutcome]]]:

@@ -19,8 +19,7 @@ from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.halves import keep
 from qsjax.plan.size import TEXT_TOKENS
 from qsjax.quant import Recipe, arrange, with_quantized_layers
-from qsjax.sample import Plan, cached_step, denoise_step, empty_cache, prepare, schedule
-from qsjax.sample.sparse import DENSE
+from qsjax.sample import Plan, empty_cache, prepare, schedule, step_of_kind
 from qsjax.text import EncodedPrompt
 
 
@@ -107,25 +106,28 @@ class _Shapes:
 
     def compile(self, kind: str) -> CompiledStep:
         plan = self.plan
-        given: Any = (self.dit, self.latents, self.step, self.conditions)
-        function: Any = partial(denoise_step, plan)
-        spaces = [jax.memory.Space.Device] * len(jax.tree.leaves(given))
-        if kind != DENSE:
+        cache, spaces = None, []
+        if plan.remembers:
             make = partial(empty_cache, plan, latents=self.latents.shape)
-            cache = jax.jit(lambda dit, known: make(dit, conditions=known)).trace(
+            traced = jax.jit(lambda dit, known: make(dit, conditions=known)).trace(
                 self.dit, self.conditions
             )
-            function = partial(cached_step, plan, kind)
-            given = (self.dit, self.latents, cache.out_info, self.step, self.conditions)
-            before = len(jax.tree.leaves(given[:2]))
-            spaces[before:before] = [leaf.memory_space for leaf in cache.jaxpr.out_avals]
+            cache = traced.out_info
+            spaces = [leaf.memory_space for leaf in traced.jaxpr.out_avals]
+        given: Any = (self.dit, (self.latents, cache), self.step, self.conditions)
+        before, all_of_it = (
+            len(jax.tree.leaves(part)) for part in ((self.dit, self.latents), given)
+        )
+        device_memory = jax.memory.Space.Device
+        spaces = [device_memory] * before + spaces
+        spaces += [device_memory] * (all_of_it - len(spaces))
         leaves, structure = jax.tree.flatten(given)
         device = deviceless.device(self.target)
         placed = [_at(device, leaf, space) for leaf, space in zip(leaves, spaces, strict=True)]
         given = jax.tree.unflatten(structure, placed)
         start = time.perf_counter()
         with targets.assumed(self.target):
-            jitted = jax.jit(function, donate_argnums=1 if kind == DENSE else (1, 2))
+            jitted = jax.jit(partial(step_of_kind, plan, kind), donate_argnums=1)
             memory: Any = jitted.lower(*given).compile().memory_analysis()
         peak = (
             memory.argument_size_in_bytes

@@ -14,7 +14,7 @@ from qsjax.plan.size import TEXT_TOKENS, Size
 from qsjax.plan.steps import steps_by_kind
 from qsjax.plan.weights import Weights, modulation_table_bytes
 from qsjax.quant import Recipe
-from qsjax.sample import Plan, SparsePlan
+from qsjax.sample import Plan, Skip, SparsePlan
 from qsjax.sample.sparse import SPARSE
 
 DENSITY = 0.15
@@ -36,6 +36,7 @@ def make_report(
     samples: int = 20,
     epochs: int = 15,
     sparse: SparsePlan | None = None,
+    skip: Skip | None = None,
     only: str | None = None,
     compiled: bool = False,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def make_report(
             is smaller.
         samples, epochs: of calibration.
         sparse: sparse attention; then the density is what it executes.
+        skip: steps that may be left out; times and operations are of those that are not.
         only: the one device to plan for; None is all of configs/devices.
         compiled: compile a step of each kind for the device, minutes each, and report the compiler's count of bytes.
 
@@ -58,7 +60,10 @@ def make_report(
     """
     asked: dict[str, Any] = {"frames": frames, "height": height, "width": width, "steps": steps}
     settings = replace(
-        model.settings, sparse=sparse, **{k: v for k, v in asked.items() if v is not None}
+        model.settings,
+        sparse=sparse,
+        skip=skip,
+        **{k: v for k, v in asked.items() if v is not None},
     )
     # The plan refuses a number of steps below 1. True guidance evaluates the model for two prompts.
     evaluations = settings.steps * (2 if settings.plan().uses_negative else 1)

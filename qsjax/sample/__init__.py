@@ -1,13 +1,15 @@
 """Sampling: the schedule, the plan of a run, and the pure functions that follow it."""
 
-from qsjax.sample.cached import cached_step as cached_step
 from qsjax.sample.cached import empty_cache as empty_cache
 from qsjax.sample.cached import step_of_kind as step_of_kind
 from qsjax.sample.cached import within_budget as within_budget
+from qsjax.sample.heads import Heads as Heads
+from qsjax.sample.heads import heads_of as heads_of
 from qsjax.sample.plan import Plan as Plan
 from qsjax.sample.sampler import make_sampler as make_sampler
 from qsjax.sample.schedule import sigmas as sigmas
 from qsjax.sample.settings import Settings as Settings
+from qsjax.sample.skip import Skip as Skip
 from qsjax.sample.sparse import DENSE as DENSE
 from qsjax.sample.sparse import SparsePlan as SparsePlan
 from qsjax.sample.step import Conditions as Conditions

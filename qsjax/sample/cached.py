@@ -1,5 +1,6 @@
-"""Steps that write or read the cache of sparse attention, with one state for each prompt."""
+"""Steps that hand each other more than latents: the cache of sparse attention, and what is known of steps that are left out."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,8 +23,9 @@ from qsjax.residual import (
     sparse_attention,
 )
 from qsjax.sample.plan import Plan
+from qsjax.sample.skip import nothing_skipped
 from qsjax.sample.sparse import DENSE, REFRESH, SparsePlan
-from qsjax.sample.step import Conditions, Step, denoise_step, euler_step
+from qsjax.sample.step import Conditions, Memory, Step, denoise_step, euler_step
 from qsjax.sparse import Pattern
 from qsjax.sparse.layout import Sizes
 
@@ -40,8 +42,8 @@ class Slot(NamedTuple):
     dense: Any = None
 
 
-Cache = tuple[Any, Any]
-"""The slots of the prompt and of the negative prompt; () without one."""
+Cache = tuple[Memory, Memory]
+"""Of the prompt and of the negative prompt; an empty one without it."""
 
 
 def pattern_for(
@@ -55,19 +57,34 @@ def pattern_for(
         latents: shape [B, C, T, H, W].
         text: tokens of the prompt, padding included.
     """
-    grid: Any = tuple(
-        size // patch for size, patch in zip(latents[2:], config.patch_size, strict=True)
-    )
-    sizes: Sizes = grid
+    sizes: Sizes = _grid(config, latents)
     return Pattern(plan.sparsity, sizes, text)
 
 
+def _grid(config: DiTConfig, latents: tuple[int, ...]) -> Any:
+    """Video tokens along time, height and width."""
+    return tuple(n // patch for n, patch in zip(latents[2:], config.patch_size, strict=True))
+
+
 def empty_cache(plan: Plan, dit: DiT, latents: tuple[int, ...], conditions: Conditions) -> Cache:
-    """A cache of the right shapes, before the first refresh.
+    """A cache of the right shapes, before the first step.
 
     Raises:
         InputError: a dense layer that the model does not have; a cache on the host of a GPU.
     """
+
+    def memory(text: int) -> Memory:
+        skipped = None
+        if plan.skip is not None:
+            tokens = math.prod(_grid(dit.config, latents))
+            skipped = nothing_skipped(dit, latents[0], tokens)
+        return Memory(() if plan.sparse is None else _slot(plan, dit, latents, text), skipped)
+
+    ours, negative = memory(conditions.text.text.shape[1]), conditions.negative
+    return ours, Memory() if negative is None else memory(negative.text.shape[1])
+
+
+def _slot(plan: Plan, dit: DiT, latents: tuple[int, ...], text: int) -> Slot:
     sparse, config = _sparse(plan), dit.config
     if sparse.residual.place == "host" and targets.current().backend == "gpu":
         raise InputError(
@@ -78,21 +95,15 @@ def empty_cache(plan: Plan, dit: DiT, latents: tuple[int, ...], conditions: Cond
     wrong = [layer for layer in sparse.dense_layers if layer >= layers]
     if wrong:
         raise InputError(f"dense_layers={wrong}: the model has layers 0 to {layers - 1}")
-
-    def slot(text: int) -> Slot:
-        pattern = pattern_for(sparse, config, latents, text)
-        one = empty_state(
-            sparse.residual, pattern, latents[0], config.num_heads, config.head_dim, dit.dtype
-        )
-        stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), one)
-        dense = None
-        if sparse.dense_layers:
-            dense = jnp.zeros(layers, jnp.bool_).at[jnp.asarray(sparse.dense_layers)].set(True)
-        return _placed(plan, Slot(stacked, dense))
-
-    ours = slot(conditions.text.text.shape[1])
-    negative = conditions.negative
-    return ours, () if negative is None else slot(negative.text.shape[1])
+    pattern = pattern_for(sparse, config, latents, text)
+    one = empty_state(
+        sparse.residual, pattern, latents[0], config.num_heads, config.head_dim, dit.dtype
+    )
+    stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), one)
+    dense = None
+    if sparse.dense_layers:
+        dense = jnp.zeros(layers, jnp.bool_).at[jnp.asarray(sparse.dense_layers)].set(True)
+    return _placed(plan, Slot(stacked, dense))
 
 
 def cache_bytes(config: DiTConfig, plan: Plan, latents: tuple[int, ...], text: int) -> int:
@@ -136,21 +147,6 @@ def within_budget(config: DiTConfig, plan: Plan, latents: tuple[int, ...], text:
     )
 
 
-def cached_step(
-    plan: Plan,
-    kind: str,
-    dit: DiT,
-    latents: Float[Array, "B C T H W"],
-    cache: Cache,
-    step: Step,
-    conditions: Conditions,
-) -> tuple[Float[Array, "B C T H W"], Cache]:
-    """One Euler step that refreshes the cache or reads it; see `denoise_step`."""
-    attention = _attention(plan, kind, dit.config, latents.shape, step)
-    ours, theirs = (slot and _placed(plan, slot) for slot in cache)
-    return euler_step(plan, dit, latents, step, conditions, attention, (ours, theirs))
-
-
 def step_of_kind(
     plan: Plan,
     kind: str,
@@ -159,11 +155,19 @@ def step_of_kind(
     step: Step,
     conditions: Conditions,
 ) -> tuple[Float[Array, "B C T H W"], Any]:
-    """One step of any kind on (latents, cache); a dense one leaves the cache as it is, also None."""
+    """One Euler step of any kind on (latents, cache); see `denoise_step`. A plan that remembers nothing has None for a cache."""
     latents, cache = carry
-    if kind == DENSE:
-        return denoise_step(plan, dit, latents, step, conditions), cache
-    return cached_step(plan, kind, dit, latents, cache, step, conditions)
+    if cache is None:
+        return denoise_step(plan, dit, latents, step, conditions), None
+    # Also where nothing reads it: what comes from the host and does not say so may not leave a program.
+    cache = tuple(
+        memory._replace(slot=memory.slot and _placed(plan, memory.slot)) for memory in cache
+    )
+    attention = None
+    if kind != DENSE:
+        attention = _attention(plan, kind, dit.config, latents.shape, step)
+    refresh = kind == REFRESH
+    return euler_step(plan, dit, latents, step, conditions, attention, cache, writes=refresh)
 
 
 def _attention(
@@ -180,8 +184,7 @@ def _attention(
         kv_valid: Bool[Array, "B L"],
         state: Slot,
     ) -> tuple[Array, Slot]:
-        video = [n // p for n, p in zip(latents[2:], config.patch_size, strict=True)]
-        text = q.shape[1] - video[0] * video[1] * video[2]
+        text = q.shape[1] - math.prod(_grid(config, latents))
         pattern = pattern_for(sparse, config, latents, text)
         run = partial(attend, pattern, sparse.residual, gains, scores=sparse.scores)
         if state.dense is None:

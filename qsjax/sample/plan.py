@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from qsjax.errors import InputError
 from qsjax.sample.schedule import SHIFT, sigmas
+from qsjax.sample.skip import Skip
 from qsjax.sample.sparse import DENSE, SparsePlan
 
 
@@ -17,6 +18,7 @@ class Plan:
         guidance: embedded guidance scale, an input of guidance-distilled models; ignored by others.
         true_cfg: scale of classifier-free guidance with a negative prompt; 1 switches it off.
         sparse: sparse attention; None is dense.
+        skip: steps that are left out while little changes; None leaves out none.
     """
 
     steps: int = 50
@@ -24,6 +26,7 @@ class Plan:
     guidance: float = 6.0
     true_cfg: float = 1.0
     sparse: SparsePlan | None = None
+    skip: Skip | None = None
 
     def __post_init__(self) -> None:
         sigmas(self.steps, self.shift)
@@ -36,6 +39,11 @@ class Plan:
     def uses_negative(self) -> bool:
         """Whether a negative prompt takes part."""
         return self.true_cfg > 1
+
+    @property
+    def remembers(self) -> bool:
+        """Whether steps hand each other more than latents."""
+        return self.sparse is not None or self.skip is not None
 
     @property
     def kinds(self) -> tuple[str, ...]:

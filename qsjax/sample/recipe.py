@@ -1,4 +1,4 @@
-"""Sampling recipes: sparse attention and residual reuse as a file, and the weights that they were chosen for."""
+"""Sampling recipes: sparse attention, residual reuse and step skipping as a file, and the weights that they were chosen for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,10 +8,10 @@ from typing import Any
 from qsjax.config import configs_directory, from_mapping, load_toml, preset
 from qsjax.errors import InputError
 from qsjax.residual import Residual
+from qsjax.sample.skip import Skip
 from qsjax.sample.sparse import SparsePlan
 from qsjax.sparse import Sparsity
 
-SECTIONS = ("sparsity", "residual")
 KIND = "sampling"
 """Folder of the presets in configs/."""
 
@@ -23,6 +23,7 @@ class SamplingRecipe:
     Attributes:
         weights: quantization recipe of the checkpoints that it is for; "" is any.
         interval, dense_steps, dense_layers, scores, sparsity, residual: of `SparsePlan`.
+        skip: steps that are left out.
     """
 
     weights: str = ""
@@ -32,6 +33,7 @@ class SamplingRecipe:
     scores: str = "float"
     sparsity: Sparsity = field(default_factory=Sparsity)
     residual: Residual = field(default_factory=Residual)
+    skip: Skip = field(default_factory=Skip)
 
     @classmethod
     def load(cls, name: str, changes: Mapping[str, Any] | None = None) -> "SamplingRecipe":
@@ -57,8 +59,13 @@ class SamplingRecipe:
         """Names in configs/sampling."""
         return tuple(sorted(path.stem for path in (configs_directory() / KIND).glob("*.toml")))
 
-    def plan(self, weights: str | None) -> SparsePlan:
-        """The plan for a checkpoint.
+    @property
+    def skipping(self) -> Skip | None:
+        """Which steps are left out; None where none are."""
+        return self.skip if self.skip.threshold else None
+
+    def plan(self, weights: str | None) -> SparsePlan | None:
+        """The plan for a checkpoint; None where the mask is "dense".
 
         Args:
             weights: the checkpoint's own quantization recipe; None is full precision.
@@ -72,5 +79,7 @@ class SamplingRecipe:
                 f"this recipe is for a checkpoint in {self.weights}, this one is {found};"
                 f" make one with qsjax calibrate --recipe {self.weights}, or name another recipe"
             )
+        if self.sparsity.mask == "dense":
+            return None
         plan = SparsePlan()
         return replace(plan, **{name: getattr(self, name) for name in plan.__dataclass_fields__})

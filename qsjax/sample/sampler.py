@@ -36,7 +36,7 @@ def make_sampler(config: DiTConfig, plan: Plan) -> Callable[..., Float[Array, "B
         if dit.config != config:
             raise InputError("this sampler was made for a DiT of another configuration")
         conditions, numbers = prepare(plan, dit, text, negative), schedule(plan)
-        cache = None if plan.sparse is None else empty_cache(plan, dit, noise.shape, conditions)
+        cache = empty_cache(plan, dit, noise.shape, conditions) if plan.remembers else None
 
         def body(kind: str) -> Callable[..., Any]:
             def step(carry: tuple[Array, Any], now: Any) -> tuple[tuple[Array, Any], None]:

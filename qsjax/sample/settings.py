@@ -7,6 +7,7 @@ from typing import Any
 from qsjax.config import from_mapping
 from qsjax.errors import InputError
 from qsjax.sample.plan import Plan
+from qsjax.sample.skip import Skip
 from qsjax.sample.sparse import SparsePlan
 
 FILE = "qsjax.json"
@@ -28,6 +29,7 @@ class Settings:
         true_cfg: scale of classifier-free guidance with `negative_prompt`; 1 is off.
         negative_prompt: what true guidance moves away from.
         sparse: sparse attention; None is dense.
+        skip: steps that are left out while little changes; None leaves out none.
     """
 
     frames: int = 129
@@ -40,6 +42,7 @@ class Settings:
     true_cfg: float = 1.0
     negative_prompt: str = ""
     sparse: SparsePlan | None = None
+    skip: Skip | None = None
 
     @classmethod
     def of_manifest(cls, manifest: Mapping[str, Any]) -> "Settings":
@@ -56,6 +59,7 @@ class Settings:
             guidance=self.guidance,
             true_cfg=self.true_cfg,
             sparse=self.sparse,
+            skip=self.skip,
         )
 
 

@@ -13,7 +13,8 @@ from qsjax.errors import InputError
 from qsjax.residual import Gains
 from qsjax.sample.plan import Plan
 from qsjax.sample.schedule import sigmas, timesteps
-from qsjax.sample.sparse import gains
+from qsjax.sample.skip import Skipped, may_skip, skipping_forward
+from qsjax.sample.sparse import REFRESH, gains
 from qsjax.text import EncodedPrompt
 
 
@@ -41,12 +42,14 @@ class Step(NamedTuple):
         timestep: 1000 sigma.
         delta: to the next sigma.
         gains: of the cache, where there is one.
+        allowed: whether the step may be left out, where steps may.
     """
 
     index: Array
     timestep: Array
     delta: Array
     gains: Gains | None = None
+    allowed: Array | None = None
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Array, "B C T H W"]:
@@ -85,14 +88,27 @@ def schedule(plan: Plan) -> Step:
         timestep=jnp.asarray(timesteps(sigma)),
         delta=jnp.asarray(np.diff(sigma)),
         gains=None if plan.sparse is None else gains(plan.sparse, sigma),
+        allowed=None if plan.skip is None else jnp.asarray(may_skip(plan.kinds, (REFRESH,))),
     )
+
+
+class Memory(NamedTuple):
+    """What a step hands the next one, of one prompt.
+
+    Attributes:
+        slot: the attention slot's state; () where there is none.
+        skipped: of steps that are left out; None where none are.
+    """
+
+    slot: Any = ()
+    skipped: Skipped | None = None
 
 
 def denoise_step(
     plan: Plan, dit: DiT, latents: Float[Array, "B C T H W"], step: Step, conditions: Conditions
 ) -> Float[Array, "B C T H W"]:
     """One Euler step with dense attention, `x + (sigma' - sigma) v`, in float32 whatever the model's dtype is."""
-    latents, _ = euler_step(plan, dit, latents, step, conditions, None, ((), ()))
+    latents, _ = euler_step(plan, dit, latents, step, conditions, None, (Memory(), Memory()))
     return latents
 
 
@@ -103,30 +119,43 @@ def euler_step(
     step: Step,
     conditions: Conditions,
     attention: Attention | None,
-    states: tuple[Any, Any],
+    memories: tuple[Any, Any],
+    *,
+    writes: bool = False,
 ) -> tuple[Float[Array, "B C T H W"], tuple[Any, Any]]:
     """The same with the attention slot open.
 
     Args:
         plan, dit, latents, step, conditions: of the step.
         attention: for the slot; None is dense.
-        states: of the slot, for the prompt and for the negative prompt.
+        memories: of the prompt and of the negative prompt.
+        writes: whether the slot's state changes; such a step is never left out.
     """
 
-    def velocity(prompt: EncodedPrompt, table: Modulation, state: Any) -> tuple[Array, Any]:
+    def velocity(prompt: EncodedPrompt, table: Modulation, memory: Memory) -> tuple[Array, Memory]:
         row = jax.tree.map(lambda leaf: leaf[step.index], table)
-        return dit.forward(
-            latents,
-            jnp.full(latents.shape[0], step.timestep),
-            prompt.text,
-            prompt.mask,
-            prompt.pooled,
-            modulation=row,
-            attention=attention,
-            state=state,
-        )
+        times = jnp.full(latents.shape[0], step.timestep)
+        slot = () if attention is None else memory.slot
+        if memory.skipped is not None:
+            assert plan.skip is not None
+            assert step.allowed is not None
+            given = (dit, latents, times, prompt, row, attention, slot, memory.skipped)
+            found, later, skipped = skipping_forward(plan.skip, step.allowed, *given, writes=writes)
+        else:
+            found, later = dit.forward(
+                latents,
+                times,
+                prompt.text,
+                prompt.mask,
+                prompt.pooled,
+                modulation=row,
+                attention=attention,
+                state=slot,
+            )
+            skipped = None
+        return found, Memory(memory.slot if attention is None else later, skipped)
 
-    ours, theirs = states
+    ours, theirs = memories
     towards, ours = velocity(conditions.text, conditions.modulation, ours)
     negative, table = conditions.negative, conditions.negative_modulation
     if negative is not None and table is not None:

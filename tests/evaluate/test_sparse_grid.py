@@ -12,6 +12,7 @@ import qsjax
 from qsjax.evaluate.grid import select
 from qsjax.evaluate.sparse import SparseExperiment
 from qsjax.evaluate.sparse_grid import SparseRow, sparse_grid
+from qsjax.evaluate.sparse_plots import draw_sparse
 from qsjax.evaluate.sparse_report import plain_report, tables_text, write_report
 from qsjax.residual import POLICIES, Residual
 from qsjax.sample import SparsePlan
@@ -96,6 +97,21 @@ def test_a_report(finished):
     report = json.loads(json.dumps(plain_report(made, outcomes), allow_nan=False))
     assert [row["label"] for row in report["rows"]] == [row.label for row in ROWS]
     assert report["rows"][0]["psnr"]["count"] == 2
+
+
+def test_plots_over_density_and_bars(finished, tmp_path):
+    outcomes = finished[2]
+    first, none = outcomes[0], outcomes[1]
+    group = "float, topk, {} %, shift 3"
+    lines = [
+        one._replace(row=replace(one.row, group=group.format(density), sparse=sparse))
+        for density in (15, 25)
+        for one in (first, none)
+        for sparse in [replace(PLAN, sparsity=replace(PLAN.sparsity, density=density / 100))]
+    ]
+    files = draw_sparse([*outcomes, *lines], tmp_path)
+    assert {path.name for path in files} == {"policies-psnr.png", "float-topk-shift-3.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
 
 
 def test_errors_that_add_up(finished):

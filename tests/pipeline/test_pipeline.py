@@ -13,7 +13,7 @@ import qsjax
 from qsjax.dit import load_dit
 from qsjax.errors import Cancelled, InputError
 from qsjax.quant import device_bytes
-from qsjax.sample import SparsePlan
+from qsjax.sample import Skip, SparsePlan
 from qsjax.sparse import Sparsity
 from qsjax.text import load_prompts, save_prompts
 
@@ -108,8 +108,19 @@ def test_sparse_attention_compiles_three_programs_and_at_density_one_is_dense(pi
     assert {name for name, *_ in pipeline._programs} >= {"dense", "refresh", "sparse", "cache"}
     pipeline(OTHER, seed=2, **size)
     assert "compile" not in pipeline.timings
+    np.testing.assert_array_equal(pipeline.heads.density, 1)
     third = replace(sparse, sparsity=replace(sparse.sparsity, density=0.3))
     assert (pipeline(CAPTION, seed=1, **SIZE | {"steps": 4, "sparse": third}) != expected).any()
+    assert (pipeline.heads.density < 1).all()
+
+
+def test_steps_are_left_out_and_counted(pipeline):
+    size = SIZE | {"steps": 4}
+    expected = pipeline(CAPTION, seed=1, **size)
+    assert (pipeline.skipped, pipeline.heads) == (0, None)
+    found = pipeline(CAPTION, seed=1, **size, skip=Skip(threshold=1e9))
+    assert pipeline.skipped == 2
+    assert (found != expected).any()
 
 
 def test_modulation_weights_leave_the_memory(pipeline, tiny_checkpoint):

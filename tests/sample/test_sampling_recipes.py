@@ -5,15 +5,16 @@ from dataclasses import fields
 
 import pytest
 
-from qsjax.cli.sparse import FIELDS, add_sparse_options, sparse_plan
+from qsjax.cli.sparse import FIELDS, add_sparse_options, sampling_changes
 from qsjax.config import configs_directory
 from qsjax.errors import InputError
 from qsjax.residual import Residual
-from qsjax.sample import SparsePlan
+from qsjax.sample import Skip, SparsePlan
 from qsjax.sample.recipe import SamplingRecipe
 from qsjax.sparse import Sparsity
 
-PRESETS = sorted(path.stem for path in (configs_directory() / "sampling").glob("*.toml"))
+PRESETS = {path.stem for path in (configs_directory() / "sampling").glob("*.toml")}
+SKIPPING = {"teacache"}
 
 
 def parsed(*arguments):
@@ -22,21 +23,42 @@ def parsed(*arguments):
     return parser.parse_args(arguments)
 
 
+def sparse_plan(args, weights):
+    return sampling_changes(args, args.recipe, weights)["sparse"]
+
+
 def test_there_are_the_presets_that_the_docs_name():
-    assert {"quantsparse-w4a8-d15", "quantsparse-w4a8-d25", "quantsparse-w6a6-d15", "svg-d25"} <= set(PRESETS)  # fmt: skip
+    assert {"quantsparse-w4a8-d15", "quantsparse-w4a8-d25", "quantsparse-w6a6-d15", "svg-d25", "teacache"} <= PRESETS  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", sorted(PRESETS - SKIPPING))
 def test_a_preset_is_what_its_name_says(name):
     recipe = SamplingRecipe.load(name)
     assert recipe.sparsity.density == int(name.rpartition("d")[2]) / 100
     assert recipe.weights in (name.split("-")[1] if name.startswith("quantsparse") else "", "")
     assert isinstance(recipe.plan(recipe.weights or None), SparsePlan)
+    assert recipe.skipping is None
+
+
+def test_a_preset_that_only_leaves_out_steps():
+    changes = sampling_changes(parsed("--recipe", "teacache"), "teacache", "w4a8")
+    assert changes["sparse"] is None
+    assert changes["skip"].threshold == 0.15
+    assert len(changes["skip"].coefficients) == 5
+
+
+def test_options_of_skipping_leave_attention_alone():
+    changes = sampling_changes(parsed("--skip.threshold", "0.2"), None, None)
+    assert changes == {"sparse": None, "skip": Skip(threshold=0.2)}
+    both = parsed("--skip.threshold", "0.2", "--skip.coefficients", "2,0", "--sparse.mask", "topk")
+    changes = sampling_changes(both, "", None)
+    assert changes["sparse"].sparsity.mask == "topk"
+    assert changes["skip"].coefficients == (2.0, 0.0)
 
 
 def test_every_field_has_an_option():
-    nested = {f"{section}.{one.name}" for section, config in (("sparsity", Sparsity), ("residual", Residual)) for one in fields(config)}  # fmt: skip
-    top = {one.name for one in fields(SamplingRecipe)} - {"weights", "sparsity", "residual", "dense_layers"}  # fmt: skip
+    nested = {f"{section}.{one.name}" for section, config in (("sparsity", Sparsity), ("residual", Residual), ("skip", Skip)) for one in fields(config)}  # fmt: skip
+    top = {one.name for one in fields(SamplingRecipe)} - {"weights", "sparsity", "residual", "skip", "dense_layers"}  # fmt: skip
     assert {field for field, _, _ in FIELDS.values()} == nested | top
 
 
@@ -82,6 +104,8 @@ def test_a_file_and_what_is_wrong_with_it(tmp_path):
         (["--sparse.density", "15"], "shares above 0"),
         (["--sparse.tile", "4x4"], "expected 3 values"),
         (["--residual.rank", "-1"], "rank=-1"),
+        (["--residual.place", "hots"], "did you mean 'host'"),
+        (["--skip.threshold", "-1"], "skip threshold -1"),
     ],
 )
 def test_what_is_refused(arguments, message):

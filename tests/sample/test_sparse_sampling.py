@@ -18,18 +18,17 @@ from qsjax.residual import Residual
 from qsjax.sample import (
     Plan,
     SparsePlan,
-    cached_step,
-    denoise_step,
     empty_cache,
     initial_noise,
     make_sampler,
     prepare,
     schedule,
     sigmas,
+    step_of_kind,
     within_budget,
 )
 from qsjax.sample.cached import cache_bytes
-from qsjax.sample.sparse import gains
+from qsjax.sample.sparse import KINDS, gains
 from qsjax.sparse import Sparsity
 
 SHAPE = (2, 4, 3, 8, 8)  # 3 x 4 x 4 tokens
@@ -121,8 +120,7 @@ def test_all_steps_at_once_equal_step_by_step(dit, true_cfg):
     plan = Plan(steps=8, shift=3.0, true_cfg=true_cfg, sparse=SPARSE)
     negative = prompt(2, 7) if true_cfg > 1 else None
     conditions = jax.jit(partial(prepare, plan))(dit, prompt(1), negative)
-    steps = {kind: jax.jit(partial(cached_step, plan, kind)) for kind in ("refresh", "sparse")}
-    steps["dense"] = jax.jit(partial(denoise_step, plan))
+    steps = {kind: jax.jit(partial(step_of_kind, plan, kind)) for kind in KINDS}
     x, cache, numbers = (
         initial_noise(7, SHAPE),
         empty_cache(plan, dit, SHAPE, conditions),
@@ -130,10 +128,7 @@ def test_all_steps_at_once_equal_step_by_step(dit, true_cfg):
     )
     for index, kind in enumerate(plan.kinds):
         now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
-        if kind == "dense":
-            x = steps[kind](dit, x, now, conditions)
-        else:
-            x, cache = steps[kind](dit, x, cache, now, conditions)
+        x, cache = steps[kind](dit, (x, cache), now, conditions)
     near(sampled(dit, SPARSE, true_cfg=true_cfg), x)
     assert [step._cache_size() for step in steps.values()] == [1, 1, 1]
 
@@ -151,8 +146,8 @@ def test_a_cache_on_the_host_makes_the_same_video_and_stays_there(dit, residual)
     cache, x = empty_cache(plan, dit, SHAPE, conditions), initial_noise(7, SHAPE)
     now = jax.tree.map(lambda leaf: leaf[1], schedule(plan))
     for kind in ("refresh", "sparse"):
-        x, cache = jax.jit(partial(cached_step, plan, kind))(dit, x, cache, now, conditions)
-        layer = cache[0].layer
+        x, cache = jax.jit(partial(step_of_kind, plan, kind))(dit, (x, cache), now, conditions)
+        layer = cache[0].slot.layer
         for leaf in jax.tree.leaves((layer.cached, layer.change, layer.lse)):
             assert leaf.sharding.memory_kind == "pinned_host"
         assert layer.recall.sharding.memory_kind == "device"

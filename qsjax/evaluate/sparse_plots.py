@@ -1,0 +1,74 @@
+"""Pictures of what sparse attention costs: PSNR over density by policy, and bars for sweeps and baselines."""
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from qsjax.evaluate.plots import bars, figure_for, save
+from qsjax.evaluate.sparse import SparseOutcome
+from qsjax.evaluate.statistics import estimate
+
+_BY_DENSITY = re.compile(r"^(?P<weights>[^,]+), (?P<mask>[^,]+), \d+ %, shift (?P<shift>\S+)$")
+"""Groups of the grid that differ in density only."""
+
+
+def draw_sparse(outcomes: Sequence[SparseOutcome], folder: Path) -> list[Path]:
+    """A plot over densities for all groups that differ in density only, bars for each of the others.
+
+    Args:
+        outcomes: of the grid, tables one after the other.
+        folder: for the PNGs.
+
+    Raises:
+        InputError: matplotlib is missing, or a place that cannot be written.
+    """
+    written, over_density = [], {}
+    for group, members in groupby(outcomes, key=lambda one: one.row.group):
+        some = list(members)
+        if found := _BY_DENSITY.match(group):
+            over_density.setdefault(found.groups(), []).extend(some)
+        else:
+            path = folder / f"{_file_name(group)}-psnr.png"
+            values = {one.row.label: one.psnr for one in some}
+            written.append(bars(values, path, title=group))
+    for (weights, mask, shift), some in over_density.items():
+        title = f"{weights}, {mask}, shift {shift}"
+        written.append(plot_densities(some, folder / f"{_file_name(title)}.png", title=title))
+    return written
+
+
+def plot_densities(outcomes: Sequence[SparseOutcome], path: Path, *, title: str = "") -> Path:
+    """PSNR over the density that is asked for: a line a policy, the mean over clips with its standard error.
+
+    Args:
+        outcomes: sparse rows; those of one label are one line.
+        path: PNG to write.
+        title: of the picture.
+
+    Raises:
+        InputError: nothing to draw, matplotlib is missing, or a place that cannot be written.
+    """
+    figure, axes = figure_for(len(outcomes) // 2, path)
+    for label in dict.fromkeys(one.row.label for one in outcomes):
+        line = sorted(
+            (
+                (one.row.sparse.sparsity.density, estimate(one.psnr))
+                for one in outcomes
+                if one.row.label == label and one.row.sparse is not None
+            ),
+            key=lambda point: point[0],
+        )
+        at = 100 * np.array([density for density, _ in line])
+        means = [found.mean for _, found in line]
+        errors = [found.error or 0.0 for _, found in line]
+        axes.errorbar(at, means, yerr=errors, marker="o", markersize=3, capsize=2, label=label)
+    axes.set(xlabel="pairs of video blocks computed, %", ylabel="PSNR, dB", title=title)
+    axes.legend(fontsize=7)
+    return save(figure, path)
+
+
+def _file_name(group: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")

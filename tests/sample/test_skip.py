@@ -1,0 +1,130 @@
+"""Step skipping: which steps may be left out, when they are, and what takes their place."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sample.sampled_models import CONFIG, prompt, random_dit
+from tolerances import FLOAT32_NETWORK
+
+from qsjax.errors import InputError
+from qsjax.residual import Residual
+from qsjax.sample import (
+    Plan,
+    Skip,
+    SparsePlan,
+    empty_cache,
+    initial_noise,
+    make_sampler,
+    prepare,
+    schedule,
+    step_of_kind,
+)
+from qsjax.sample.skip import may_skip
+from qsjax.sparse import Sparsity
+
+SHAPE = (2, 4, 3, 8, 8)
+STEPS = 8
+ALWAYS = Skip(threshold=1e9)
+SPARSE = SparsePlan(
+    sparsity=Sparsity(mask="svg", density=0.4, block=4, profiled_rows=12),
+    residual=Residual(store="float32", rank=0),
+    interval=3,
+    dense_steps=2,
+)  # d r s s r s s r
+
+
+@pytest.fixture(scope="module")
+def dit():
+    return random_dit()
+
+
+def near(found, expected):
+    np.testing.assert_allclose(found, expected, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)
+
+
+def run(dit, plan):
+    """Latents behind every step, and the count of steps left out behind it."""
+    negative = prompt(2, 7) if plan.uses_negative else None
+    conditions, numbers = prepare(plan, dit, prompt(1), negative), schedule(plan)
+    x, found, counts = initial_noise(7, SHAPE), [], []
+    cache = empty_cache(plan, dit, SHAPE, conditions) if plan.remembers else None
+    steps = {kind: jax.jit(partial(step_of_kind, plan, kind)) for kind in set(plan.kinds)}
+    for index, kind in enumerate(plan.kinds):
+        now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
+        x, cache = steps[kind](dit, (x, cache), now, conditions)
+        found.append(np.asarray(x))
+        counts.append(0 if plan.skip is None else int(cache[0].skipped.count))
+    assert all(step._cache_size() == 1 for step in steps.values())
+    return found, counts
+
+
+def test_first_and_last_steps_and_refreshes_are_always_computed():
+    found = may_skip(("dense", "dense", "refresh", "sparse", "refresh", "sparse"), ("refresh",))
+    np.testing.assert_array_equal(found, [False, True, False, True, False, False])
+    assert not may_skip(("dense",), ()).any()
+
+
+@pytest.mark.parametrize("sparse", [None, SPARSE])
+def test_a_threshold_that_nothing_is_below_changes_nothing(dit, sparse):
+    plan = Plan(steps=STEPS, shift=3.0, sparse=sparse, true_cfg=2.0)
+    expected, _ = run(dit, plan)
+    found, counts = run(dit, replace(plan, skip=Skip(threshold=1e-9)))
+    assert counts[-1] == 0
+    near(found[-1], expected[-1])
+
+
+@pytest.mark.parametrize(("sparse", "computed"), [(None, [0, 7]), (SPARSE, [0, 1, 4, 7])])
+def test_what_may_be_left_out_is_below_a_large_threshold(dit, sparse, computed):
+    plan = Plan(steps=STEPS, shift=3.0, sparse=sparse, skip=ALWAYS)
+    _, counts = run(dit, plan)
+    assert [n for n, more in enumerate(np.diff([0, *counts])) if not more] == computed
+
+
+def test_what_the_blocks_added_last_is_added_again(dit):
+    """The second step of two skips: its velocity is the final layer of its own tokens and the first step's blocks."""
+    plan = Plan(steps=3, shift=3.0, skip=ALWAYS)
+    found, _ = run(dit, plan)
+    text, numbers = prompt(1), schedule(plan)
+    table = prepare(plan, dit, text).modulation
+    noise, x = initial_noise(7, SHAPE), []
+    added = None
+    for index in range(2):
+        now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
+        row = jax.tree.map(lambda leaf, index=index: leaf[index], table)
+        latents = x[-1] if x else noise
+        times = jnp.full(2, now.timestep)
+        img, txt, context = dit.embed(latents, times, text.text, text.mask)
+        if added is None:
+            added = dit.through_blocks(img, txt, context, row)[0] - img
+        x.append(latents + now.delta * dit.velocity(img + added, row, latents))
+    near(found[0], x[0])
+    near(found[1], x[1])
+
+
+def test_changes_add_up_through_the_polynomial_until_a_step_is_computed(dit):
+    """A polynomial that says 1 whatever changes: of a threshold of 2.5, two steps in three are left out."""
+    skip = Skip(threshold=2.5, coefficients=(0.0, 1.0))
+    _, counts = run(dit, Plan(steps=9, shift=3.0, skip=skip))
+    # Step 0 is computed and starts the sum at 0; 1 and 2 make it 1 and 2; 3 would make it 3.
+    assert counts == [0, 1, 2, 2, 3, 4, 4, 5, 5]
+
+
+def test_the_sampler_leaves_out_the_same_steps(dit):
+    skip = Skip(threshold=0.6)
+    plan = Plan(steps=STEPS, shift=3.0, sparse=SPARSE, skip=skip)
+    expected, counts = run(dit, plan)
+    assert 0 < counts[-1] < 4
+    found = jax.jit(make_sampler(CONFIG, plan))(dit, initial_noise(7, SHAPE), prompt(1))
+    near(found, expected[-1])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"threshold": -0.1}, {"threshold": float("nan")}, {"coefficients": (float("inf"),)}]
+)
+def test_what_is_refused(wrong):
+    with pytest.raises(InputError, match="all are finite"):
+        Skip(**wrong)
