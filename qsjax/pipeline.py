@@ -1,11 +1,12 @@
 """From a prompt to a video: what a notebook user touches."""
 
+import gc
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from qsjax.checkpoint import Manifest
+from qsjax.checkpoint import Manifest, stored_bytes
 from qsjax.config import from_mapping, nearest
 from qsjax.dit import DiT, DiTConfig, load_dit
 from qsjax.errors import Cancelled, InputError
@@ -45,6 +46,8 @@ Callback = Callable[[int, Array], bool | None]
 
 MODULATION = ("resident", "released")
 """Where the modulation weights are while steps run: in memory, or only on disk."""
+_ROOM = 0.6
+"""Share of a device's memory that all weights together may take where nothing is said; the rest is for what they compute."""
 
 
 class Pipeline:
@@ -56,6 +59,7 @@ class Pipeline:
     Attributes:
         settings: used where a call does not say otherwise (size, steps, shift, guidance).
         tiling: how the VAE cuts what it decodes; None decodes in one pass.
+        staged: whether text encoders, transformer and autoencoder are in memory one at a time.
         timings: seconds of the last call by stage ("load", "encode", "compile", "denoise", "decode").
         heads: recall and density of every head in the last call with sparse attention; None behind a dense one.
         skipped: steps of the last call that were left out (of the prompt; see `qsjax.sample.Skip`).
@@ -68,6 +72,7 @@ class Pipeline:
         dtype: jnp.dtype,
         text_storage: str | None = None,
         modulation: str = "resident",
+        staged: bool | None = None,
         progress: bool = True,
     ) -> None:
         if modulation not in MODULATION:
@@ -75,6 +80,7 @@ class Pipeline:
         self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
         self._released, self._progress = modulation == "released", progress
         self._programs: dict[Any, Any] = {}
+        self._models: dict[str, Any] = {}
         source = str(manifest.directory)
         self.dit_config = from_mapping(
             DiTConfig, manifest.config("dit"), source=f"{source}: dit config"
@@ -86,6 +92,7 @@ class Pipeline:
         self.tiling: Tiling | None = from_mapping(
             Tiling, manifest.data.get("tiling", {}), source=f"{source}: tiling"
         )
+        self.staged = not self._fits() if staged is None else staged
         self.timings: dict[str, float] = {}
         self.skipped = 0
         self.heads: Heads | None = None
@@ -98,6 +105,7 @@ class Pipeline:
         dtype: jnp.dtype | type | str | None = None,
         text_storage: str | None = None,
         modulation: str = "resident",
+        staged: bool | None = None,
         progress: bool = True,
     ) -> "Pipeline":
         """Open a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
@@ -108,6 +116,9 @@ class Pipeline:
             text_storage: "int8" halves the memory of the text encoders.
             modulation: "released" reads the modulation weights (a quarter of HunyuanVideo's) for a prompt's table and drops
                 them before the first step, for each prompt anew; "resident" keeps them. The video is the same.
+            staged: True drops text encoders, transformer and autoencoder when another of them is needed, and reads them again
+                for the next call; False keeps what was loaded; None keeps it where all three are a small part of the device's
+                memory, or where that is not known.
             progress: show bars (on a terminal or notebook; in a log, a line per 10 %).
 
         Raises:
@@ -121,6 +132,7 @@ class Pipeline:
             dtype=jnp.dtype(dtype),
             text_storage=text_storage,
             modulation=modulation,
+            staged=staged,
             progress=progress,
         )
 
@@ -147,20 +159,26 @@ class Pipeline:
         """Of weights and matmuls."""
         return self._dtype
 
-    @cached_property
+    @property
     def dit(self) -> DiT:
         """The diffusion transformer; with `modulation="released"` only what steps run."""
-        return self._load_dit("steps" if self._released else "whole")
+        return self._model("dit", lambda: self._load_dit("steps" if self._released else "whole"))
 
-    @cached_property
+    @property
     def vae(self) -> VAE:
         """The video autoencoder."""
-        return self._timed("load", load_vae, dtype=self._dtype)
+        return self._model("vae", lambda: self._timed("load", load_vae, dtype=self._dtype))
 
-    @cached_property
+    @property
     def text_encoder(self) -> TextEncoder:
         """Both text encoders with their tokenizers."""
-        return self._timed("load", TextEncoder.load, dtype=self._dtype, storage=self._text_storage)
+        load = partial(TextEncoder.load, dtype=self._dtype, storage=self._text_storage)
+        return self._model("text", lambda: self._timed("load", load))
+
+    def release(self) -> None:
+        """Drop every loaded model; each is read again when it is needed. What was compiled stays."""
+        self._models.clear()
+        gc.collect()  # modules refer to themselves
 
     def __call__(
         self,
@@ -329,6 +347,18 @@ class Pipeline:
             settings.height // spatial,
             settings.width // spatial,
         )
+
+    def _model(self, name: str, load: Callable[[], Any]) -> Any:
+        if name not in self._models:
+            if self.staged and self._models:
+                self.release()
+            self._models[name] = load()
+        return self._models[name]
+
+    def _fits(self) -> bool:
+        """Whether all weights, as stored, are a small part of the device's memory; True where that is not known."""
+        room = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+        return room is None or stored_bytes(self._manifest) <= _ROOM * room
 
     def _negative(self, given: str | EncodedPrompt, batch: int) -> EncodedPrompt:
         if isinstance(given, EncodedPrompt):

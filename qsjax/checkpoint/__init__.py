@@ -5,6 +5,7 @@ from qsjax.checkpoint.manifest import MANIFEST as MANIFEST
 from qsjax.checkpoint.manifest import Manifest as Manifest
 from qsjax.checkpoint.restore import load_item as load_item
 from qsjax.checkpoint.restore import restore as restore
+from qsjax.checkpoint.restore import stored_bytes as stored_bytes
 from qsjax.checkpoint.writer import CheckpointWriter as CheckpointWriter
 from qsjax.checkpoint.writer import digest as digest
 from qsjax.checkpoint.writer import write_atomically as write_atomically

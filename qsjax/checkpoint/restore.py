@@ -121,6 +121,12 @@ def restore(
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
+def stored_bytes(manifest: Manifest, component: str | None = None) -> int:
+    """Bytes of a component's leaves as they are stored; None is all components."""
+    components = manifest.data["components"] if component is None else (component,)
+    return sum(_bytes(spec) for name in components for *_, spec in manifest.leaves(name))
+
+
 @partial(jax.jit, donate_argnums=0)
 def _write_rows(whole: Array, part: Array, offset: Array) -> Array:
     rows = part.reshape(-1, *whole.shape[1:]).astype(whole.dtype)

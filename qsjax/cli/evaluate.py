@@ -159,9 +159,10 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _pipeline(name: str, **options: Any) -> Any:
     from qsjax.pipeline import Pipeline
 
+    options |= {"progress": False, "staged": False}  # every batch needs all of it
     if name == "tiny":
-        return Pipeline.tiny(progress=False, **options)
-    return Pipeline.from_checkpoint(name, progress=False, **options)
+        return Pipeline.tiny(**options)
+    return Pipeline.from_checkpoint(name, **options)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "text_storage": args.text_storage,
         "modulation": args.modulation,
+        "staged": True,  # one video: each model is read once in any case
     }
     pipeline = (
         Pipeline.tiny(**storage)

@@ -106,7 +106,7 @@ def compare_checkpoints(
     for name, model in models.items():
         results[name] = compare(reference, run, model.dit, show=show, label=name, progress=progress)
         if model is not reference:
-            del model.dit
+            model.release()
     return Checkpoints(run, results)
 
 

@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from jax import monitoring
 
 import qsjax
+from qsjax.checkpoint import Manifest, stored_bytes
 from qsjax.dit import load_dit
 from qsjax.errors import Cancelled, InputError
 from qsjax.quant import device_bytes
@@ -121,6 +123,32 @@ def test_steps_are_left_out_and_counted(pipeline):
     found = pipeline(CAPTION, seed=1, **size, skip=Skip(threshold=1e9))
     assert pipeline.skipped == 2
     assert (found != expected).any()
+
+
+def test_staged_models_are_in_memory_one_at_a_time(pipeline, tiny_checkpoint):
+    staged = qsjax.Pipeline.from_checkpoint(tiny_checkpoint, staged=True, progress=False)
+    settings, before = staged.resolve(**SIZE), live_bytes()
+    text = staged.encode(CAPTION)
+    prompts = sum(leaf.nbytes for leaf in jax.tree.leaves(text))
+    encoders = sum(map(device_bytes, (staged.text_encoder.llama, staged.text_encoder.clip)))
+    assert live_bytes() - before == prompts + encoders
+    latents = staged.sample(text, settings=settings, seed=1)
+    assert live_bytes() - before == prompts + latents.nbytes + device_bytes(staged.dit)
+    frames = staged.decode(latents)
+    assert live_bytes() - before == prompts + latents.nbytes + device_bytes(staged.vae)
+    staged.release()
+    assert live_bytes() - before == prompts + latents.nbytes
+    expected = pipeline.decode(pipeline.sample(pipeline.encode(CAPTION), settings=settings, seed=1))
+    np.testing.assert_array_equal(frames, expected)
+    assert not pipeline.staged
+
+
+def test_models_are_staged_where_they_would_fill_the_device(tiny_checkpoint, monkeypatch):
+    stored = stored_bytes(Manifest.read(tiny_checkpoint))
+    for room, staged in ((stored, True), (4 * stored, False), (None, False)):
+        device = SimpleNamespace(memory_stats=lambda room=room: room and {"bytes_limit": room})
+        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
+        assert qsjax.Pipeline.from_checkpoint(tiny_checkpoint, dtype="float32").staged == staged
 
 
 def test_modulation_weights_leave_the_memory(pipeline, tiny_checkpoint):
