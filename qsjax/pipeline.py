@@ -19,6 +19,8 @@ from qsjax.checkpoint import Manifest, stored_bytes
 from qsjax.config import from_mapping, nearest
 from qsjax.dit import DiT, DiTConfig, load_dit
 from qsjax.errors import Cancelled, InputError
+from qsjax.plan import PlannedModel, Weights
+from qsjax.plan.fit import Run, require_room
 from qsjax.plan.steps import describe
 from qsjax.progress import Progress
 from qsjax.sample import (
@@ -210,6 +212,7 @@ class Pipeline:
         self.timings = {}
         chosen = self.resolve(**settings)
         plan = chosen.plan()
+        self._require_room(chosen, encodes=not isinstance(prompt, EncodedPrompt))
         encoded = self.encode(prompt)
         negative = None
         if plan.uses_negative:
@@ -279,6 +282,7 @@ class Pipeline:
             float32 latents as the DiT sees them (multiplied by the VAE's scaling factor).
         """
         settings = self.settings if settings is None else settings
+        self._require_room(settings, encodes=False)
         plan, shape = settings.plan(), self.latent_shape(settings, prompt.pooled.shape[0])
         if latents is None:
             latents = initial_noise(seed, shape)
@@ -331,8 +335,12 @@ class Pipeline:
         vae = self.vae
         start = time.perf_counter()
         z = latents / self.vae_config.scaling_factor
-        frames = vae.decode(z, self.tiling, progress=self._progress)
-        array = np.clip(np.asarray(frames, np.float32) / 2 + 0.5, 0, 1)
+        if self.tiling is None:
+            frames = np.asarray(vae.decode(z))
+        else:  # the whole video is never on the device
+            pieces = vae.decode_pieces(z, self.tiling, progress=self._progress)
+            frames = np.concatenate(list(pieces), axis=2)
+        array = np.clip(frames / 2 + 0.5, 0, 1)
         self._add("decode", start)
         return np.moveaxis(array, 1, -1)
 
@@ -357,8 +365,26 @@ class Pipeline:
 
     def _fits(self) -> bool:
         """Whether all weights, as stored, are a small part of the device's memory; True where that is not known."""
-        room = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+        room = device_room()
         return room is None or stored_bytes(self._manifest) <= _ROOM * room
+
+    def _require_room(self, settings: Settings, *, encodes: bool) -> None:
+        """Refuse what cannot fit the device; where its memory is not known, nothing is refused."""
+        room = device_room()
+        if room is None:
+            return
+        model = PlannedModel.of_checkpoint(self._manifest)
+        run = Run(
+            model=model,
+            weights=Weights.count(model.dit, model.recipe, clipped=model.clipped),
+            settings=settings,
+            text_storage=self._text_storage,
+            released=self._released,
+            tiling=self.tiling,
+            encodes=encodes,
+            backend=jax.default_backend(),
+        )
+        require_room(run, room, where=f"this {jax.devices()[0].device_kind}")
 
     def _negative(self, given: str | EncodedPrompt, batch: int) -> EncodedPrompt:
         if isinstance(given, EncodedPrompt):
@@ -403,6 +429,11 @@ class Pipeline:
 
     def _add(self, stage: str, start: float) -> None:
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+
+
+def device_room() -> int | None:
+    """Bytes of the default device that a program may use; None where the backend does not say."""
+    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def _row(plan: Plan) -> Step:

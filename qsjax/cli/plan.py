@@ -34,6 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-tokens", type=int, default=256, help="tokens of the prompt, padding included"
     )
     parser.add_argument(
+        "--text-storage", choices=("int8",), help="of the text encoders (default: bfloat16)"
+    )
+    parser.add_argument(
+        "--modulation",
+        choices=("resident", "released"),
+        default="released",
+        help="whether modulation weights leave the device before the first step",
+    )
+    parser.add_argument(
         "--density",
         type=float,
         default=0.15,
@@ -81,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         samples=args.samples,
         epochs=args.epochs,
         **sampling_changes(args, named, chosen_for or None),
+        text_storage=args.text_storage,
+        released=args.modulation == "released",
         only=args.device,
         compiled=args.compile,
     )

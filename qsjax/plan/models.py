@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from qsjax.checkpoint import Manifest
-from qsjax.config import configs_directory, from_mapping, nearest
+from qsjax.config import configs_directory, from_mapping, nearest, preset
 from qsjax.dit import DiTConfig
 from qsjax.errors import InputError
 from qsjax.quant import Recipe
 from qsjax.sample.settings import FILE, Settings
+from qsjax.text.config import ClipConfig, LlamaConfig
 from qsjax.vae.config import VAEConfig
 
 ALIASES = {"hunyuan-13b": "hunyuan-video-13b"}
@@ -29,6 +30,7 @@ class PlannedModel:
         recipe: how the transformer is stored.
         settings: the size and number of steps that it is usually sampled with.
         clipped: whether quantized activations have a learned clip; calibration gives them one.
+        llama, clip: sizes of the text encoders; None where the checkpoint has none.
     """
 
     name: str
@@ -37,6 +39,8 @@ class PlannedModel:
     recipe: Recipe
     settings: Settings
     clipped: bool = True
+    llama: LlamaConfig | None = None
+    clip: ClipConfig | None = None
 
     @classmethod
     def find(cls, name: str, recipe: str | None = None) -> "PlannedModel":
@@ -61,16 +65,18 @@ class PlannedModel:
                 vae=VAEConfig(),
                 recipe=Recipe.load(recipe or DEFAULT_RECIPE),
                 settings=Settings(),
+                **_text_encoders(preset("models", full), f"model {full}"),
             )
         if not Path(name).is_dir():
             known = [*presets, *ALIASES, TINY]
             raise InputError(
                 f"no model {name!r}: neither a checkpoint folder nor a preset; {nearest(name, known)}"
             )
-        return cls._of_checkpoint(Manifest.read(name), recipe)
+        return cls.of_checkpoint(Manifest.read(name), recipe)
 
     @classmethod
-    def _of_checkpoint(cls, manifest: Manifest, asked: str | None) -> "PlannedModel":
+    def of_checkpoint(cls, manifest: Manifest, asked: str | None = None) -> "PlannedModel":
+        """The model of an opened checkpoint; arguments and errors as of `find`."""
         source, components = str(manifest.directory), manifest.data["components"]
         dit = from_mapping(DiTConfig, manifest.config("dit"), source=f"{source}: dit config")
         stored = components["dit"].get("recipe")
@@ -92,7 +98,20 @@ class PlannedModel:
             recipe=recipe,
             settings=Settings.of_manifest(manifest.data),
             clipped=components["dit"].get("clipped", True),
+            **_text_encoders(
+                {name: manifest.config(name) for name in ("llama", "clip") if name in components},
+                source,
+            ),
         )
+
+
+def _text_encoders(values: dict[str, Any], source: str) -> dict[str, Any]:
+    kinds = {"llama": LlamaConfig, "clip": ClipConfig}
+    return {
+        name: from_mapping(kind, values[name], source=f"{source}: {name} config")
+        for name, kind in kinds.items()
+        if name in values
+    }
 
 
 def _bundled() -> dict[str, Any]:
@@ -108,4 +127,6 @@ def _bundled() -> dict[str, Any]:
         "dit": DiTConfig.from_diffusers(read("transformer", "config.json")),
         "vae": VAEConfig.from_diffusers(read("vae", "config.json")),
         "settings": from_mapping(Settings, read(FILE), source=FILE),
+        "llama": LlamaConfig.from_transformers(read("text_encoder", "config.json")),
+        "clip": ClipConfig.from_transformers(read("text_encoder_2", "config.json")),
     }

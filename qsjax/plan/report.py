@@ -7,9 +7,9 @@ from qsjax.errors import InputError
 from qsjax.plan.calibration import FORWARDS_A_STEP, SHARE_OF_PEAK, CalibrationPlan
 from qsjax.plan.compiled import compile_steps
 from qsjax.plan.devices import Device
+from qsjax.plan.fit import Run, advice
 from qsjax.plan.flops import StepFlops
 from qsjax.plan.models import PlannedModel
-from qsjax.plan.sampling import sampling_bytes
 from qsjax.plan.size import TEXT_TOKENS, Size
 from qsjax.plan.steps import steps_by_kind
 from qsjax.plan.weights import Weights, modulation_table_bytes
@@ -37,6 +37,8 @@ def make_report(
     epochs: int = 15,
     sparse: SparsePlan | None = None,
     skip: Skip | None = None,
+    text_storage: str | None = None,
+    released: bool = True,
     only: str | None = None,
     compiled: bool = False,
 ) -> dict[str, Any]:
@@ -52,6 +54,8 @@ def make_report(
         samples, epochs: of calibration.
         sparse: sparse attention; then the density is what it executes.
         skip: steps that may be left out; times and operations are of those that are not.
+        text_storage: of the text encoders, "int8" or None for bfloat16.
+        released: whether modulation weights leave the device before the first step.
         only: the one device to plan for; None is all of configs/devices.
         compiled: compile a step of each kind for the device, minutes each, and report the compiler's count of bytes.
 
@@ -81,6 +85,14 @@ def make_report(
     devices = Device.known() if only is None else [Device.load(only)]
     latents = model.vae.latent_shape(*own)
     weights = Weights.count(model.dit, model.recipe, clipped=model.clipped)
+    run = Run(
+        model=model,
+        weights=weights,
+        settings=settings,
+        text_tokens=text_tokens,
+        text_storage=text_storage,
+        released=released,
+    )
     kinds = steps_by_kind(model, weights, size, latents, settings.plan(), devices)
     density = kinds[SPARSE]["executed_density"] if SPARSE in kinds else density
     report = {
@@ -92,7 +104,7 @@ def make_report(
         "evaluations": evaluations,
         "density": density,
         **_operations(StepFlops.count(model.dit, size), density, evaluations),
-        "sampling": _sampling(model, weights, size, evaluations, devices),
+        "sampling": _sampling(run, devices),
         "calibration": _calibration(plan, devices),
         "steps_by_kind": kinds,
     }
@@ -175,11 +187,23 @@ def _operations(step: StepFlops, density: float, evaluations: int) -> dict[str, 
     }
 
 
-def _sampling(
-    model: PlannedModel, weights: Weights, size: Size, evaluations: int, devices: list[Device]
-) -> dict[str, Any]:
-    taken = sampling_bytes(model.dit, weights, size, evaluations)
-    return {"bytes_estimate": taken, "devices": _fits(sum(taken.values()), devices)}
+def _sampling(run: Run, devices: list[Device]) -> dict[str, Any]:
+    """Stages as the first device's compiler lays them out; each device's row is of its own."""
+    rows = []
+    for device in devices:
+        own = replace(run, backend=device.peaks.backend)
+        largest = own.largest()
+        row = _fits(largest.total, [device])[0]
+        enough = row["fits_estimate"]
+        rows.append(
+            row
+            | {
+                "largest_stage": largest.name,
+                "fits_with": [] if enough else advice(own, device.memory_bytes),
+            }
+        )
+    first = replace(run, backend=devices[0].peaks.backend)
+    return {"stages": {stage.name: stage.parts for stage in first.stages()}, "devices": rows}
 
 
 def _calibration(plan: CalibrationPlan, devices: list[Device]) -> dict[str, Any]:

@@ -91,11 +91,17 @@ def _compiled(report: dict[str, Any]) -> list[str]:
 
 def _sampling(report: dict[str, Any]) -> list[str]:
     plan = report["sampling"]
-    rows = [_device(row) for row in plan["devices"]]
+    rows = [
+        (*_device(row), row["largest_stage"], "; ".join(row["fits_with"]))
+        for row in plan["devices"]
+    ]
+    stages = [
+        (name, _about(sum(parts.values())), _names(parts)) for name, parts in plan["stages"].items()
+    ]
     return [
-        "sampling, the transformer alone: without text encoders, autoencoder and a residual cache",
-        *_table(_DEVICE, rows),
-        _parts(plan["bytes_estimate"]),
+        f"sampling, one stage after the other, as on {plan['devices'][0]['device']}",
+        *_table(("stage", "needed (estimate)", "of it (estimate)"), stages, left=(0, 2)),
+        *_table((*_DEVICE, "by the", "fits with"), rows, left=(0, 4, 5)),
     ]
 
 
@@ -123,9 +129,11 @@ def _device(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _parts(taken: dict[str, int]) -> str:
-    return "needed (estimate): " + ", ".join(
-        f"{k.replace('_', ' ')} {_about(v)}" for k, v in taken.items()
-    )
+    return f"needed (estimate): {_names(taken)}"
+
+
+def _names(taken: dict[str, int]) -> str:
+    return ", ".join(f"{k.replace('_', ' ')} {_about(v)}" for k, v in taken.items())
 
 
 def _table(

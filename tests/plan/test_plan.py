@@ -19,6 +19,7 @@ from qsjax.plan import (
     Size,
     StepFlops,
     Weights,
+    activation_bytes,
     make_report,
     modulation_table_bytes,
     sampling_bytes,
@@ -165,10 +166,19 @@ def test_attention_equals_linears_at_six_widths():
     assert step.linears == step.attention
 
 
-def test_sampling_holds_fifteen_widths_a_token():
+def test_a_block_holds_fifteen_widths_a_token():
     size = size_of(61, 480, 832)
-    taken = sampling_bytes(DIT, weights("w4a8"), size, 50)
-    assert taken["activations"] == 15 * 3072 * 2 * 25_216 + 24_960 * 128 * 4
+    assert activation_bytes(DIT, size) == 15 * 3072 * 2 * 25_216 + 24_960 * 128 * 4
+
+
+@pytest.mark.parametrize(
+    ("kinds", "widths", "wide"),
+    [(("dense",), 16, 48 * 3072**2), (("dense", "refresh", "sparse"), 26, 0)],
+)
+def test_the_widest_step_counts(kinds, widths, wide):
+    size = size_of(61, 480, 832)
+    taken = sampling_bytes(DIT, weights("w4a8"), size, 50, kinds)
+    assert taken["activations"] == widths * 3072 * 2 * 25_216 + 24_960 * 128 * 4 + wide
     assert taken["resident_weights"] == weights("w4a8").resident
 
 
@@ -274,6 +284,10 @@ def test_a_float_checkpoint_is_planned_like_its_preset(capsys, tmp_path):
     tiny = plan_json(capsys, "--model", "tiny")
     assert report.pop("model") == str(tmp_path)
     del tiny["model"]
+    # A transformer alone has no text encoders.
+    stages, others = report["sampling"].pop("stages"), tiny["sampling"].pop("stages")
+    del others["text encoders"]
+    assert stages == others
     assert report == tiny
 
 

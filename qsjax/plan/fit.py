@@ -1,0 +1,153 @@
+"""Whether a run fits a device, and what would make it fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qsjax.errors import InputError
+from qsjax.plan.models import PlannedModel
+from qsjax.plan.size import Size
+from qsjax.plan.stages import Stage, stages
+from qsjax.plan.weights import Weights
+from qsjax.sample import Plan
+from qsjax.sample.settings import Settings
+from qsjax.vae import Tiling
+
+SIZES = ((129, 720, 1280), (61, 720, 1280), (61, 544, 960), (61, 480, 832), (33, 480, 832), (33, 320, 512))  # fmt: skip
+"""Videos that are proposed in place of one that does not fit: frames, height, width, the largest first."""
+DOUBT = 0.1
+"""How far the estimate may be off: what is larger than the device by less is tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run, as far as its memory depends on it.
+
+    Attributes:
+        model: what is sampled.
+        weights: of its transformer.
+        settings: size and sampling plan.
+        text_tokens: of the prompt, padding included; at most.
+        text_storage: of the text encoders, "int8" or None.
+        released: whether modulation weights leave the device before the first step.
+        tiling: of the autoencoder; None is the default.
+        encodes: whether text encoders take part; not with an encoded prompt.
+        backend: of the device: "tpu", "gpu" or "cpu".
+    """
+
+    model: PlannedModel
+    weights: Weights
+    settings: Settings
+    text_tokens: int = 256
+    text_storage: str | None = None
+    released: bool = True
+    tiling: Tiling | None = None
+    encodes: bool = True
+    backend: str = "tpu"
+
+    @property
+    def plan(self) -> Plan:
+        """Of sampling."""
+        return self.settings.plan()
+
+    def stages(self) -> list[Stage]:
+        """What each stage takes, estimated."""
+        settings, model = self.settings, self.model
+        size = Size.of(
+            model.dit,
+            model.vae,
+            frames=settings.frames,
+            height=settings.height,
+            width=settings.width,
+            text_tokens=self.text_tokens,
+        )
+        latents = model.vae.latent_shape(settings.frames, settings.height, settings.width)
+        found = stages(
+            model,
+            self.weights,
+            size,
+            latents,
+            self.plan,
+            text_storage=self.text_storage,
+            released=self.released,
+            tiling=self.tiling,
+            backend=self.backend,
+        )
+        return [stage for stage in found if self.encodes or stage.name != "text encoders"]
+
+    def largest(self) -> Stage:
+        """The stage that decides."""
+        return max(self.stages(), key=lambda stage: stage.total)
+
+
+def require_room(run: Run, room: int, *, where: str) -> None:
+    """Refuse a run that cannot fit, before anything is loaded.
+
+    Args:
+        run: what is asked for.
+        room: bytes of the device.
+        where: its name.
+
+    Raises:
+        InputError: a stage is larger than the device by more than the estimate's doubt; says which changes would do.
+    """
+    largest = run.largest()
+    if largest.total * (1 - DOUBT) <= room:
+        return
+    parts = ", ".join(f"{k.replace('_', ' ')} {v / 1e9:.1f} GB" for k, v in largest.parts.items())
+    found = advice(run, room)
+    raise InputError(
+        f"this run does not fit {where} with {room / 1e9:.1f} GB: the stage of the {largest.name} takes about"
+        f" {largest.total / 1e9:.1f} GB ({parts}); "
+        + (
+            f"it would with {'; or '.join(found)}"
+            if found
+            else "no single change would make it fit"
+        )
+    )
+
+
+def advice(run: Run, room: int) -> list[str]:
+    """Changes, one at a time, with which every stage fits; of smaller videos the largest."""
+    found = [text for text, changed in _changes(run) if changed.largest().total <= room]
+    videos = (text for text, changed in _videos(run) if changed.largest().total <= room)
+    return found + [text for text in (next(videos, None),) if text]
+
+
+def _changes(run: Run) -> Iterator[tuple[str, Run]]:
+    settings, sparse = run.settings, run.settings.sparse
+    if run.encodes and run.text_storage is None:
+        yield "--text-storage int8", replace(run, text_storage="int8")
+    if run.encodes:
+        text = "a prompt encoded elsewhere (--save-prompt, --encoded-prompt)"
+        yield text, replace(run, encodes=False)
+    if not run.released:
+        yield "--modulation released", replace(run, released=True)
+    if sparse is not None and sparse.residual.rule.order:
+        for text, changes in _CACHES.items():
+            residual = replace(sparse.residual, **changes)
+            if residual != sparse.residual and (run.backend != "gpu" or residual.place == "device"):
+                changed = replace(settings, sparse=replace(sparse, residual=residual))
+                yield text, replace(run, settings=changed)
+    small = Tiling.diffusers()
+    if run.tiling != small:
+        text = "smaller tiles of the autoencoder (pipeline.tiling = Tiling.diffusers())"
+        yield text, replace(run, tiling=small)
+
+
+def _videos(run: Run) -> Iterator[tuple[str, Run]]:
+    settings = run.settings
+    now = settings.frames * settings.height * settings.width
+    for frames, height, width in SIZES:
+        if frames * height * width < now:
+            size = replace(settings, frames=frames, height=height, width=width)
+            text = f"a smaller video (--frames {frames} --height {height} --width {width})"
+            yield text, replace(run, settings=size)
+
+
+_CACHES: dict[str, dict[str, Any]] = {
+    "--residual.store int8": {"store": "int8"},
+    "--residual.store int4": {"store": "int4"},
+    "--residual.place host": {"place": "host"},
+    "--residual.policy none": {"policy": "none"},
+}

@@ -1,0 +1,146 @@
+"""What each stage of making a video holds on the device: text encoders, transformer, autoencoder, one after the other."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qsjax.plan.models import PlannedModel
+from qsjax.plan.sampling import sampling_bytes
+from qsjax.plan.size import Size
+from qsjax.plan.weights import Weights
+from qsjax.sample import Plan
+from qsjax.sample.cached import cache_bytes
+from qsjax.text.clip import Clip
+from qsjax.text.config import ClipConfig, LlamaConfig
+from qsjax.text.int8 import store_int8
+from qsjax.text.llama import Llama
+from qsjax.vae import VAE, Tiling, VAEConfig
+
+_STORED = jnp.dtype(jnp.bfloat16)
+MAPS = 4
+"""Feature maps of the autoencoder that are alive at its widest moment: the v5e's compiler counts 8.6 GB of a tile of
+65 x 256 x 256 pixels, 3.97 of them."""
+
+
+class Stage(NamedTuple):
+    """A stage.
+
+    Attributes:
+        name: for people.
+        parts: bytes by what takes them.
+    """
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All of it; stages are not on the device together."""
+        return sum(self.parts.values())
+
+
+def stages(
+    model: PlannedModel,
+    weights: Weights,
+    size: Size,
+    latents: tuple[int, int, int],
+    plan: Plan,
+    *,
+    text_storage: str | None = None,
+    released: bool = True,
+    tiling: Tiling | None = None,
+    backend: str = "tpu",
+) -> list[Stage]:
+    """Estimates, with weights in bfloat16 or as their recipe stores them.
+
+    Args:
+        model: what is planned.
+        weights: of its transformer.
+        size: of the video.
+        latents: frames, height, width.
+        plan: of the sampling run.
+        text_storage: "int8", or None for bfloat16.
+        released: whether modulation weights leave the device before the first step.
+        tiling: of the autoencoder; None is the default.
+        backend: whose compiler lays out the steps.
+    """
+    found = []
+    if model.llama is not None and model.clip is not None:
+        found.append(Stage("text encoders", text_bytes(model.llama, model.clip, text_storage)))
+    evaluations = plan.steps * (2 if plan.uses_negative else 1)
+    kinds = set(plan.kinds)
+    parts = sampling_bytes(model.dit, weights, size, evaluations, kinds, backend)
+    if not released:
+        parts["modulation_weights"] = weights.by_part["modulation"]
+    if plan.sparse is not None:
+        cached = cache_bytes(model.dit, plan, (1, 0, *latents), size.text_tokens)
+        if plan.sparse.residual.place == "device":
+            parts["lists_and_residual_cache"] = cached
+    found.append(Stage("transformer", parts))
+    found.append(Stage("autoencoder", decoder_bytes(model.vae, latents, tiling or Tiling())))
+    return found
+
+
+@lru_cache(maxsize=8)
+def text_bytes(llama: LlamaConfig, clip: ClipConfig, storage: str | None) -> dict[str, int]:
+    """Of both text encoders; what they compute for a few hundred tokens is small beside a layer that is widened from 8 bits.
+
+    Args:
+        llama, clip: their sizes.
+        storage: "int8", or None for bfloat16.
+    """
+
+    def build() -> tuple[Llama, Clip]:
+        models = (
+            Llama(llama, dtype=_STORED, rngs=nnx.Rngs(0)),
+            Clip(clip, dtype=_STORED, rngs=nnx.Rngs(0)),
+        )
+        return models if storage is None else (store_int8(models[0]), store_int8(models[1]))
+
+    sizes = [_bytes(nnx.state(one)) for one in nnx.eval_shape(build)]
+    parts = {"text_weights": sum(sizes)}
+    if storage is not None:
+        layer = 3 * llama.hidden_size * llama.intermediate_size
+        parts["a_widened_layer"] = layer * _STORED.itemsize
+    return parts
+
+
+@lru_cache(maxsize=8)
+def decoder_bytes(
+    config: VAEConfig, latents: tuple[int, int, int], tiling: Tiling
+) -> dict[str, int]:
+    """Of the autoencoder and the widest moment of a tile: behind the last upsampling, with the channels of the level before.
+
+    Args:
+        config: its sizes.
+        latents: frames, height, width.
+        tiling: how they are cut.
+    """
+    whole = nnx.eval_shape(lambda: VAE(config, dtype=_STORED, rngs=nnx.Rngs(0)))
+    frames, height, width = (
+        size if side is None else min(size, side)
+        for size, side in zip(latents, tile_sides(config, tiling), strict=True)
+    )
+    pixels = config.spatial_compression_ratio**2 * height * width
+    values = (1 + config.temporal_compression_ratio * (frames - 1)) * pixels
+    channels = config.block_out_channels[min(1, len(config.block_out_channels) - 1)]
+    return {
+        "autoencoder_weights": _bytes(nnx.state(whole)),
+        "a_tile": MAPS * channels * values * _STORED.itemsize,
+    }
+
+
+def tile_sides(config: VAEConfig, tiling: Tiling) -> tuple[int | None, int | None, int | None]:
+    """Latent frames, height and width of a tile; None where an axis is not cut."""
+    side = None if tiling.pixels is None else tiling.pixels // config.spatial_compression_ratio
+    frames = (
+        None if tiling.frames is None else tiling.frames // config.temporal_compression_ratio + 1
+    )
+    return frames, side, side
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
