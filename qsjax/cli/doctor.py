@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import json
 import platform
+from dataclasses import replace
 from typing import Any
 
 _LIBRARIES = (
@@ -13,6 +14,7 @@ _LIBRARIES = (
 _HEAD_DIM = 128  # HunyuanVideo's
 _CHANNELS = 3072
 _BLOCK = 128
+_RECIPES = ("bf16", "w4a8", "quantsparse-w4a8-d15")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,14 +59,41 @@ def examine() -> dict[str, Any]:
         }
         for operation, label, facts in cases
     }
+    devices = [_device(device) for device in jax.devices()]
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: _version(name) for name in _LIBRARIES},
         "backend": backend,
-        "devices": [_device(device) for device in jax.devices()],
+        "devices": devices,
         "operations": operations,
+        "videos": videos(devices[0]["bytes"], backend),
     }
+
+
+def videos(room: int | None, backend: str) -> dict[str, Any] | None:
+    """The largest video of HunyuanVideo-13B that fits by recipe, as frames, height and width; None where memory is not known."""
+    if room is None:
+        return None
+    from qsjax.plan import PlannedModel, Weights
+    from qsjax.plan.fit import Run, largest_video
+    from qsjax.sample.recipe import SamplingRecipe
+
+    found = {}
+    for name in _RECIPES:
+        recipe = SamplingRecipe.load(name) if name in SamplingRecipe.presets() else None
+        weights = (recipe.weights if recipe else name) or "bf16"
+        model = PlannedModel.find("hunyuan-13b", weights)
+        sparse = None if recipe is None else recipe.plan(recipe.weights or None)
+        run = Run(
+            model=model,
+            weights=Weights.count(model.dit, model.recipe),
+            settings=replace(model.settings, sparse=sparse),
+            text_storage="int8",
+            backend=backend,
+        )
+        found[name] = largest_video(run, room)
+    return found
 
 
 def _device(device: Any) -> dict[str, Any]:
@@ -88,6 +117,14 @@ def _text(report: dict[str, Any]) -> str:
     for device in report["devices"]:
         memory = f", {device['bytes'] / 2**30:.1f} GiB" if device["bytes"] else ""
         lines.append(f"  device {device['id']}: {device['kind']}{memory}")
+    if report["videos"] is not None:
+        lines.append(
+            "HunyuanVideo-13B, estimated, text encoders in int8, modulation weights released; frames x height x width that fit:"
+        )
+        for name, size in report["videos"].items():
+            lines.append(
+                f"  {name}: {'x'.join(map(str, size)) if size else 'none of the usual sizes'}"
+            )
     for name, operation in report["operations"].items():
         lines.append(name)
         for one, objection in operation["objections"].items():

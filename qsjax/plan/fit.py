@@ -114,6 +114,15 @@ def advice(run: Run, room: int) -> list[str]:
     return found + [text for text in (next(videos, None),) if text]
 
 
+def largest_video(run: Run, room: int) -> tuple[int, int, int] | None:
+    """Frames, height and width of the largest of `SIZES` that fits, everything else as in `run`."""
+    for frames, height, width in SIZES:
+        size = replace(run.settings, frames=frames, height=height, width=width)
+        if replace(run, settings=size).largest().total <= room:
+            return frames, height, width
+    return None
+
+
 def _changes(run: Run) -> Iterator[tuple[str, Run]]:
     settings, sparse = run.settings, run.settings.sparse
     if run.encodes and run.text_storage is None:

@@ -1,6 +1,7 @@
 """Everything that a plan says, as plain data: what `qsjax plan --json` prints."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from qsjax.errors import InputError
@@ -11,6 +12,7 @@ from qsjax.plan.fit import Run, advice
 from qsjax.plan.flops import StepFlops
 from qsjax.plan.models import PlannedModel
 from qsjax.plan.size import TEXT_TOKENS, Size
+from qsjax.plan.stages import transformer_bytes
 from qsjax.plan.steps import steps_by_kind
 from qsjax.plan.weights import Weights, modulation_table_bytes
 from qsjax.quant import Recipe
@@ -109,17 +111,19 @@ def make_report(
         "steps_by_kind": kinds,
     }
     if compiled:
-        report["compiled"] = _compiled(model, settings.plan(), latents, text_tokens, devices)
+        report["compiled"] = _compiled(model, weights, settings.plan(), latents, size, devices)
     return report
 
 
 def _compiled(
     model: PlannedModel,
+    weights: Weights,
     plan: Plan,
     latents: tuple[int, int, int],
-    text_tokens: int,
+    size: Size,
     devices: list[Device],
 ) -> dict[str, Any]:
+    """The compiler's count of each kind of step, and ours beside it."""
     if len(devices) != 1:
         names = ", ".join(device.name for device in devices)
         raise InputError(f"compiling is for one device; name it with --device: {names}")
@@ -131,12 +135,18 @@ def _compiled(
             plan,
             target,
             latents=latents,
-            text_tokens=text_tokens,
+            text_tokens=size.text_tokens,
             clipped=model.clipped,
         )
     except ModuleNotFoundError as error:
         raise InputError(str(error)) from error
-    return {kind: step._asdict() for kind, step in made.items()}
+    estimate = partial(
+        transformer_bytes, model, weights, size, latents, plan, backend=target.backend
+    )
+    return {
+        kind: {**step._asdict(), "peak_bytes_estimate": sum(estimate([kind]).values())}
+        for kind, step in made.items()
+    }
 
 
 def _size(model: PlannedModel, pixels: tuple[int, int, int], text_tokens: int) -> Size:

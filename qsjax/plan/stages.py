@@ -1,5 +1,6 @@
 """What each stage of making a video holds on the device: text encoders, transformer, autoencoder, one after the other."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -70,18 +71,31 @@ def stages(
     found = []
     if model.llama is not None and model.clip is not None:
         found.append(Stage("text encoders", text_bytes(model.llama, model.clip, text_storage)))
-    evaluations = plan.steps * (2 if plan.uses_negative else 1)
-    kinds = set(plan.kinds)
-    parts = sampling_bytes(model.dit, weights, size, evaluations, kinds, backend)
+    parts = transformer_bytes(model, weights, size, latents, plan, plan.kinds, backend)
     if not released:
         parts["modulation_weights"] = weights.by_part["modulation"]
-    if plan.sparse is not None:
-        cached = cache_bytes(model.dit, plan, (1, 0, *latents), size.text_tokens)
-        if plan.sparse.residual.place == "device":
-            parts["lists_and_residual_cache"] = cached
     found.append(Stage("transformer", parts))
     found.append(Stage("autoencoder", decoder_bytes(model.vae, latents, tiling or Tiling())))
     return found
+
+
+def transformer_bytes(
+    model: PlannedModel,
+    weights: Weights,
+    size: Size,
+    latents: tuple[int, int, int],
+    plan: Plan,
+    kinds: Iterable[str],
+    backend: str = "tpu",
+) -> dict[str, int]:
+    """Of steps of these kinds, the widest of which counts, with modulation weights released; arguments as of `stages`."""
+    evaluations = plan.steps * (2 if plan.uses_negative else 1)
+    parts = sampling_bytes(model.dit, weights, size, evaluations, kinds, backend)
+    if plan.sparse is not None and plan.sparse.residual.place == "device":
+        parts["lists_and_residual_cache"] = cache_bytes(
+            model.dit, plan, (1, 0, *latents), size.text_tokens
+        )
+    return parts
 
 
 @lru_cache(maxsize=8)

@@ -80,12 +80,16 @@ def _compiled(report: dict[str, Any]) -> list[str]:
     rows = [
         (
             kind,
-            *(_gb(step[f"{what}_bytes"]) for what in ("peak", "argument", "temporary")),
+            *(_gb(step[f"{what}_bytes"]) for what in ("peak", "argument", "temporary", "host")),
             f"{step['seconds']:.0f} s",
+            _about(step["peak_bytes_estimate"]),
         )
         for kind, step in report["compiled"].items()
     ]
-    heads = ("compiled step", "peak", "arguments", "temporaries", "compiled in")
+    heads = (
+        *("compiled step", "peak", "arguments", "temporaries", "on the host", "compiled in"),
+        "peak (estimate)",
+    )
     return ["the compiler's count; arguments are weights, cache and tables", *_table(heads, rows)]
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from qsjax.cli import VERBS, main
+from qsjax.cli import VERBS, doctor, main
 
 CAPTION = "a red circle moves left over a dark background"
 SMALL = ["--frames", "5", "--height", "16", "--width", "16", "--steps", "1"]
@@ -134,5 +134,13 @@ def test_doctor_says_what_runs_and_why_not_the_others(capsys):
     assert {name.split(" ")[0] for name in report["operations"]} == {
         *("dense_attention", "block_sparse_attention", "quantized_matmul", "quantize_tokens"),
     }
+    assert report["videos"] is None  # this backend does not say how much memory it has
     assert main(["doctor"]) == 0
     assert re.search(r"cudnn: no, needs an NVIDIA GPU, not cpu", capsys.readouterr().out)
+
+
+def test_doctor_names_the_largest_video_that_fits():
+    found = doctor.videos(int(15.75e9), "tpu")
+    assert found["bf16"] is None
+    assert found["quantsparse-w4a8-d15"] == (61, 480, 832)
+    assert set(doctor.videos(80 * 10**9, "gpu").values()) == {(129, 720, 1280)}
