@@ -134,16 +134,20 @@ class DiT(nnx.Module):
         modulation: Modulation | None = None,
         attention: Attention | None = None,
         state: Any = (),
+        axis: str | None = None,
     ) -> tuple[Float[Array, "B O T H W"], Any]:
         """The same with the attention slot open: `attention` and its state, stacked over all blocks.
 
-        The DiT threads `state` through its blocks (double, then single) and never looks inside.
+        The DiT threads `state` through its blocks (double, then single) and never looks inside. With an `axis` of devices, inside
+        `jax.shard_map`, each computes its share of the video's tokens; then `attention` must know how to see the others'.
         """
         if modulation is None:
             modulation = self._modulation(timestep, pooled, guidance)
-        img, txt, context = self.embed(latents, timestep, text, text_mask, attention=attention)
+        img, txt, context = self.embed(
+            latents, timestep, text, text_mask, attention=attention, axis=axis
+        )
         img, state = self.through_blocks(img, txt, context, modulation, state)
-        return self.velocity(img, modulation, latents), state
+        return self.velocity(img, modulation, latents, axis=axis), state
 
     def through_blocks(
         self,
@@ -176,11 +180,18 @@ class DiT(nnx.Module):
         return x[:, :tokens], state
 
     def velocity(
-        self, img: Float[Array, "B N D"], modulation: Modulation, latents: Array
+        self,
+        img: Float[Array, "B N D"],
+        modulation: Modulation,
+        latents: Array,
+        *,
+        axis: str | None = None,
     ) -> Float[Array, "B O T H W"]:
-        """What the final layer makes of the video's tokens, float32, in the latents' size."""
+        """What the final layer makes of the video's tokens, float32, in the latents' size; gathered from the devices of an axis."""
         shift, scale = jnp.split(modulation.final, 2, axis=-1)
         patches = self.final.linear(modulate(img, shift, scale))
+        if axis is not None:
+            patches = jax.lax.all_gather(patches, axis, axis=1, tiled=True)
         return self._unpatchify(patches, self._grid(latents)).astype(jnp.float32)
 
     def embed(
@@ -191,13 +202,25 @@ class DiT(nnx.Module):
         text_mask: Bool[Array, "B L"],
         *,
         attention: Attention | None = None,
+        axis: str | None = None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B L D"], Context]:
-        """Video tokens, refined text tokens, and what all blocks share: everything in front of the first block."""
+        """Video tokens, refined text tokens, and what all blocks share: everything in front of the first block.
+
+        Args:
+            latents, timestep, text, text_mask: as in a call.
+            attention: for the slot; None is dense.
+            axis: of devices, inside `jax.shard_map`: each embeds its own share of the video's tokens. The text is everyone's.
+        """
         grid = self._grid(latents)
         cos, sin = map(jnp.asarray, rope_tables(self.config, grid))
         txt = self.refiner(text, text_mask, timestep)
-        img = self.patch_embed(self._patchify(latents, grid).astype(self.dtype))
-        kv_valid = jnp.concatenate([jnp.ones(img.shape[:2], bool), text_mask], axis=1)
+        patches = self._patchify(latents, grid)
+        everything = jnp.ones(patches.shape[:2], bool)
+        kv_valid = jnp.concatenate([everything, text_mask], axis=1)
+        if axis is not None:
+            patches = own_share(patches, axis, along=1)
+            cos, sin = (own_share(table, axis, along=0) for table in (cos, sin))
+        img = self.patch_embed(patches.astype(self.dtype))
         return img, txt, Context(cos, sin, kv_valid, attention or dense_attention)
 
     def modulation(
@@ -281,6 +304,21 @@ class DiT(nnx.Module):
         x = tokens.reshape(tokens.shape[0], t, h, w, -1, pt, ph, pw)
         x = x.transpose(0, 4, 1, 5, 2, 6, 3, 7)
         return x.reshape(tokens.shape[0], -1, t * pt, h * ph, w * pw)
+
+
+def own_share(x: Array, axis: str, *, along: int) -> Array:
+    """This device's equal part of an array that all devices of a mesh axis have.
+
+    Raises:
+        InputError: it does not divide.
+    """
+    count, length = jax.lax.axis_size(axis), x.shape[along]
+    if length % count:
+        raise InputError(
+            f"{length:,} video tokens are not divisible among {count} devices; take another size, or another number of devices"
+        )
+    part = length // count
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * part, part, axis=along)
 
 
 def _volume(patch: tuple[int, int, int]) -> int:

@@ -24,6 +24,7 @@ def refresh_attention(
     *,
     scores: str = "float",
     implementation: str = AUTO,
+    axis: str | None = None,
 ) -> tuple[Float[Array, "B L H D"], LayerState]:
     """Full attention; lists are decided anew, and what they leave out is cached. The cost is that of one dense pass.
 
@@ -35,6 +36,7 @@ def refresh_attention(
         kv_valid: keys that may be seen.
         state: of the last refresh.
         scores, implementation: of `pallas_kernels.block_sparse_attention`.
+        axis: of devices that share the heads, inside `jax.shard_map`.
     """
     choice = pattern.choose(q, k, v, kv_valid)
     video, keys, values, valid, text = _arranged(pattern, choice, q, k, v, kv_valid)
@@ -55,7 +57,7 @@ def refresh_attention(
     there = jnp.asarray(pattern.layouts[0].valid, jnp.float32)[None, :, None]
     value = value * there[..., None]
     mean = (recall * there).sum(axis=1) / there.sum(axis=1)
-    state = refreshed(residual, state, choice, value, others_lse, mean, gains)
+    state = refreshed(residual, state, choice, value, others_lse, mean, gains, axis)
     return _joined(pattern, choice, out, text, keys, values, valid, scores, implementation), state
 
 

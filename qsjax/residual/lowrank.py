@@ -33,21 +33,29 @@ def start(batch: int, tokens: int, heads: int, channels: int, rank: int, dtype: 
     return Factors(jnp.zeros((batch, rank, tokens), dtype), jnp.asarray(v))
 
 
-def factorize(x: Float[Array, "B S H D"], last: Factors, *, passes: int = 2) -> Factors:
+def factorize(
+    x: Float[Array, "B S H D"], last: Factors, *, passes: int = 2, axis: str | None = None
+) -> Factors:
     """The best approximation of last's rank, or nearly.
 
     Args:
         x: float32.
         last: of the refresh before, or `start`.
         passes: over x x^T; a warm start needs 1, random directions 2 or more.
+        axis: of devices that share the heads, inside `jax.shard_map`; u is everyone's, v has each one's heads.
     """
     batch, tokens, heads, channels = x.shape
     rank = last.v.shape[2]
     flat = x.reshape(batch, tokens, heads * channels)
     basis = last.v.transpose(0, 1, 3, 2).reshape(batch, heads * channels, rank)
+
+    def times(basis: Array) -> Array:
+        product = jnp.matmul(flat, basis)
+        return product if axis is None else jax.lax.psum(product, axis)
+
     for _ in range(passes):
-        basis = _orthonormal(jnp.matmul(flat.swapaxes(1, 2), jnp.matmul(flat, basis)), basis)
-    u = jnp.matmul(flat, basis).swapaxes(1, 2)
+        basis = _orthonormal(jnp.matmul(flat.swapaxes(1, 2), times(basis)), basis, axis)
+    u = times(basis).swapaxes(1, 2)
     v = basis.reshape(batch, heads, channels, rank).transpose(0, 1, 3, 2)
     return Factors(u.astype(last.u.dtype), v)
 
@@ -58,10 +66,18 @@ def expanded(factors: Factors) -> Float[Array, "B S H D"]:
 
 
 def _orthonormal(
-    columns: Float[Array, "B N R"], otherwise: Float[Array, "B N R"]
+    columns: Float[Array, "B N R"], otherwise: Float[Array, "B N R"], axis: str | None
 ) -> Float[Array, "B N R"]:
     """A basis of the columns' span; where they are zero, since nothing has changed, the former one."""
+    rows = columns.shape[1]
+    if axis is not None:
+        # Some thousand rows of sixteen numbers: everyone does all of it, and keeps its own.
+        columns, otherwise = (
+            jax.lax.all_gather(part, axis, axis=1, tiled=True) for part in (columns, otherwise)
+        )
     size = jnp.abs(columns).max(axis=(1, 2), keepdims=True)
     scaled = columns / jnp.where(size > 0, size, 1.0)
     basis, _ = jax.vmap(jnp.linalg.qr)(jnp.where(size > 0, scaled, otherwise))
-    return basis
+    if axis is None:
+        return basis
+    return jax.lax.dynamic_slice_in_dim(basis, jax.lax.axis_index(axis) * rows, rows, axis=1)

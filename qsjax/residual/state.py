@@ -85,6 +85,7 @@ def refreshed(
     lse: Float[Array, "B H S"],
     recall: Float[Array, "B H"],
     gains: Gains,
+    axis: str | None = None,
 ) -> LayerState:
     """The state behind a refresh.
 
@@ -98,6 +99,7 @@ def refreshed(
         lse: lse_R.
         recall: by head.
         gains: of this step.
+        axis: of devices that share the heads, inside `jax.shard_map`.
     """
     rule = residual.rule
     if not rule.order:
@@ -111,8 +113,8 @@ def refreshed(
             # The first change has no predecessor: what was kept of it is zero, and so is its bend.
             former = _whole(residual, state.change)
             some = (jnp.abs(former).max(axis=(1, 3), keepdims=True) > 0).astype(jnp.float32)
-            bend = _kept(residual, state.bend, some * by_token * (moved - former))
-        change = _kept(residual, state.change, moved)
+            bend = _kept(residual, state.bend, some * by_token * (moved - former), axis)
+        change = _kept(residual, state.change, moved, axis)
     if lse_change is not None:
         lse_change = by_lse * (lse - state.lse)
     return LayerState(
@@ -158,10 +160,10 @@ def _unchanged(now: Choice, before: Choice, like: Array) -> Float[Array, "B H"]:
     return same.astype(jnp.float32)
 
 
-def _kept(residual: Residual, last: Any, x: Float[Array, "B S H D"]) -> Any:
+def _kept(residual: Residual, last: Any, x: Float[Array, "B S H D"], axis: str | None) -> Any:
     if not residual.rank:
         return store(x, residual.store, words=residual.words)
-    return lowrank.factorize(x, last)
+    return lowrank.factorize(x, last, axis=axis)
 
 
 def _whole(residual: Residual, kept: Any) -> Float[Array, "B S H D"]:

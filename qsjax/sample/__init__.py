@@ -9,6 +9,8 @@ from qsjax.sample.plan import Plan as Plan
 from qsjax.sample.sampler import make_sampler as make_sampler
 from qsjax.sample.schedule import sigmas as sigmas
 from qsjax.sample.settings import Settings as Settings
+from qsjax.sample.sharded import sharded_cache as sharded_cache
+from qsjax.sample.sharded import sharded_step as sharded_step
 from qsjax.sample.skip import Skip as Skip
 from qsjax.sample.sparse import DENSE as DENSE
 from qsjax.sample.sparse import SparsePlan as SparsePlan

@@ -25,7 +25,7 @@ from qsjax.residual import (
 from qsjax.sample.plan import Plan
 from qsjax.sample.skip import nothing_skipped
 from qsjax.sample.sparse import DENSE, REFRESH, SparsePlan
-from qsjax.sample.step import Conditions, Memory, Step, denoise_step, euler_step
+from qsjax.sample.step import Conditions, Memory, Step, euler_step
 from qsjax.sparse import Pattern
 from qsjax.sparse.layout import Sizes
 
@@ -154,28 +154,41 @@ def step_of_kind(
     carry: tuple[Float[Array, "B C T H W"], Any],
     step: Step,
     conditions: Conditions,
+    *,
+    axis: str | None = None,
 ) -> tuple[Float[Array, "B C T H W"], Any]:
-    """One Euler step of any kind on (latents, cache); see `denoise_step`. A plan that remembers nothing has None for a cache."""
+    """One Euler step of any kind on (latents, cache); see `denoise_step`. A plan that remembers nothing has None for a cache.
+
+    With an `axis` of devices it is one device's part of the step: `qsjax.sample.sharded`.
+    """
     latents, cache = carry
     if cache is None:
-        return denoise_step(plan, dit, latents, step, conditions), None
+        memories = (Memory(), Memory())
+        return euler_step(plan, dit, latents, step, conditions, None, memories, axis=axis)[0], None
     # Also where nothing reads it: what comes from the host and does not say so may not leave a program.
     cache = tuple(
         memory._replace(slot=memory.slot and _placed(plan, memory.slot)) for memory in cache
     )
     attention = None
     if kind != DENSE:
-        attention = _attention(plan, kind, dit.config, latents.shape, step)
+        attention = _attention(plan, kind, dit.config, latents.shape, step, axis)
     refresh = kind == REFRESH
-    return euler_step(plan, dit, latents, step, conditions, attention, cache, writes=refresh)
+    return euler_step(
+        plan, dit, latents, step, conditions, attention, cache, writes=refresh, axis=axis
+    )
 
 
 def _attention(
-    plan: Plan, kind: str, config: DiTConfig, latents: tuple[int, ...], step: Step
+    plan: Plan,
+    kind: str,
+    config: DiTConfig,
+    latents: tuple[int, ...],
+    step: Step,
+    axis: str | None,
 ) -> Attention:
     sparse, gains = _sparse(plan), step.gains
     assert gains is not None
-    attend = refresh_attention if kind == REFRESH else sparse_attention
+    attend: Any = partial(refresh_attention, axis=axis) if kind == REFRESH else sparse_attention
 
     def attention(
         q: Float[Array, "B L H D"],

@@ -89,6 +89,7 @@ def skipping_forward(
     before: Skipped,
     *,
     writes: bool = False,
+    axis: str | None = None,
 ) -> tuple[Float[Array, "B C T H W"], Any, Skipped]:
     """The velocity, computed or not, and the states of the attention slot and of this.
 
@@ -102,11 +103,14 @@ def skipping_forward(
         attention, slot: of the attention slot.
         before: of the step before.
         writes: whether the slot's state changes; then the step is computed.
+        axis: of devices that share the tokens; they decide alike.
     """
-    img, txt, context = dit.embed(latents, timestep, prompt.text, prompt.mask, attention=attention)
+    img, txt, context = dit.embed(
+        latents, timestep, prompt.text, prompt.mask, attention=attention, axis=axis
+    )
     shift, scale = jnp.split(row.img[0], 6, axis=-1)[:2]
     seen = modulate(img, shift, scale)
-    change = before.change + _rescaled(skip, _relative_change(seen, before.seen))
+    change = before.change + _rescaled(skip, _relative_change(seen, before.seen, axis))
 
     def computed() -> tuple[Array, Array, Any]:
         out, later = dit.through_blocks(img, txt, context, row, slot)
@@ -122,14 +126,17 @@ def skipping_forward(
         )
     change = jnp.where(leave_out, change, 0.0)
     after = Skipped(seen, added, change, before.count + leave_out.astype(jnp.int32))
-    return dit.velocity(out, row, latents), slot, after
+    return dit.velocity(out, row, latents, axis=axis), slot, after
 
 
-def _relative_change(now: Array, before: Array) -> Float[Array, ""]:
+def _relative_change(now: Array, before: Array, axis: str | None) -> Float[Array, ""]:
     """Mean absolute difference over mean absolute value, the largest of the batch."""
     now, before = now.astype(jnp.float32), before.astype(jnp.float32)
-    size = jnp.maximum(jnp.abs(before).mean(axis=(1, 2)), _SMALLEST)
-    return (jnp.abs(now - before).mean(axis=(1, 2)) / size).max()
+    means = jnp.stack([jnp.abs(x).mean(axis=(1, 2)) for x in (now - before, before)])
+    if axis is not None:
+        means = jax.lax.pmean(means, axis)
+    moved, size = means
+    return (moved / jnp.maximum(size, _SMALLEST)).max()
 
 
 def _rescaled(skip: Skip, change: Float[Array, ""]) -> Float[Array, ""]:

@@ -8,8 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qsjax.dit import DiT, DiTConfig, Modulation
+from qsjax.dit.attention import dense_attention
 from qsjax.dit.blocks import Attention
 from qsjax.errors import InputError
+from qsjax.parallel import by_heads
 from qsjax.residual import Gains
 from qsjax.sample.plan import Plan
 from qsjax.sample.schedule import sigmas, timesteps
@@ -122,6 +124,7 @@ def euler_step(
     memories: tuple[Any, Any],
     *,
     writes: bool = False,
+    axis: str | None = None,
 ) -> tuple[Float[Array, "B C T H W"], tuple[Any, Any]]:
     """The same with the attention slot open.
 
@@ -130,17 +133,23 @@ def euler_step(
         attention: for the slot; None is dense.
         memories: of the prompt and of the negative prompt.
         writes: whether the slot's state changes; such a step is never left out.
+        axis: of devices that share the video's tokens, inside `jax.shard_map`; see `DiT.forward`.
     """
 
     def velocity(prompt: EncodedPrompt, table: Modulation, memory: Memory) -> tuple[Array, Memory]:
         row = jax.tree.map(lambda leaf: leaf[step.index], table)
         times = jnp.full(latents.shape[0], step.timestep)
         slot = () if attention is None else memory.slot
+        attend = attention
+        if axis is not None:
+            attend = by_heads(attention or dense_attention, axis, prompt.text.shape[1])
         if memory.skipped is not None:
             assert plan.skip is not None
             assert step.allowed is not None
-            given = (dit, latents, times, prompt, row, attention, slot, memory.skipped)
-            found, later, skipped = skipping_forward(plan.skip, step.allowed, *given, writes=writes)
+            given = (dit, latents, times, prompt, row, attend, slot, memory.skipped)
+            found, later, skipped = skipping_forward(
+                plan.skip, step.allowed, *given, writes=writes, axis=axis
+            )
         else:
             found, later = dit.forward(
                 latents,
@@ -149,8 +158,9 @@ def euler_step(
                 prompt.mask,
                 prompt.pooled,
                 modulation=row,
-                attention=attention,
+                attention=attend,
                 state=slot,
+                axis=axis,
             )
             skipped = None
         return found, Memory(memory.slot if attention is None else later, skipped)

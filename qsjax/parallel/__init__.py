@@ -1,0 +1,9 @@
+"""A step on several devices: each has a share of the video's tokens, and in attention a share of the heads.
+
+Weights and text are everyone's. It is `jax.shard_map` over one mesh axis; the collectives are JAX's own.
+"""
+
+from qsjax.parallel.heads import by_heads as by_heads
+from qsjax.parallel.mesh import AXIS as AXIS
+from qsjax.parallel.mesh import make_mesh as make_mesh
+from qsjax.parallel.mesh import replicated as replicated

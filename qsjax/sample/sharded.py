@@ -1,0 +1,86 @@
+"""A step on a mesh of devices: tokens are shared in the blocks, heads in attention; the cache lies with its heads."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qsjax.dit import DiT
+from qsjax.parallel import AXIS
+from qsjax.residual import LayerState
+from qsjax.sample.cached import Cache, Slot, empty_cache, step_of_kind
+from qsjax.sample.plan import Plan
+from qsjax.sample.skip import Skipped
+from qsjax.sample.step import Conditions, Memory
+
+_BY_HEAD = P(None, None, AXIS)
+"""Of everything that a layer's state has for each head: layers, batch, heads."""
+
+
+def sharded_step(plan: Plan, kind: str, mesh: Mesh, cache: Any) -> Callable[..., Any]:
+    """`step_of_kind` on a mesh, to be jitted; arguments and results are global arrays.
+
+    Args:
+        plan: of the run.
+        kind: of the step.
+        mesh: of `qsjax.parallel.make_mesh`.
+        cache: of the run, or its shapes; None where the plan remembers nothing.
+
+    Returns:
+        `step(dit, (latents, cache), step, conditions)`. Raises InputError where the video's tokens do not divide among the devices.
+    """
+    carry = (P(), cache_specs(cache))
+    one = partial(step_of_kind, plan, kind, axis=AXIS)
+    # Weights and text are whole on every device; latents too, which are some megabytes.
+    return jax.shard_map(
+        one, mesh=mesh, in_specs=(P(), carry, P(), P()), out_specs=carry, check_vma=False
+    )
+
+
+def sharded_cache(
+    plan: Plan, mesh: Mesh, dit: DiT, latents: tuple[int, ...], conditions: Conditions
+) -> Cache:
+    """An empty cache on a mesh; no device ever has all of it."""
+    make = partial(empty_cache, plan, latents=latents)
+    shapes = jax.eval_shape(lambda dit, known: make(dit, conditions=known), dit, conditions)
+    places = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        cache_specs(shapes),
+        is_leaf=lambda leaf: isinstance(leaf, P),
+    )
+    return jax.jit(lambda dit, known: make(dit, conditions=known), out_shardings=places)(
+        dit, conditions
+    )
+
+
+def cache_specs(cache: Any) -> Any:
+    """How a cache is shared, as a tree of its structure."""
+    if cache is None:
+        return None
+    return tuple(
+        Memory(
+            memory.slot
+            and Slot(_layer_specs(memory.slot.layer), None if memory.slot.dense is None else P()),
+            None if memory.skipped is None else Skipped(P(None, AXIS), P(None, AXIS), P(), P()),
+        )
+        for memory in cache
+    )
+
+
+def _layer_specs(layer: LayerState) -> LayerState:
+    """By head; the low-rank factors' tokens are shared by a layer's heads, and so is that part of them by all devices."""
+
+    def of_change(change: Any) -> Any:
+        if change is None:
+            return None
+        return change._replace(u=P(), v=_BY_HEAD) if hasattr(change, "u") else _by_head(change)
+
+    specs = _by_head(layer._replace(change=None, bend=None))
+    return specs._replace(change=of_change(layer.change), bend=of_change(layer.bend))
+
+
+def _by_head(tree: Any) -> Any:
+    return jax.tree.map(lambda _: _BY_HEAD, tree)
