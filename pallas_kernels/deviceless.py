@@ -51,16 +51,33 @@ def device(target: Target) -> Any:
     Raises:
         ModuleNotFoundError: its compiler is not installed; the message says how to.
     """
+    return devices(target, 1)[0]
+
+
+def devices(target: Target, count: int) -> list[Any]:
+    """Descriptions of so many of the devices, next to each other.
+
+    Raises:
+        ModuleNotFoundError: as `device`.
+        ValueError: no such number of them is known to stand together.
+    """
     if (reason := missing(target)) or target.topology is None:
         raise ModuleNotFoundError(f"compiling for {target.name}: {reason}")
     if target.backend == "gpu":
+        if count != 1:
+            raise ValueError(f"compiling for {count} GPUs without having them is not supported")
         jax.devices()  # Registers the plugin, whatever the platform in use.
         options = {"platform": "cuda", "target_config": _H100, "topology": target.topology}
-        return topologies.get_topology_desc(**options).devices[0]
+        return list(topologies.get_topology_desc(**options).devices)
     # Else libtpu asks the network which cloud machine this is, and one process at a time may load it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    return topologies.get_topology_desc(target.topology, platform="tpu").devices[0]
+    topology = target.topology
+    if count > 4:
+        if count != 8:
+            raise ValueError(f"{count} TPU chips: 1, 2, 4 and 8 are known to stand together")
+        topology = f"{target.name}:2x4"
+    return list(topologies.get_topology_desc(topology, platform="tpu").devices[:count])
 
 
 def compile_for(

@@ -19,6 +19,7 @@ from qsjax.checkpoint import Manifest, stored_bytes
 from qsjax.config import from_mapping, nearest
 from qsjax.dit import DiT, DiTConfig, load_dit
 from qsjax.errors import Cancelled, InputError
+from qsjax.parallel import make_mesh, replicated
 from qsjax.plan import PlannedModel, Weights
 from qsjax.plan.fit import Run, require_room
 from qsjax.plan.steps import describe
@@ -32,12 +33,13 @@ from qsjax.sample import (
     initial_noise,
     prepare,
     schedule,
+    sharded_cache,
+    sharded_step,
     step_of_kind,
     within_budget,
 )
 from qsjax.sample.settings import Settings, check_size
 from qsjax.sample.sparse import KINDS
-from qsjax.sample.step import Step
 from qsjax.text import EncodedPrompt, TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig, load_vae
 
@@ -61,6 +63,7 @@ class Pipeline:
     Attributes:
         settings: used where a call does not say otherwise (size, steps, shift, guidance).
         tiling: how the VAE cuts what it decodes; None decodes in one pass.
+        mesh: of the devices that share the transformer's tokens; None is the default device alone.
         staged: whether text encoders, transformer and autoencoder are in memory one at a time.
         timings: seconds of the last call by stage ("load", "encode", "compile", "denoise", "decode").
         heads: recall and density of every head in the last call with sparse attention; None behind a dense one.
@@ -75,6 +78,7 @@ class Pipeline:
         text_storage: str | None = None,
         modulation: str = "resident",
         staged: bool | None = None,
+        devices: int = 1,
         progress: bool = True,
     ) -> None:
         if modulation not in MODULATION:
@@ -90,6 +94,7 @@ class Pipeline:
         self.vae_config = from_mapping(
             VAEConfig, manifest.config("vae"), source=f"{source}: vae config"
         )
+        self.mesh = make_mesh(devices, heads=self.dit_config.num_heads) if devices != 1 else None
         self.settings = Settings.of_manifest(manifest.data)
         self.tiling: Tiling | None = from_mapping(
             Tiling, manifest.data.get("tiling", {}), source=f"{source}: tiling"
@@ -108,6 +113,7 @@ class Pipeline:
         text_storage: str | None = None,
         modulation: str = "resident",
         staged: bool | None = None,
+        devices: int = 1,
         progress: bool = True,
     ) -> "Pipeline":
         """Open a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
@@ -121,11 +127,13 @@ class Pipeline:
             staged: True drops text encoders, transformer and autoencoder when another of them is needed, and reads them again
                 for the next call; False keeps what was loaded; None keeps it where all three are a small part of the device's
                 memory, or where that is not known.
+            devices: that share the transformer's tokens and heads; each has all of its weights. Text encoders and autoencoder
+                run on the first.
             progress: show bars (on a terminal or notebook; in a log, a line per 10 %).
 
         Raises:
             CheckpointError: not a checkpoint, or one without a DiT or VAE.
-            InputError: no such modulation.
+            InputError: no such modulation; not so many devices, or heads that do not divide among them.
         """
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -135,6 +143,7 @@ class Pipeline:
             text_storage=text_storage,
             modulation=modulation,
             staged=staged,
+            devices=devices,
             progress=progress,
         )
 
@@ -296,20 +305,22 @@ class Pipeline:
         ):
             logger.info("%s", said)
         # The step donates its latents; a caller's array must stay his.
-        x = jnp.array(latents, jnp.float32, copy=True)
-        prepared = self._prepare(plan, prompt, negative)
-        dit = self.dit
+        x = self._everywhere(jnp.array(latents, jnp.float32, copy=True))
+        prepared = self._prepare(plan, *self._everywhere((prompt, negative)))
+        dit, steps, total = self.dit, self._everywhere(schedule(plan)), plan.steps
         cache: Any = None
-        if plan.remembers:
+        if plan.remembers and self.mesh is not None:
+            cache = sharded_cache(plan, self.mesh, dit, shape, prepared)
+        elif plan.remembers:
             make = self._compiled("cache", plan, partial(_cache, plan), dit, x, prepared)
             cache = make(dit, x, prepared)
-        programs = {
-            kind: self._compiled(
-                kind, plan, partial(step_of_kind, plan, kind), dit, (x, cache), _row(plan), prepared
-            )
-            for kind in dict.fromkeys(plan.kinds)
-        }
-        steps, total = schedule(plan), plan.steps
+        first = jax.tree.map(lambda leaf: leaf[0], steps)
+        programs = {}
+        for kind in dict.fromkeys(plan.kinds):
+            step: Any = partial(step_of_kind, plan, kind)
+            if self.mesh is not None:
+                step = sharded_step(plan, kind, self.mesh, cache)
+            programs[kind] = self._compiled(kind, plan, step, dit, (x, cache), first, prepared)
         start = time.perf_counter()
         with Progress(total, "denoise", unit="step", enabled=self._progress) as bar:
             for index, kind in enumerate(plan.kinds):
@@ -328,7 +339,7 @@ class Pipeline:
         if plan.sparse is not None:
             text = prompt.text.shape[1]
             self.heads = heads_of(plan.sparse, self.dit_config, shape, text, cache[0].slot)
-        return x
+        return x if self.mesh is None else jax.device_put(x, self.mesh.devices.flat[0])
 
     def decode(self, latents: Float[Array, "B C T H W"]) -> Float[np.ndarray, "B F Y X 3"]:
         """Latents of `sample` to float32 frames in [0, 1]."""
@@ -383,6 +394,7 @@ class Pipeline:
             tiling=self.tiling,
             encodes=encodes,
             backend=jax.default_backend(),
+            chips=1 if self.mesh is None else self.mesh.size,
         )
         require_room(run, room, where=f"this {jax.devices()[0].device_kind}")
 
@@ -419,7 +431,11 @@ class Pipeline:
 
     def _load_dit(self, part: str) -> DiT:
         load = partial(load_dit, part=part, progress=self._progress)
-        return self._timed("load", load, dtype=self._dtype)
+        return self._everywhere(self._timed("load", load, dtype=self._dtype))
+
+    def _everywhere(self, tree: Any) -> Any:
+        """Arrays whole on every device of the mesh, if there is one."""
+        return tree if self.mesh is None else replicated(self.mesh, tree)
 
     def _timed(self, stage: str, load: Callable[..., Any], **options: Any) -> Any:
         start = time.perf_counter()
@@ -434,11 +450,6 @@ class Pipeline:
 def device_room() -> int | None:
     """Bytes of the default device that a program may use; None where the backend does not say."""
     return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-
-
-def _row(plan: Plan) -> Step:
-    """The numbers of one step, for their shapes."""
-    return jax.tree.map(lambda leaf: leaf[0], schedule(plan))
 
 
 def _cache(plan: Plan, dit: DiT, latents: Array, conditions: Conditions) -> Any:

@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="resident",
         help="released: modulation weights are read for a prompt and dropped before its first step; the video is the same",
     )
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        help="that share the transformer's tokens and heads (default: 1)",
+    )
     add_sparse_options(parser)
     parser.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
@@ -86,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "text_storage": args.text_storage,
         "modulation": args.modulation,
+        "devices": args.devices,
         "staged": True,  # one video: each model is read once in any case
     }
     pipeline = (

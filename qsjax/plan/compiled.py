@@ -10,17 +10,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels import deviceless, targets
 from pallas_kernels.targets import Target
 from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.halves import keep
+from qsjax.parallel import AXIS
 from qsjax.plan.size import TEXT_TOKENS
 from qsjax.quant import Recipe, arrange, with_quantized_layers
-from qsjax.sample import Plan, empty_cache, prepare, schedule, step_of_kind
+from qsjax.sample import Plan, empty_cache, prepare, schedule, sharded_step, step_of_kind
+from qsjax.sample.sharded import cache_specs
 from qsjax.text import EncodedPrompt
+
+_KINDS = {jax.memory.Space.Device: "device", jax.memory.Space.Host: "pinned_host"}
 
 
 class CompiledStep(NamedTuple):
@@ -50,6 +55,7 @@ def compile_steps(
     latents: tuple[int, int, int],
     text_tokens: int = TEXT_TOKENS,
     clipped: bool = True,
+    chips: int = 1,
 ) -> dict[str, CompiledStep]:
     """Compile one step of each kind that the plan has, bfloat16, one prompt, modulation weights released.
 
@@ -61,11 +67,12 @@ def compile_steps(
         latents: frames, height and width of the latents.
         text_tokens: of the prompt.
         clipped: whether quantized activations have a learned clip.
+        chips: that share the tokens; what is returned is of one of them.
 
     Raises:
         ModuleNotFoundError: its compiler is not installed.
     """
-    shapes = _Shapes(config, recipe, plan, target, latents, text_tokens, clipped)
+    shapes = _Shapes(config, recipe, plan, target, latents, text_tokens, clipped, chips)
     return {kind: shapes.compile(kind) for kind in dict.fromkeys(plan.kinds)}
 
 
@@ -79,8 +86,9 @@ class _Shapes:
         latents: tuple[int, int, int],
         text_tokens: int,
         clipped: bool,
+        chips: int = 1,
     ) -> None:
-        self.plan, self.target = plan, target
+        self.plan, self.target, self.chips = plan, target, chips
         dtype = jnp.dtype(jnp.bfloat16)
 
         def build(part: str) -> DiT:
@@ -114,20 +122,29 @@ class _Shapes:
             )
             cache = traced.out_info
             spaces = [leaf.memory_space for leaf in traced.jaxpr.out_avals]
+        mesh = Mesh(np.asarray(deviceless.devices(self.target, self.chips)), (AXIS,))
+        function: Any = partial(step_of_kind, plan, kind)
+        if self.chips > 1:
+            function = sharded_step(plan, kind, mesh, cache)
         given: Any = (self.dit, (self.latents, cache), self.step, self.conditions)
-        before, all_of_it = (
-            len(jax.tree.leaves(part)) for part in ((self.dit, self.latents), given)
-        )
-        device_memory = jax.memory.Space.Device
-        spaces = [device_memory] * before + spaces
-        spaces += [device_memory] * (all_of_it - len(spaces))
+        whole = partial(jax.tree.map, lambda _: PartitionSpec())
+        shared = cache_specs(cache) if self.chips > 1 else whole(cache)
+        specs = (whole(self.dit), (whole(self.latents), shared), *map(whole, given[2:]))
+        flat = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+        before = len(jax.tree.leaves((self.dit, self.latents)))
+        kinds = ["device"] * before + [_KINDS[space] for space in spaces]
+        kinds += ["device"] * (len(flat) - len(kinds))
         leaves, structure = jax.tree.flatten(given)
-        device = deviceless.device(self.target)
-        placed = [_at(device, leaf, space) for leaf, space in zip(leaves, spaces, strict=True)]
+        placed = [
+            jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec, memory_kind=memory)
+            )
+            for leaf, spec, memory in zip(leaves, flat, kinds, strict=True)
+        ]
         given = jax.tree.unflatten(structure, placed)
         start = time.perf_counter()
         with targets.assumed(self.target):
-            jitted = jax.jit(partial(step_of_kind, plan, kind), donate_argnums=1)
+            jitted = jax.jit(function, donate_argnums=1)
             memory: Any = jitted.lower(*given).compile().memory_analysis()
         peak = (
             memory.argument_size_in_bytes
@@ -142,9 +159,3 @@ class _Shapes:
             memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
             time.perf_counter() - start,
         )
-
-
-def _at(device: Any, leaf: Any, space: jax.memory.Space) -> jax.ShapeDtypeStruct:
-    kind = "pinned_host" if space == jax.memory.Space.Host else "device"
-    place = SingleDeviceSharding(device, memory_kind=kind)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

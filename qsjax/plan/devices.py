@@ -1,4 +1,4 @@
-"""Devices that a plan is made for: memory from configs/devices, peaks from `pallas_kernels.targets`."""
+"""Devices that a plan is made for: memory and number from configs/devices, peaks from `pallas_kernels.targets`."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,19 @@ from qsjax.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One accelerator.
+    """One accelerator, or several that share a run.
 
     Attributes:
         name: for people.
         target: name in `pallas_kernels.targets.TARGETS`, which has the peaks.
-        memory_bytes: the vendor's figure.
+        memory_bytes: of each, the vendor's figure.
+        chips: how many.
     """
 
     name: str
     target: str
     memory_bytes: int
+    chips: int = 1
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS or not TARGETS[self.target].bfloat16_flops:
@@ -28,9 +30,9 @@ class Device:
                 f"device {self.name}: no peaks are known for target {self.target!r};"
                 f" {nearest(self.target, known)}"
             )
-        if self.memory_bytes < 1:
+        if min(self.memory_bytes, self.chips) < 1:
             raise InputError(
-                f"device {self.name}: memory_bytes {self.memory_bytes} must be above 0"
+                f"device {self.name}: memory_bytes {self.memory_bytes} and chips {self.chips} must be above 0"
             )
 
     @classmethod
@@ -47,7 +49,7 @@ class Device:
     def known(cls) -> list["Device"]:
         """All devices in configs/devices, the smallest memory first."""
         names = sorted(path.stem for path in (configs_directory() / "devices").glob("*.toml"))
-        return sorted(map(cls.load, names), key=lambda device: device.memory_bytes)
+        return sorted(map(cls.load, names), key=lambda device: (device.memory_bytes, device.chips))
 
     @property
     def peaks(self) -> Target:

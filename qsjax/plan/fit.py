@@ -33,6 +33,7 @@ class Run:
         tiling: of the autoencoder; None is the default.
         encodes: whether text encoders take part; not with an encoded prompt.
         backend: of the device: "tpu", "gpu" or "cpu".
+        chips: that share the transformer's tokens.
     """
 
     model: PlannedModel
@@ -44,6 +45,7 @@ class Run:
     tiling: Tiling | None = None
     encodes: bool = True
     backend: str = "tpu"
+    chips: int = 1
 
     @property
     def plan(self) -> Plan:
@@ -72,6 +74,7 @@ class Run:
             released=self.released,
             tiling=self.tiling,
             backend=self.backend,
+            chips=self.chips,
         )
         return [stage for stage in found if self.encodes or stage.name != "text encoders"]
 

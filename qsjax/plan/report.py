@@ -107,7 +107,7 @@ def make_report(
         "density": density,
         **_operations(StepFlops.count(model.dit, size), density, evaluations),
         "sampling": _sampling(run, devices),
-        "calibration": _calibration(plan, devices),
+        "calibration": _calibration(plan, [one for one in devices if one.chips == 1]),
         "steps_by_kind": kinds,
     }
     if compiled:
@@ -137,11 +137,15 @@ def _compiled(
             latents=latents,
             text_tokens=size.text_tokens,
             clipped=model.clipped,
+            chips=devices[0].chips,
         )
     except ModuleNotFoundError as error:
         raise InputError(str(error)) from error
     estimate = partial(
-        transformer_bytes, model, weights, size, latents, plan, backend=target.backend
+        transformer_bytes,
+        *(model, weights, size, latents, plan),
+        backend=target.backend,
+        chips=devices[0].chips,
     )
     return {
         kind: {**step._asdict(), "peak_bytes_estimate": sum(estimate([kind]).values())}
@@ -201,7 +205,7 @@ def _sampling(run: Run, devices: list[Device]) -> dict[str, Any]:
     """Stages as the first device's compiler lays them out; each device's row is of its own."""
     rows = []
     for device in devices:
-        own = replace(run, backend=device.peaks.backend)
+        own = replace(run, backend=device.peaks.backend, chips=device.chips)
         largest = own.largest()
         row = _fits(largest.total, [device])[0]
         enough = row["fits_estimate"]
@@ -212,7 +216,7 @@ def _sampling(run: Run, devices: list[Device]) -> dict[str, Any]:
                 "fits_with": [] if enough else advice(own, device.memory_bytes),
             }
         )
-    first = replace(run, backend=devices[0].peaks.backend)
+    first = replace(run, backend=devices[0].peaks.backend, chips=devices[0].chips)
     return {"stages": {stage.name: stage.parts for stage in first.stages()}, "devices": rows}
 
 

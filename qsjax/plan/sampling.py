@@ -31,7 +31,9 @@ WIDTHS = {
 HunyuanVideo-13B in W4A8 (docs/memory.md). A refresh keeps attention over two sets of keys in float32; other backends are taken for TPUs."""
 
 
-def step_bytes(config: DiTConfig, size: Size, kind: str, backend: str = "tpu") -> int:
+def step_bytes(
+    config: DiTConfig, size: Size, kind: str, backend: str = "tpu", chips: int = 1
+) -> int:
     """Estimate of what one step holds beside weights, cache and tables.
 
     In a dense step that is the MLP's widest moment, with the weights of a double block widened to bfloat16; in others it is attention's,
@@ -42,10 +44,12 @@ def step_bytes(config: DiTConfig, size: Size, kind: str, backend: str = "tpu") -
         size: of the video.
         kind: of the step.
         backend: whose compiler lays it out.
+        chips: that share the video's tokens; the result is of one.
     """
     width = WIDTHS.get(backend, WIDTHS["tpu"])[kind]
-    tokens = width * config.hidden_size * size.tokens * _BFLOAT16
-    rotary = size.video_tokens * config.head_dim * _FLOAT32
+    video = -(-size.video_tokens // chips)
+    tokens = width * config.hidden_size * (video + size.text_tokens) * _BFLOAT16
+    rotary = video * config.head_dim * _FLOAT32
     block = 2 * (4 * config.hidden_size + 2 * config.mlp_size) * config.hidden_size * _BFLOAT16
     return tokens + rotary + (block if kind == DENSE else 0)
 
@@ -57,6 +61,7 @@ def sampling_bytes(
     evaluations: int,
     kinds: Iterable[str] = (DENSE,),
     backend: str = "tpu",
+    chips: int = 1,
 ) -> dict[str, int]:
     """Estimate of the device memory that sampling takes, by what takes it; the autoencoder and text encoders are not in it.
 
@@ -67,9 +72,10 @@ def sampling_bytes(
         evaluations: of the model, for all steps: rows of the modulation table.
         kinds: of the steps; the widest counts.
         backend: whose compiler lays it out.
+        chips: that share the video's tokens; the result is of one, which has all weights.
     """
     return {
         "resident_weights": weights.resident,
         "modulation_table": modulation_table_bytes(config, evaluations),
-        "activations": max(step_bytes(config, size, kind, backend) for kind in kinds),
+        "activations": max(step_bytes(config, size, kind, backend, chips) for kind in kinds),
     }

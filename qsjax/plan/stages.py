@@ -54,6 +54,7 @@ def stages(
     released: bool = True,
     tiling: Tiling | None = None,
     backend: str = "tpu",
+    chips: int = 1,
 ) -> list[Stage]:
     """Estimates, with weights in bfloat16 or as their recipe stores them.
 
@@ -67,11 +68,12 @@ def stages(
         released: whether modulation weights leave the device before the first step.
         tiling: of the autoencoder; None is the default.
         backend: whose compiler lays out the steps.
+        chips: that share the transformer's tokens; the others' work is one's.
     """
     found = []
     if model.llama is not None and model.clip is not None:
         found.append(Stage("text encoders", text_bytes(model.llama, model.clip, text_storage)))
-    parts = transformer_bytes(model, weights, size, latents, plan, plan.kinds, backend)
+    parts = transformer_bytes(model, weights, size, latents, plan, plan.kinds, backend, chips)
     if not released:
         parts["modulation_weights"] = weights.by_part["modulation"]
     found.append(Stage("transformer", parts))
@@ -87,14 +89,14 @@ def transformer_bytes(
     plan: Plan,
     kinds: Iterable[str],
     backend: str = "tpu",
+    chips: int = 1,
 ) -> dict[str, int]:
     """Of steps of these kinds, the widest of which counts, with modulation weights released; arguments as of `stages`."""
     evaluations = plan.steps * (2 if plan.uses_negative else 1)
-    parts = sampling_bytes(model.dit, weights, size, evaluations, kinds, backend)
+    parts = sampling_bytes(model.dit, weights, size, evaluations, kinds, backend, chips)
     if plan.sparse is not None and plan.sparse.residual.place == "device":
-        parts["lists_and_residual_cache"] = cache_bytes(
-            model.dit, plan, (1, 0, *latents), size.text_tokens
-        )
+        cached = cache_bytes(model.dit, plan, (1, 0, *latents), size.text_tokens)
+        parts["lists_and_residual_cache"] = -(-cached // chips)
     return parts
 
 

@@ -113,7 +113,10 @@ def steps_by_kind(
                 peaks.int8_ops if integers and peaks.int8_ops else peaks.bfloat16_flops
             )
             others = (flops.attention_at(share) + flops.rest) / peaks.bfloat16_flops
-            floor = max(prompts * (linears + others), memory / peaks.bandwidth)
+            # Several chips share tokens and cache; each reads all weights.
+            own = prompts * weights.resident + (memory - prompts * weights.resident) / device.chips
+            products = prompts * (linears + others) / device.chips
+            floor = max(products, own / peaks.bandwidth)
             row["floor_seconds"][device.name] = round(floor, 3)
         found[kind] = row
     return found

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qsjax import Pipeline
 from qsjax.dit import DiT, DiTConfig
 from qsjax.parallel import make_mesh, replicated
 from qsjax.residual import Residual
@@ -117,7 +118,19 @@ def run(plan: Plan, dit: DiT, devices: int) -> dict:
     }  # fmt: skip
 
 
+def videos(checkpoint: str) -> dict:
+    """The bundled model, which has two heads, by the pipeline on one device and on two."""
+    sparse = SparsePlan(sparsity=replace(SVG, block=8), residual=Residual(store="int8"), interval=2)
+    size = {"frames": 5, "height": 32, "width": 32, "steps": 3, "sparse": sparse}
+    options = {"progress": False, "staged": True, "modulation": "released"}
+    made = [
+        Pipeline.from_checkpoint(checkpoint, devices=devices, **options)("a red circle", **size)
+        for devices in (1, 2)
+    ]
+    return {"levels_apart": int(np.abs(made[0].astype(int) - made[1]).max()), "range": int(np.ptp(made[0]))}  # fmt: skip
+
+
 if __name__ == "__main__":
     dit = model()
     report = {name: [run(PLANS[name], dit, devices) for devices in (1, 8)] for name in PLANS}
-    json.dump(report, sys.stdout)
+    json.dump(report | {"videos": videos(sys.argv[1])}, sys.stdout)

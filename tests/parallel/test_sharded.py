@@ -19,11 +19,11 @@ PLANS = ("dense", "recall-extrapolated", "second, topk, guided, skipping")
 
 
 @pytest.fixture(scope="module")
-def runs():
+def runs(tiny_checkpoint):
     """In a process of its own, whose CPU is eight devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
-        [sys.executable, str(RUNS)],
+        [sys.executable, str(RUNS), str(tiny_checkpoint)],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
@@ -53,6 +53,11 @@ def test_the_cache_lies_with_its_heads(runs):
     one, eight = runs["recall-extrapolated"]
     layers, batch, heads, tokens, channels = one["values"]
     assert eight["values"] == [layers, batch, heads // 8, tokens, channels]
+
+
+def test_the_pipeline_makes_the_same_video_on_two_devices(runs):
+    assert runs["videos"]["levels_apart"] <= 1
+    assert runs["videos"]["range"] > 50
 
 
 def test_what_is_refused():

@@ -199,7 +199,8 @@ def test_calibration_by_hand():
 
 def test_devices_are_ordered_and_have_peaks():
     devices = Device.known()
-    assert [device.name for device in devices] == ["v5e-1", "v6e-1", "h100"]
+    assert [device.name for device in devices] == ["v5e-1", "v5e-8", "v6e-1", "v6e-8", "h100", "h200"]  # fmt: skip
+    assert {device.name: device.chips for device in devices if device.chips > 1} == {"v5e-8": 8, "v6e-8": 8}  # fmt: skip
     assert all(device.peaks.bfloat16_flops for device in devices)
     with pytest.raises(InputError, match="did you mean 'v5p'"):
         Device(name="x", target="v5", memory_bytes=1)

@@ -53,6 +53,14 @@ def test_each_part_is_there_where_it_is_asked_for(run):
     assert totals(dense)["transformer"] < totals(hosted)["transformer"]
 
 
+def test_eight_chips_share_tokens_and_cache(run):
+    one, eight = (stage.stages()[1].parts for stage in (run, replace(run, chips=8)))
+    assert one["resident_weights"] == eight["resident_weights"]
+    assert eight["lists_and_residual_cache"] == -(-one["lists_and_residual_cache"] // 8)
+    assert 1 / 8 < eight["activations"] / one["activations"] < 1 / 7
+    assert run.stages()[2] == replace(run, chips=8).stages()[2]
+
+
 def test_a_tile_is_no_larger_than_the_video(run):
     tiny = replace(run, settings=replace(run.settings, frames=5, height=64, width=64))
     parts = {stage.name: stage.parts for stage in tiny.stages()}["autoencoder"]
