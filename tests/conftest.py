@@ -35,10 +35,9 @@ settings.load_profile("qsjax")
 
 
 def pytest_collection_modifyitems(items):
-    """The two files that take minutes first: the last worker would else run them alone (the sort keeps all other order)."""
-    items.sort(
-        key=lambda item: item.path.name not in ("test_compression_signals.py", "test_demo.py")
-    )
+    """The files that take minutes first: the last worker would else run them alone (the sort keeps all other order)."""
+    first = ("test_compression_signals.py", "test_demo.py", "test_notebooks.py")
+    items.sort(key=lambda item: item.path.name not in first)
 
 
 @pytest.fixture

@@ -1,0 +1,53 @@
+"""The user's cache: the converted tiny model, and what was compiled, so that it need not be compiled again."""
+
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """`$QSJAX_CACHE`, else `$XDG_CACHE_HOME/qsjax`, else `~/.cache/qsjax`; made if it is not there.
+
+    Where none can be written, a folder of this process.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("QSJAX_CACHE") or Path(home) / "qsjax")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="qsjax-"))
+    return folder
+
+
+def keep_programs() -> Path:
+    """Let JAX keep compiled programs on disk, unless the user has named a place for them; returns the place.
+
+    The command line does so by itself. Programs of a CPU are for its kind: a home that machines share has a folder of each.
+    """
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if "jax" in sys.modules:
+        import jax
+
+        chosen = jax.config.jax_compilation_cache_dir or chosen
+    if not chosen:
+        chosen = str(cache_directory() / "programs" / _processor())
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+            chosen  # read when JAX is imported, also by child processes
+        )
+        if "jax" in sys.modules:
+            jax.config.update("jax_compilation_cache_dir", chosen)
+    return Path(chosen)
+
+
+def _processor() -> str:
+    """A short name of this kind of processor: its architecture and a digest of what it can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    said = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    facts = "\n".join(dict.fromkeys(said)) or platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"

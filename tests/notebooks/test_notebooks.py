@@ -1,0 +1,151 @@
+"""The notebooks: each is what its text source says, holds no outputs, and runs from top to bottom with the tiny model."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = ROOT / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+SHOWN = {"colab_tpu_sample": 2, "convert_and_calibrate": 5, "kernels_tour": 0}
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:content|home|mnt|opt|root|tmp|usr|work|Users)\b|[A-Z]:\\")
+
+
+class Cell(NamedTuple):
+    kind: str
+    tags: list
+    source: str
+
+
+def of_notebook(name):
+    """Cells of the .ipynb."""
+    return [
+        Cell(cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"]))
+        for cell in notebook(name)["cells"]
+    ]
+
+
+def notebook(name):
+    return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+
+
+def of_text(name):
+    """Cells of the .py in jupytext's percent format, without its header."""
+    text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    cells = []
+    for part in re.split(r"^# %%", text, flags=re.M)[1:]:
+        marker, _, source = part.partition("\n")
+        kind = "markdown" if "[markdown]" in marker else "code"
+        tags = json.loads(found[1]) if (found := re.search(r"tags=(\[.*\])", marker)) else []
+        if kind == "markdown":
+            source = re.sub(r"^# ?", "", source, flags=re.M)
+        cells.append(Cell(kind, tags, source.strip("\n")))
+    return cells
+
+
+def test_every_notebook_has_a_text_source_and_a_line_in_the_readme():
+    assert sorted(path.stem for path in FOLDER.glob("*.py")) == NAMES == sorted(SHOWN)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"notebooks/{name}.ipynb" in readme for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_what_its_text_source_says(name):
+    assert of_notebook(name) == of_text(name), f"run: jupytext --sync notebooks/{name}.py"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_holds_no_outputs(name):
+    code = [cell for cell in notebook(name)["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_names_no_path_of_a_machine(name):
+    found = [line for cell in of_notebook(name) for line in cell.source.splitlines()]
+    assert not [line for line in found if MACHINE_PATH.search(line)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_plain_python(name):
+    for cell in of_notebook(name):
+        if cell.kind == "code":
+            compile(cell.source, name, "exec")  # magics are none
+
+
+def test_all_install_alike():
+    installs = {
+        tuple(cell.source for cell in of_notebook(name) if "install" in cell.tags) for name in NAMES
+    }
+    assert len(installs) == 1
+    assert len(installs.pop()) == 1
+
+
+IN_COLAB = """
+import importlib.util, shutil, subprocess, sys, types
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+subprocess.run = lambda command, **_: print(*command[1:])
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name: {libtpu} if name == "libtpu" else found(name)
+shutil.which = lambda name: {gpu}
+"""
+
+
+@pytest.mark.parametrize(
+    ("libtpu", "gpu", "extra"),
+    [(True, None, "[tpu]"), (None, "nvidia-smi", "[cuda]"), (None, None, "")],
+)
+def test_in_colab_the_first_cell_installs_for_the_accelerator(tmp_path, libtpu, gpu, extra):
+    (cell,) = [cell.source for cell in of_notebook(NAMES[0]) if "install" in cell.tags]
+    start = IN_COLAB.format(libtpu=libtpu, gpu=repr(gpu))
+
+    def run(code):
+        command = [sys.executable, "-c", start + code]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert "set REPOSITORY" in run(cell).stderr
+    done = run(cell.replace('REPOSITORY = ""', 'REPOSITORY = "file:///qsjax"'))
+    assert done.stdout.startswith("-m pip install"), done.stderr
+    assert f"qsjax{extra} @ file:///qsjax jax==0.11.2" in done.stdout
+    kept = (tmp_path / "kept.txt").read_text(encoding="utf-8")
+    assert kept.startswith("numpy==")
+
+
+def surroundings(folder):
+    """This process's, told what conftest.py tells JAX; warnings are errors, the tiny model is converted in the folder."""
+    return {
+        **os.environ,
+        "QSJAX_QUICK": "1",
+        "QSJAX_CACHE": str(folder / "cache"),
+        "PYTHONWARNINGS": "error,ignore:Error reading persistent compilation cache entry",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_from_top_to_bottom(name, tmp_path):
+    code = [cell.source for cell in of_notebook(name) if cell.kind == "code"]
+    script = tmp_path / f"{name}.py"
+    script.write_text("\n\n".join(code), encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=surroundings(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    shown = re.findall(r"^<IPython\.core\.display\.(?:Image|Video) object>$", run.stdout, re.M)
+    assert len(shown) == SHOWN[name]
