@@ -85,8 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # a library may have given the root logger a handler of its own
-    logger.propagate = False  # Orbax gives the root logger a handler too
+    logger.propagate = (
+        False  # a library, as Orbax, may have given the root logger a handler of its own
+    )
     try:
         return run(args)
     except QsjaxError as error:
@@ -97,7 +98,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     finally:
         logger.removeHandler(handler)
-        logger.propagate = True
         logger.setLevel(level)
         logger.propagate = propagate
 

@@ -127,8 +127,8 @@ class Pipeline:
             staged: True drops text encoders, transformer and autoencoder when another of them is needed, and reads them again
                 for the next call; False keeps what was loaded; None keeps it where all three are a small part of the device's
                 memory, or where that is not known.
-            devices: that share the transformer's tokens and heads; each has all of its weights. Text encoders and autoencoder
-                run on the first.
+            devices: that share the transformer's tokens and heads, and take the autoencoder's tiles in turns; each has all weights of
+                both. Text encoders run on the first.
             progress: show bars (on a terminal or notebook; in a log, a line per 10 %).
 
         Raises:
@@ -349,7 +349,8 @@ class Pipeline:
         if self.tiling is None:
             frames = np.asarray(vae.decode(z))
         else:  # the whole video is never on the device
-            pieces = vae.decode_pieces(z, self.tiling, progress=self._progress)
+            devices = () if self.mesh is None else tuple(self.mesh.devices.flat)
+            pieces = vae.decode_pieces(z, self.tiling, self._progress, devices)
             frames = np.concatenate(list(pieces), axis=2)
         array = np.clip(frames / 2 + 0.5, 0, 1)
         self._add("decode", start)

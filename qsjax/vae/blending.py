@@ -6,8 +6,10 @@ width tiles are cut off at the border; a tile is blended with the one above, the
 each as blended before and not yet cropped. All volumes are [B, C, T, H, W], on the host.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -76,7 +78,9 @@ class Plan:
         return len(self.frames(shape[2])) * len(cells) * len(cells[0])
 
 
-def run_in_tiles(network: Network, x: Volume, plan: Plan, bar: Progress) -> Iterator[Output]:
+def run_in_tiles(
+    network: Network, x: Volume, plan: Plan, bar: Progress, ahead: int = 0
+) -> Iterator[Output]:
     """Yield the output in pieces along time, each as soon as it is final.
 
     In memory are the output of one tile along time, and of the one before it the frames to blend with.
@@ -86,10 +90,11 @@ def run_in_tiles(network: Network, x: Volume, plan: Plan, bar: Progress) -> Iter
         x: the whole input.
         plan: the tiles.
         bar: advanced by one for every tile.
+        ahead: tiles of a grid that are begun before the first of them is waited for.
     """
     tail, tiles, cut = None, plan.frames(x.shape[2]), plan.time
     for frames in tiles:
-        y = _run_frames(network, x[:, :, frames], plan, bar)
+        y = _run_frames(network, x[:, :, frames], plan, bar, ahead)
         if cut is None or len(tiles) == 1:
             yield y
             continue
@@ -101,7 +106,7 @@ def run_in_tiles(network: Network, x: Volume, plan: Plan, bar: Progress) -> Iter
         yield y if y.shape[2] <= kept else y[:, :, :kept]
 
 
-def _run_frames(network: Network, x: Volume, plan: Plan, bar: Progress) -> Output:
+def _run_frames(network: Network, x: Volume, plan: Plan, bar: Progress, ahead: int) -> Output:
     """One tile along time: a grid of tiles, joined. Of finished tiles only the blended borders are kept."""
     cells, cut = plan.cells(*x.shape[3:]), plan.space
     if cut is None or len(cells) == len(cells[0]) == 1:
@@ -111,10 +116,12 @@ def _run_frames(network: Network, x: Volume, plan: Plan, bar: Progress) -> Outpu
     height, width = (n * cut.out_stride // cut.stride for n in x.shape[3:])
     joined: np.ndarray = np.empty(0)
     above: list[np.ndarray] = []
+    inputs = (x[:, :, :, rows, columns] for row in cells for rows, columns in row)
+    outputs = _begun(map(network, inputs), ahead)
     for i, row in enumerate(cells):
         below, left = [], None
-        for j, (rows, columns) in enumerate(row):
-            y = np.array(network(x[:, :, :, rows, columns]))
+        for j in range(len(row)):
+            y = np.array(next(outputs))
             if i > 0:
                 _blend(above[j], y, axis=3, extent=cut.extent)
             if left is not None:
@@ -129,6 +136,15 @@ def _run_frames(network: Network, x: Volume, plan: Plan, bar: Progress) -> Outpu
             bar.advance()
         above = below
     return joined
+
+
+def _begun(outputs: Iterator[Array], ahead: int) -> Iterator[Array]:
+    """The same, so many further ones asked for before each: JAX returns before it has computed."""
+    waiting = deque(islice(outputs, ahead))
+    for output in outputs:
+        waiting.append(output)
+        yield waiting.popleft()
+    yield from waiting
 
 
 def _blend(before: np.ndarray, y: np.ndarray, *, axis: int, extent: int) -> None:

@@ -1,6 +1,7 @@
 """HunyuanVideo's autoencoder: video in, latent Gaussian out, and back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import jax
 import jax.numpy as jnp
@@ -98,15 +99,28 @@ class VAE(nnx.Module):
         z: Float[Array | np.ndarray, "B C T h w"],
         tiling: Tiling,
         progress: bool = False,
+        devices: Sequence[jax.Device] = (),
     ) -> Iterator[Float[np.ndarray, "B colours F2 H W"]]:
         """Decode in tiles, and yield the video on the host in pieces along time, each as soon as it is final.
+
+        Args:
+            z, tiling, progress: as of `decode`.
+            devices: that take the tiles in turns, each with a copy of the weights; none is the default device.
 
         Raises:
             InputError: as `decode`.
         """
         check_latent(z.shape, self.config)
         plan = tiling.decode_plan(self.config)
-        return _pieces(lambda tile: _decode_tile(self, tile), z, plan, "decode", progress)
+        if not devices:
+            return _pieces(lambda tile: _decode_tile(self, tile), z, plan, "decode", progress)
+        turns = cycle([(device, jax.device_put(self, device)) for device in devices])
+
+        def network(tile: np.ndarray) -> Array:
+            device, mine = next(turns)
+            return _decode_tile(mine, jax.device_put(tile, device))
+
+        return _pieces(network, z, plan, "decode", progress, ahead=len(devices) - 1)
 
     def encode_tile(
         self, x: Float[Array | np.ndarray, "B colours F H W"]
@@ -135,21 +149,26 @@ def _decode_tile(vae: VAE, z: Array | np.ndarray) -> Array:
 
 
 def _pieces(
-    network: Network, x: Array | np.ndarray, plan: Plan, label: str, progress: bool
+    network: Network,
+    x: Array | np.ndarray,
+    plan: Plan,
+    label: str,
+    progress: bool,
+    ahead: int = 0,
 ) -> Iterator[np.ndarray]:
     if isinstance(x, jax.core.Tracer):
         raise InputError(
             f"{label} in tiles was asked for inside jax.jit, but tiles are joined on the host;"
             f" call it outside, or with tiling=None"
         )
-    return _with_bar(network, np.asarray(x), plan, label, progress)
+    return _with_bar(network, np.asarray(x), plan, label, progress, ahead)
 
 
 def _with_bar(
-    network: Network, x: np.ndarray, plan: Plan, label: str, progress: bool
+    network: Network, x: np.ndarray, plan: Plan, label: str, progress: bool, ahead: int
 ) -> Iterator[np.ndarray]:
     with Progress(plan.count(x.shape), label, unit="tile", enabled=progress) as bar:
-        yield from run_in_tiles(network, x, plan, bar)
+        yield from run_in_tiles(network, x, plan, bar, ahead)
 
 
 def _moments(y: Float[Array, "B moments T h w"]) -> Moments:

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from qsjax.dit import DiT, DiTConfig
+from qsjax.sample import step_of_kind
 from qsjax.text import EncodedPrompt
 
 CONFIG = DiTConfig(
@@ -42,3 +43,13 @@ def prompt(seed, length=5):
         mask=jnp.arange(length)[None] < jnp.array([[length], [2]]),
         pooled=jnp.asarray(rng.standard_normal((2, 6)), jnp.float32),
     )
+
+
+def counted(plan, kind, traces):
+    """A jitted step; the kind is added to `traces` whenever it is traced."""
+
+    def step(*arguments):
+        traces.append(kind)
+        return step_of_kind(plan, kind, *arguments)
+
+    return jax.jit(step)

@@ -1,13 +1,12 @@
 """Step skipping: which steps may be left out, when they are, and what takes their place."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sample.sampled_models import CONFIG, prompt, random_dit
+from sample.sampled_models import CONFIG, counted, prompt, random_dit
 from tolerances import FLOAT32_NETWORK
 
 from qsjax.errors import InputError
@@ -21,7 +20,6 @@ from qsjax.sample import (
     make_sampler,
     prepare,
     schedule,
-    step_of_kind,
 )
 from qsjax.sample.skip import may_skip
 from qsjax.sparse import Sparsity
@@ -52,13 +50,14 @@ def run(dit, plan):
     conditions, numbers = prepare(plan, dit, prompt(1), negative), schedule(plan)
     x, found, counts = initial_noise(7, SHAPE), [], []
     cache = empty_cache(plan, dit, SHAPE, conditions) if plan.remembers else None
-    steps = {kind: jax.jit(partial(step_of_kind, plan, kind)) for kind in set(plan.kinds)}
+    traces = []
+    steps = {kind: counted(plan, kind, traces) for kind in set(plan.kinds)}
     for index, kind in enumerate(plan.kinds):
         now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
         x, cache = steps[kind](dit, (x, cache), now, conditions)
         found.append(np.asarray(x))
         counts.append(0 if plan.skip is None else int(cache[0].skipped.count))
-    assert all(step._cache_size() == 1 for step in steps.values())
+    assert len(traces) == len(steps)
     return found, counts
 
 
