@@ -6,6 +6,7 @@ import platform
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def cache_directory() -> Path:
@@ -28,17 +29,16 @@ def keep_programs() -> Path:
     The command line does so by itself. Programs of a CPU are for its kind: a home that machines share has a folder of each.
     """
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if "jax" in sys.modules:
-        import jax
-
-        chosen = jax.config.jax_compilation_cache_dir or chosen
+    imported: Any = sys.modules.get("jax")
+    if imported is not None:
+        chosen = imported.config.jax_compilation_cache_dir or chosen
     if not chosen:
         chosen = str(cache_directory() / "programs" / _processor())
         os.environ["JAX_COMPILATION_CACHE_DIR"] = (
             chosen  # read when JAX is imported, also by child processes
         )
-        if "jax" in sys.modules:
-            jax.config.update("jax_compilation_cache_dir", chosen)
+        if imported is not None:
+            imported.config.update("jax_compilation_cache_dir", chosen)
     return Path(chosen)
 
 
