@@ -3,6 +3,8 @@
 No GPU is needed, only `pip install 'qsjax[cuda]'`.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -123,10 +125,12 @@ def test_attention(tmp_path, length, block_q, block_kv, kind, scores):
             spec(1, 16, length, dtype=jnp.bfloat16),
             spec(1, heads, 16, 128, dtype=jnp.bfloat16),
         )
-        values = spec(1, length, heads, 128, dtype=jnp.int8)
+        values = spec(1, heads, length, 128, dtype=jnp.int8)
         cache = kind(*((values, row) if kind is Additive else (values, row, row)), factors)
 
     def program(q, k, v, valid, blocks, cache):
+        if cache is not None:  # at rest head by head, as `qsjax.residual` keeps it
+            cache = replace(cache, values=cache.values.swapaxes(1, 2))
         return block_sparse_attention(
             q, k, v, blocks, kv_valid=valid, cache=cache, scores=scores, return_lse=True,
             implementation="gpu@h100",

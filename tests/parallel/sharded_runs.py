@@ -96,10 +96,11 @@ def run(plan: Plan, dit: DiT, devices: int) -> dict:
         steps = {kind: jax.jit(sharded_step(plan, kind, mesh, cache)) for kind in set(plan.kinds)}
     for index, kind in enumerate(plan.kinds):
         now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
+        given = (dit, (x, cache), now, known)
         if devices > 1 and kind not in found:
-            text = steps[kind].lower(dit, (x, cache), now, known).compile().as_text()
-            found[kind] = full_size(text)
-        x, cache = steps[kind](dit, (x, cache), now, known)
+            steps[kind] = steps[kind].lower(*given).compile()
+            found[kind] = full_size(steps[kind].as_text())
+        x, cache = steps[kind](*given)
     return {
         "latents": np.asarray(x).ravel().tolist(),
         "full_size": found,
