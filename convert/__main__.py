@@ -85,9 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    logger.propagate = (
-        False  # a library, as Orbax, may have given the root logger a handler of its own
-    )
+    # A library, as Orbax, may have given the root logger a handler of its own.
+    logger.propagate = False
     try:
         return run(args)
     except QsjaxError as error:

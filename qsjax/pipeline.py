@@ -1,6 +1,5 @@
 """From a prompt to a video: what a notebook user touches."""
 
-import gc
 import logging
 import os
 import time
@@ -15,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from qsjax.checkpoint import Manifest, stored_bytes
+from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, nearest
-from qsjax.dit import DiT, DiTConfig, load_dit
+from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import Cancelled, InputError
+from qsjax.models import Models, device_room
 from qsjax.parallel import make_mesh, replicated
 from qsjax.plan import PlannedModel, Weights
 from qsjax.plan.fit import Run, require_room
@@ -41,7 +41,7 @@ from qsjax.sample import (
 from qsjax.sample.settings import Settings, check_size
 from qsjax.sample.sparse import KINDS
 from qsjax.text import EncodedPrompt, TextEncoder
-from qsjax.vae import VAE, Tiling, VAEConfig, load_vae
+from qsjax.vae import VAE, Tiling, VAEConfig
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,6 @@ Callback = Callable[[int, Array], bool | None]
 
 MODULATION = ("resident", "released")
 """Where the modulation weights are while steps run: in memory, or only on disk."""
-_ROOM = 0.6
-"""Share of a device's memory that all weights together may take where nothing is said; the rest is for what they compute."""
 
 
 class Pipeline:
@@ -64,7 +62,6 @@ class Pipeline:
         settings: used where a call does not say otherwise (size, steps, shift, guidance).
         tiling: how the VAE cuts what it decodes; None decodes in one pass.
         mesh: of the devices that share the transformer's tokens; None is the default device alone.
-        staged: whether text encoders, transformer and autoencoder are in memory one at a time.
         timings: seconds of the last call by stage ("load", "encode", "compile", "denoise", "decode").
         heads: recall and density of every head in the last call with sparse attention; None behind a dense one.
         skipped: steps of the last call that were left out (of the prompt; see `qsjax.sample.Skip`).
@@ -86,7 +83,6 @@ class Pipeline:
         self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
         self._released, self._progress = modulation == "released", progress
         self._programs: dict[Any, Any] = {}
-        self._models: dict[str, Any] = {}
         source = str(manifest.directory)
         self.dit_config = from_mapping(
             DiTConfig, manifest.config("dit"), source=f"{source}: dit config"
@@ -99,7 +95,16 @@ class Pipeline:
         self.tiling: Tiling | None = from_mapping(
             Tiling, manifest.data.get("tiling", {}), source=f"{source}: tiling"
         )
-        self.staged = not self._fits() if staged is None else staged
+        self._models = Models(
+            manifest,
+            dtype=dtype,
+            text_storage=text_storage,
+            released=self._released,
+            staged=staged,
+            mesh=self.mesh,
+            progress=progress,
+            add=self._add,
+        )
         self.timings: dict[str, float] = {}
         self.skipped = 0
         self.heads: Heads | None = None
@@ -171,25 +176,28 @@ class Pipeline:
         return self._dtype
 
     @property
+    def staged(self) -> bool:
+        """Whether text encoders, transformer and autoencoder are in memory one at a time."""
+        return self._models.staged
+
+    @property
     def dit(self) -> DiT:
         """The diffusion transformer; with `modulation="released"` only what steps run."""
-        return self._model("dit", lambda: self._load_dit("steps" if self._released else "whole"))
+        return self._models.dit
 
     @property
     def vae(self) -> VAE:
         """The video autoencoder."""
-        return self._model("vae", lambda: self._timed("load", load_vae, dtype=self._dtype))
+        return self._models.vae
 
     @property
     def text_encoder(self) -> TextEncoder:
         """Both text encoders with their tokenizers."""
-        load = partial(TextEncoder.load, dtype=self._dtype, storage=self._text_storage)
-        return self._model("text", lambda: self._timed("load", load))
+        return self._models.text_encoder
 
     def release(self) -> None:
         """Drop every loaded model; each is read again when it is needed. What was compiled stays."""
-        self._models.clear()
-        gc.collect()  # modules refer to themselves
+        self._models.release()
 
     def __call__(
         self,
@@ -368,18 +376,6 @@ class Pipeline:
             settings.width // spatial,
         )
 
-    def _model(self, name: str, load: Callable[[], Any]) -> Any:
-        if name not in self._models:
-            if self.staged and self._models:
-                self.release()
-            self._models[name] = load()
-        return self._models[name]
-
-    def _fits(self) -> bool:
-        """Whether all weights, as stored, are a small part of the device's memory; True where that is not known."""
-        room = device_room()
-        return room is None or stored_bytes(self._manifest) <= _ROOM * room
-
     def _require_room(self, settings: Settings, *, encodes: bool) -> None:
         """Refuse what cannot fit the device; where its memory is not known, nothing is refused."""
         room = device_room()
@@ -411,7 +407,7 @@ class Pipeline:
         self, plan: Plan, prompt: EncodedPrompt, negative: EncodedPrompt | None
     ) -> Conditions:
         """What the steps need of a prompt; released weights are gone when this returns."""
-        dit = self._load_dit("modulation") if self._released else self.dit
+        dit = self._models.modulation
         run = self._compiled("prepare", plan, partial(prepare, plan), dit, prompt, negative)
         return jax.block_until_ready(run(dit, prompt, negative))
 
@@ -430,27 +426,12 @@ class Pipeline:
             self._add("compile", start)
         return self._programs[key]
 
-    def _load_dit(self, part: str) -> DiT:
-        load = partial(load_dit, part=part, progress=self._progress)
-        return self._everywhere(self._timed("load", load, dtype=self._dtype))
-
     def _everywhere(self, tree: Any) -> Any:
         """Arrays whole on every device of the mesh, if there is one."""
         return tree if self.mesh is None else replicated(self.mesh, tree)
 
-    def _timed(self, stage: str, load: Callable[..., Any], **options: Any) -> Any:
-        start = time.perf_counter()
-        loaded = load(self._manifest.directory, **options)
-        self._add(stage, start)
-        return loaded
-
     def _add(self, stage: str, start: float) -> None:
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
-
-
-def device_room() -> int | None:
-    """Bytes of the default device that a program may use; None where the backend does not say."""
-    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def _cache(plan: Plan, dit: DiT, latents: Array, conditions: Conditions) -> Any:

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import deviceless, targets
 from pallas_kernels.targets import Target
 from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.halves import keep
-from qsjax.parallel import AXIS
+from qsjax.parallel import make_mesh
 from qsjax.plan.size import TEXT_TOKENS
 from qsjax.quant import Recipe, arrange, with_quantized_layers
 from qsjax.sample import Plan, empty_cache, prepare, schedule, sharded_step, step_of_kind
@@ -122,7 +121,8 @@ class _Shapes:
             )
             cache = traced.out_info
             spaces = [leaf.memory_space for leaf in traced.jaxpr.out_avals]
-        mesh = Mesh(np.asarray(deviceless.devices(self.target, self.chips)), (AXIS,))
+        devices = deviceless.devices(self.target, self.chips)
+        mesh = make_mesh(devices, heads=self.dit.config.num_heads)
         function: Any = partial(step_of_kind, plan, kind)
         if self.chips > 1:
             function = sharded_step(plan, kind, mesh, cache)

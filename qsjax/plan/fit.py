@@ -113,8 +113,11 @@ def require_room(run: Run, room: int, *, where: str) -> None:
 def advice(run: Run, room: int) -> list[str]:
     """Changes, one at a time, with which every stage fits; of smaller videos the largest."""
     found = [text for text, changed in _changes(run) if changed.largest().total <= room]
-    videos = (text for text, changed in _videos(run) if changed.largest().total <= room)
-    return found + [text for text in (next(videos, None),) if text]
+    # None that is as large as the run's own fits, if that does not.
+    if (video := largest_video(run, room)) is not None:
+        options = zip(("--frames", "--height", "--width"), map(str, video), strict=True)
+        found.append(f"a smaller video ({' '.join(map(' '.join, options))})")
+    return found
 
 
 def largest_video(run: Run, room: int) -> tuple[int, int, int] | None:
@@ -145,16 +148,6 @@ def _changes(run: Run) -> Iterator[tuple[str, Run]]:
     if run.tiling != small:
         text = "smaller tiles of the autoencoder (pipeline.tiling = Tiling.diffusers())"
         yield text, replace(run, tiling=small)
-
-
-def _videos(run: Run) -> Iterator[tuple[str, Run]]:
-    settings = run.settings
-    now = settings.frames * settings.height * settings.width
-    for frames, height, width in SIZES:
-        if frames * height * width < now:
-            size = replace(settings, frames=frames, height=height, width=width)
-            text = f"a smaller video (--frames {frames} --height {height} --width {width})"
-            yield text, replace(run, settings=size)
 
 
 _CACHES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,108 @@
+"""The three models of a checkpoint: read when they are first needed, and dropped where they would not fit together."""
+
+import gc
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from qsjax.checkpoint import Manifest, stored_bytes
+from qsjax.dit import DiT, load_dit
+from qsjax.parallel import replicated
+from qsjax.text import TextEncoder
+from qsjax.vae import VAE, load_vae
+
+_ROOM = 0.6
+"""Share of a device's memory that all weights together may take where nothing is said; the rest is for what they compute."""
+
+
+class Models:
+    """Text encoders, transformer and autoencoder.
+
+    Args:
+        manifest: the checkpoint.
+        dtype: of weights and matmuls.
+        text_storage: of the text encoders, "int8" or None.
+        released: whether the transformer is without its modulation weights.
+        staged: one at a time; None decides by the device's memory.
+        mesh: whose devices all have the transformer; None is the default device.
+        progress: show bars.
+        add: is told the stage and when a model began to be read.
+
+    Attributes:
+        staged: whether reading one drops the others.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        dtype: jnp.dtype,
+        text_storage: str | None,
+        released: bool,
+        staged: bool | None,
+        mesh: Mesh | None,
+        progress: bool,
+        add: Callable[[str, float], None],
+    ) -> None:
+        self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
+        self._released, self._mesh, self._progress, self._add = released, mesh, progress, add
+        self._loaded: dict[str, Any] = {}
+        self.staged = not self._fits() if staged is None else staged
+
+    @property
+    def dit(self) -> DiT:
+        """What steps run, on every device of the mesh."""
+        return self._one("dit", lambda: self._read_dit("steps" if self._released else "whole"))
+
+    @property
+    def modulation(self) -> DiT:
+        """What makes a prompt's modulation vectors; where it is released, read anew each time and not kept."""
+        return self._read_dit("modulation") if self._released else self.dit
+
+    @property
+    def vae(self) -> VAE:
+        """The video autoencoder."""
+        return self._one("vae", lambda: self._read(load_vae))
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """Both text encoders with their tokenizers."""
+        load = partial(TextEncoder.load, storage=self._text_storage)
+        return self._one("text", lambda: self._read(load))
+
+    def release(self) -> None:
+        """Drop what is loaded."""
+        self._loaded.clear()
+        gc.collect()  # modules refer to themselves
+
+    def _one(self, name: str, read: Callable[[], Any]) -> Any:
+        if name not in self._loaded:
+            if self.staged and self._loaded:
+                self.release()
+            self._loaded[name] = read()
+        return self._loaded[name]
+
+    def _read_dit(self, part: str) -> DiT:
+        dit = self._read(partial(load_dit, part=part, progress=self._progress))
+        return dit if self._mesh is None else replicated(self._mesh, dit)
+
+    def _read(self, load: Callable[..., Any]) -> Any:
+        start = time.perf_counter()
+        loaded = load(self._manifest.directory, dtype=self._dtype)
+        self._add("load", start)
+        return loaded
+
+    def _fits(self) -> bool:
+        """Whether all weights, as stored, are a small part of the device's memory; True where that is not known."""
+        room = device_room()
+        return room is None or stored_bytes(self._manifest) <= _ROOM * room
+
+
+def device_room() -> int | None:
+    """Bytes of the default device that a program may use; None where the backend does not say."""
+    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
