@@ -3,9 +3,8 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,27 @@ from jaxtyping import Array, Float, UInt8
 
 from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, nearest
+from qsjax.denoising import Callback, Denoiser
 from qsjax.dit import DiT, DiTConfig
-from qsjax.errors import Cancelled, InputError
+from qsjax.errors import InputError
 from qsjax.models import Models, device_room
-from qsjax.parallel import make_mesh, replicated
+from qsjax.parallel import make_mesh
 from qsjax.plan import PlannedModel, Weights
 from qsjax.plan.fit import Run, require_room
 from qsjax.plan.steps import describe
-from qsjax.progress import Progress
 from qsjax.sample import (
-    Conditions,
     Heads,
-    Plan,
-    empty_cache,
     heads_of,
     initial_noise,
-    prepare,
-    schedule,
-    sharded_cache,
-    sharded_step,
-    step_of_kind,
     within_budget,
 )
 from qsjax.sample.settings import Settings, check_size
-from qsjax.sample.sparse import KINDS
 from qsjax.text import EncodedPrompt, TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig
 
 logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[str] | EncodedPrompt
-Callback = Callable[[int, Array], bool | None]
 
 MODULATION = ("resident", "released")
 """Where the modulation weights are while steps run: in memory, or only on disk."""
@@ -82,7 +71,6 @@ class Pipeline:
             raise InputError(f"no modulation {modulation!r}; {nearest(modulation, MODULATION)}")
         self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
         self._released, self._progress = modulation == "released", progress
-        self._programs: dict[Any, Any] = {}
         source = str(manifest.directory)
         self.dit_config = from_mapping(
             DiTConfig, manifest.config("dit"), source=f"{source}: dit config"
@@ -105,6 +93,7 @@ class Pipeline:
             progress=progress,
             add=self._add,
         )
+        self._denoise = Denoiser(self._models, self.mesh, progress=progress, add=self._add)
         self.timings: dict[str, float] = {}
         self.skipped = 0
         self.heads: Heads | None = None
@@ -312,36 +301,7 @@ class Pipeline:
             said := describe(self.dit_config, plan, shape, prompt.text.shape[1])
         ):
             logger.info("%s", said)
-        # The step donates its latents; a caller's array must stay his.
-        x = self._everywhere(jnp.array(latents, jnp.float32, copy=True))
-        prepared = self._prepare(plan, *self._everywhere((prompt, negative)))
-        dit, steps, total = self.dit, self._everywhere(schedule(plan)), plan.steps
-        cache: Any = None
-        if plan.remembers and self.mesh is not None:
-            cache = sharded_cache(plan, self.mesh, dit, shape, prepared)
-        elif plan.remembers:
-            make = self._compiled("cache", plan, partial(_cache, plan), dit, x, prepared)
-            cache = make(dit, x, prepared)
-        first = jax.tree.map(lambda leaf: leaf[0], steps)
-        programs = {}
-        for kind in dict.fromkeys(plan.kinds):
-            step: Any = partial(step_of_kind, plan, kind)
-            if self.mesh is not None:
-                step = sharded_step(plan, kind, self.mesh, cache)
-            programs[kind] = self._compiled(kind, plan, step, dit, (x, cache), first, prepared)
-        start = time.perf_counter()
-        with Progress(total, "denoise", unit="step", enabled=self._progress) as bar:
-            for index, kind in enumerate(plan.kinds):
-                numbers = jax.tree.map(lambda leaf, index=index: leaf[index], steps)
-                x, cache = jax.block_until_ready(programs[kind](dit, (x, cache), numbers, prepared))
-                bar.advance(1, **({} if plan.sparse is None else {"kind": kind}))
-                if callback is not None and callback(index + 1, x) is False:
-                    raise Cancelled(
-                        f"sampling was cancelled after step {index + 1} of {total}",
-                        step=index + 1,
-                        latents=x,
-                    )
-        self._add("denoise", start)
+        x, cache = self._denoise(plan, prompt, negative, latents, callback)
         self.skipped = 0 if plan.skip is None else int(cache[0].skipped.count)
         self.heads = None
         if plan.sparse is not None:
@@ -366,15 +326,8 @@ class Pipeline:
 
     def latent_shape(self, settings: Settings, batch: int = 1) -> tuple[int, int, int, int, int]:
         """[B, C, T, H, W] of the latents of a video."""
-        temporal = self.vae_config.temporal_compression_ratio
-        spatial = self.vae_config.spatial_compression_ratio
-        return (
-            batch,
-            self.dit_config.in_channels,
-            (settings.frames - 1) // temporal + 1,
-            settings.height // spatial,
-            settings.width // spatial,
-        )
+        latents = self.vae_config.latent_shape(settings.frames, settings.height, settings.width)
+        return (batch, self.dit_config.in_channels, *latents)
 
     def _require_room(self, settings: Settings, *, encodes: bool) -> None:
         """Refuse what cannot fit the device; where its memory is not known, nothing is refused."""
@@ -403,40 +356,8 @@ class Pipeline:
         self._add("encode", start)
         return encoded
 
-    def _prepare(
-        self, plan: Plan, prompt: EncodedPrompt, negative: EncodedPrompt | None
-    ) -> Conditions:
-        """What the steps need of a prompt; released weights are gone when this returns."""
-        dit = self._models.modulation
-        run = self._compiled("prepare", plan, partial(prepare, plan), dit, prompt, negative)
-        return jax.block_until_ready(run(dit, prompt, negative))
-
-    def _compiled(
-        self, name: str, plan: Plan, function: Callable[..., Any], *given: Any
-    ) -> Callable[..., Any]:
-        """The program of a function for these shapes, compiled when it is first asked for; that time is kept apart.
-
-        Steps donate what they change: latents and cache.
-        """
-        key = (name, plan, *(leaf.shape for leaf in jax.tree.leaves(given[1:])))
-        if key not in self._programs:
-            start = time.perf_counter()
-            jitted = jax.jit(function, donate_argnums=1 if name in KINDS else ())
-            self._programs[key] = jitted.lower(*given).compile()
-            self._add("compile", start)
-        return self._programs[key]
-
-    def _everywhere(self, tree: Any) -> Any:
-        """Arrays whole on every device of the mesh, if there is one."""
-        return tree if self.mesh is None else replicated(self.mesh, tree)
-
     def _add(self, stage: str, start: float) -> None:
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
-
-
-def _cache(plan: Plan, dit: DiT, latents: Array, conditions: Conditions) -> Any:
-    """Buffers of the cache, before the first refresh."""
-    return empty_cache(plan, dit, latents.shape, conditions)
 
 
 def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:

@@ -107,7 +107,12 @@ def test_sparse_attention_compiles_three_programs_and_at_density_one_is_dense(pi
     expected = pipeline(CAPTION, seed=1, **SIZE | {"steps": 4})
     found = pipeline(CAPTION, seed=1, **size)
     assert np.abs(found.astype(int) - expected).max() <= 1  # a level of 8 bits
-    assert {name for name, *_ in pipeline._programs} >= {"dense", "refresh", "sparse", "cache"}
+    assert {name for name, *_ in pipeline._denoise.programs} >= {
+        "dense",
+        "refresh",
+        "sparse",
+        "cache",
+    }
     pipeline(OTHER, seed=2, **size)
     assert "compile" not in pipeline.timings
     np.testing.assert_array_equal(pipeline.heads.density, 1)
