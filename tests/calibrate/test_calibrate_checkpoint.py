@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from flax import nnx
 
 from qsjax.calibrate import METHODS, Samples, calibrate_module, loop
@@ -59,8 +60,9 @@ def compiled():
 def whole(tiny_checkpoint, tmp_path_factory, compiled):
     destination = tmp_path_factory.mktemp("calibrated") / "w4a8"
     Programs.step.clear_cache()
-    calibrate(tiny_checkpoint, destination)
-    compiled.append(Programs.step._cache_size())
+    with compilations() as counts:
+        calibrate(tiny_checkpoint, destination)
+    compiled.append(counts["step"])
     return destination
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from calibrate.calibration_models import random_dit, random_samples
+from compilations import compilations
 from tolerances import FLOAT32_NETWORK
 
 from qsjax.calibrate import METHODS, calibrate_module
@@ -52,8 +53,9 @@ def compiled():
 def made(dit, samples, compiled):
     for name in PROGRAMS:
         getattr(Programs, name).clear_cache()
-    found = calibrate_module(dit, samples, RECIPE, METHOD)
-    compiled |= {name: getattr(Programs, name)._cache_size() for name in PROGRAMS}
+    with compilations() as counts:
+        found = calibrate_module(dit, samples, RECIPE, METHOD)
+    compiled |= {name: counts[name] for name in PROGRAMS}
     return found
 
 

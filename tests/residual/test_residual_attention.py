@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from tolerances import FLOAT32_NETWORK
 
 from qsjax.dit.attention import dense_attention
@@ -209,10 +210,11 @@ def test_steps_are_compiled_once():
         name: jax.jit(partial(attend, layer.pattern, layer.residual))
         for name, attend in (("refresh", refresh_attention), ("sparse", sparse_attention))
     }
-    for number, name in enumerate(("refresh", "sparse", "sparse", "refresh", "sparse")):
-        numbers = gains(0.2 * number, float(number > 0))
-        _, layer.state = programs[name](numbers, *tensors(number), layer.valid, layer.state)
-    assert [program._cache_size() for program in programs.values()] == [1, 1]
+    with compilations() as compiled:
+        for number, name in enumerate(("refresh", "sparse", "sparse", "refresh", "sparse")):
+            numbers = gains(0.2 * number, float(number > 0))
+            _, layer.state = programs[name](numbers, *tensors(number), layer.valid, layer.state)
+    assert [compiled[name] for name in ("refresh_attention", "sparse_attention")] == [1, 1]
 
 
 def test_bytes_are_counted():

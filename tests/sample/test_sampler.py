@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from sample.sampled_models import CONFIG, prompt, random_dit
 from tolerances import FLOAT32_NETWORK
 
@@ -47,9 +48,11 @@ def test_all_steps_at_once_equal_step_by_step(dit):
     whole = jax.jit(make_sampler(CONFIG, plan))(dit, noise, text)
     conditions = jax.jit(partial(prepare, plan))(dit, text)
     step, numbers, x = jax.jit(partial(denoise_step, plan)), schedule(plan), noise
-    for index in range(plan.steps):
-        x = step(dit, x, jax.tree.map(lambda leaf, index=index: leaf[index], numbers), conditions)
-    assert step._cache_size() == 1
+    with compilations() as compiled:
+        for index in range(plan.steps):
+            now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
+            x = step(dit, x, now, conditions)
+    assert compiled["denoise_step"] == 1
     np.testing.assert_allclose(whole, x, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compilations import compilations
 from flax import nnx
 from text_checkpoints import CLIP_SMALL, LLAMA_SMALL, TEMPLATE, write_checkpoint
 from text_oracles import relative_error, torch_clip, torch_llama
@@ -55,13 +56,14 @@ def test_whitespace_around_a_prompt_changes_nothing(encoder):
 
 
 def test_one_compilation_for_each_batch_size(encoder, checkpoint):
-    encoder(PROMPTS)
-    before = encoder_module.encode._cache_size()
-    encoder(["green", "a red square"])
-    TextEncoder.load(checkpoint)(PROMPTS)
-    assert encoder_module.encode._cache_size() == before
-    encoder(["green"])
-    assert encoder_module.encode._cache_size() == before + 1
+    encoder_module.encode.clear_cache()
+    with compilations() as compiled:
+        encoder(PROMPTS)
+        encoder(["green", "a red square"])
+        TextEncoder.load(checkpoint)(PROMPTS)
+        assert compiled["encode"] == 1
+        encoder(["green"])
+        assert compiled["encode"] == 2
 
 
 def test_long_prompts_are_cut_with_a_warning(encoder):

@@ -9,7 +9,7 @@ import qsjax
 from qsjax.dit.attention import dense_attention
 
 
-def test_signals(tiny_checkpoint):
+def test_signals(tiny_checkpoint, optimized):
     pipeline = qsjax.Pipeline.from_checkpoint(tiny_checkpoint, progress=False)
     mean = {name: values.mean() for name, values in signals(pipeline, 4).items()}
     assert 18 <= mean["W4A8"] <= 32
