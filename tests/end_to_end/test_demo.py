@@ -8,7 +8,7 @@ from PIL import Image
 from qsjax.cli import main
 
 
-def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path):
+def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path, optimized):
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--steps", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
