@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SRC",
         nargs="?",
-        type=Path,
         # An optional positional cannot be absent; the empty format keeps "default: None" out of the help.
-        help="diffusers folder, folder of Tencent's files, or transformer file; with --export a checkpoint%(default).0s",
+        help="diffusers folder, folder of Tencent's files, or transformer file; or hf://OWNER/NAME[/FOLDER][@REVISION] of the "
+        "Hugging Face hub, which is downloaded; with --export a checkpoint%(default).0s",
     )
     parser.add_argument("destination", metavar="DST", type=Path, help="folder to write")
     for name, text in _PARTS.items():
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "verify": "re-read what was written and compare it with the source; if DST is a checkpoint already, only that",
         "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
         "overwrite": "replace DST once the new one is whole",
+        "offline": "with a model of the hub: use what was downloaded, ask nobody",
         "json": "print the report as JSON",
     }
     for name, text in flags.items():
@@ -107,6 +108,7 @@ def _given(args: argparse.Namespace) -> dict[str, Path]:
 
 def _convert(args: argparse.Namespace) -> int:
     # Imported late: they bring JAX, and `--help` should not wait for it.
+    from convert.origin import local_source
     from convert.quantized import require
     from convert.report import as_text, describe
     from convert.sources import Sources
@@ -114,7 +116,8 @@ def _convert(args: argparse.Namespace) -> int:
     from convert.verification import verify
     from qsjax.checkpoint import MANIFEST, Manifest
 
-    given, source, quantize = _given(args), args.source, getattr(args, "quantize", None)
+    given, quantize = _given(args), getattr(args, "quantize", None)
+    source, origin = local_source(args.source, offline=args.offline)
     report: dict[str, Any] = {"checkpoint": str(args.destination)}
     lines: list[str] = []
     if args.verify and not args.overwrite and (args.destination / MANIFEST).is_file():
@@ -128,6 +131,7 @@ def _convert(args: argparse.Namespace) -> int:
             args.destination,
             dtype=getattr(args, "dtype", None),
             quantize=quantize,
+            origin=origin,
             overwrite=args.overwrite,
         )
         report = describe(manifest)
@@ -156,8 +160,10 @@ def _export(args: argparse.Namespace) -> int:
     if surplus:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in surplus)
         raise InputError(f"--export writes what the checkpoint holds; run it without {named}")
-    files = [str(path) for path in export(args.source, args.destination, overwrite=args.overwrite)]
-    report = {"checkpoint": str(args.source), "files": files}
+    files = [
+        str(path) for path in export(Path(args.source), args.destination, overwrite=args.overwrite)
+    ]
+    report = {"checkpoint": args.source, "files": files}
     print(json.dumps(report, indent=1) if args.json else "wrote " + "\nwrote ".join(files))
     return 0
 

@@ -32,6 +32,7 @@ def convert(
     *,
     dtype: str | None = None,
     quantize: str | None = None,
+    origin: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
     item_bytes: int = ITEM_BYTES,
@@ -47,6 +48,7 @@ def convert(
         dtype: "bfloat16" or "float32" for all weights; None keeps each component's own.
         quantize: "rtn-RECIPE" or "quarot-RECIPE" stores the transformer quantized, RECIPE a preset or a TOML file (see
             `convert.quantized`); the other components stay as they are.
+        origin: where the files were published, for the manifest.
         overwrite: replace an existing checkpoint, once the new one is whole.
         progress: show one bar over everything, in bytes.
         item_bytes: size of the pieces in which the checkpoint is stored, about a third of the peak memory.
@@ -67,6 +69,8 @@ def convert(
         data, files = describe(sources, components)
         plans = {name: plan_items(part, item_bytes) for name, part in components.items()}
         identity = _identity(components, data, item_bytes)
+        if origin is not None:
+            data["origin"] = origin
         writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
         finished = writer.finished_items()
         hashed = sum(

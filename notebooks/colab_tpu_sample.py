@@ -116,7 +116,7 @@ print(f"host memory {memory / GB:.0f} GB, free disk {free / GB:.0f} GB")
 # |---|---|---|
 # | TPU v5e, 16 GB | 61 x 480 x 832 | 13.98 GB |
 # | TPU v6e, 32 GB | 61 x 544 x 960 | 16.73 GB |
-# | H100, 80 GB | 61 x 544 x 960 | not asked at this size |
+# | H100, H200 | 61 x 544 x 960 | not asked at this size |
 # | other GPUs of which JAX gets 20 GB or more | 61 x 480 x 832 | not asked |
 # | anything else | the tiny model only | |
 #
@@ -127,7 +127,12 @@ print(f"host memory {memory / GB:.0f} GB, free disk {free / GB:.0f} GB")
 # %%
 RECIPE = "quantsparse-w4a8-d15"
 SMALL, LARGE = (61, 480, 832), (61, 544, 960)
-CHOICES = {"v5e": ("v5e-1", SMALL), "v6e": ("v6e-1", LARGE), "h100": ("h100", LARGE)}
+CHOICES = {
+    "v5e": ("v5e-1", SMALL),
+    "v6e": ("v6e-1", LARGE),
+    "h100": ("h100", LARGE),
+    "h200": ("h200", LARGE),
+}
 
 chip = targets.current()
 has = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
@@ -197,7 +202,7 @@ plan = json.loads(printed.getvalue())
 kinds = plan["steps_by_kind"].values()
 floor = sum(kind["steps"] * kind["floor_seconds"][planned] for kind in kinds) / 60
 share = plan["calibration"]["assumed_share_of_peak"]
-# LLaMA in 16 bits, CLIP and the autoencoder; the hub is asked for the exact bytes before anything is downloaded.
+# LLaMA in 16 bits, CLIP and the autoencoder; `qsjax convert` asks the hub for the exact bytes before it downloads anything.
 others = 17 * GB
 download, stored = plan["bf16_bytes"] + others, plan["weight_bytes"] + others
 (on_chip,) = plan["sampling"]["devices"]
@@ -228,26 +233,17 @@ print("token for the hub:", "given" if os.environ.get("HF_TOKEN") else "none")
 # ## HunyuanVideo-13B
 #
 # The weights are under Tencent's licence, which limits use by territory, and LLaMA's under Meta's: read both before setting the
-# switch. Conversion streams tensor by tensor and goes on where it was stopped; once the checkpoint is there, the
-# folder `HunyuanVideo` may be deleted. A further prompt costs the `qsjax sample` command only.
+# switch. `qsjax convert` asks the hub for the exact bytes and refuses a disk that is too small; download and conversion go on where
+# they were stopped, with the same command. Once the checkpoint is there, what was downloaded (`~/.cache/qsjax/hub`) may be deleted. A
+# further prompt costs the `qsjax sample` command only.
 
 # %%
 RUN_13B = False
 PROMPT_13B = "a cat walks on the grass, realistic style"
-HUB = "hunyuanvideo-community/HunyuanVideo"
+HUB = "hf://hunyuanvideo-community/HunyuanVideo"
 
 if RUN_13B:
     if size is None:
         raise RuntimeError(f"the 13B model is not for this machine ({chip.name})")
-    from huggingface_hub import HfApi, snapshot_download
-
-    info = HfApi().model_info(HUB, files_metadata=True)
-    exact = sum(file.size or 0 for file in info.siblings)
-    free = shutil.disk_usage(".").free
-    print(f"{HUB} at {info.sha}: {exact / GB:.1f} GB; free disk {free / GB:.1f} GB")
-    # A download that was begun lies on the disk already and goes on.
-    if not Path("HunyuanVideo").exists() and free < exact + stored:
-        raise RuntimeError(f"{(exact + stored) / GB:.0f} GB of disk are needed")
-    source = snapshot_download(HUB, revision=info.sha, local_dir="HunyuanVideo")
-    make_video(source, "hunyuan-w4a8", PROMPT_13B, "hunyuan.mp4", "--recipe", RECIPE, *SIZE)
+    make_video(HUB, "hunyuan-w4a8", PROMPT_13B, "hunyuan.mp4", "--recipe", RECIPE, *SIZE)
     display(Video("hunyuan.mp4", embed=True, width=video_size[2], html_attributes=LOOP))

@@ -1,0 +1,32 @@
+"""Where the PyTorch files come from: this machine, or the hub."""
+
+from pathlib import Path
+
+from qsjax.errors import InputError
+
+
+def local_source(source: str | None, *, offline: bool = False) -> tuple[Path | None, str | None]:
+    """The source as a path, downloaded if it is an address of the hub; and that address with its commit, for the manifest.
+
+    Args:
+        source: a path or hf://OWNER/NAME; None where parts are named one by one.
+        offline: of an address, use what was downloaded.
+
+    Raises:
+        InputError: the download is not possible; `--offline` where nothing is of the hub.
+        CheckpointError: a file arrives damaged.
+    """
+    # Imported late: it brings an HTTP client that paths need not wait for.
+    if source is not None and source.startswith("hf://"):
+        from dataclasses import replace
+
+        from qsjax.hub import Address, download
+
+        address = Address.parse(source)
+        folder, commit = download(address, offline=offline)
+        return folder, str(replace(address, revision=commit))
+    if offline:
+        raise InputError(
+            f"--offline is for a model of the hub (hf://OWNER/NAME), and the source is {source}; leave it out"
+        )
+    return None if source is None else Path(source), None

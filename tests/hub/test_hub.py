@@ -1,0 +1,250 @@
+"""Downloads from a hub on this machine: whole, resumed to the byte, found again without it."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub.hub_server import COMMIT, REPO, reached
+from huggingface_hub import constants
+
+from convert.__main__ import main
+from convert.bundled import tiny_model_directory
+from qsjax import hub as hub_module
+from qsjax.checkpoint import Manifest
+from qsjax.errors import CheckpointError, InputError
+from qsjax.hub import Address, download
+
+ADDRESS = Address(REPO)
+WEIGHTS = "transformer/weights.safetensors"
+CONFIG = "transformer/config.json"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Files of a model, and files that no conversion reads."""
+    folder = tmp_path / "model"
+    noise = random.Random(0)
+    for name, size in {
+        WEIGHTS: 300_000,
+        CONFIG: 200,
+        "vae/a.pt": 5000,
+        "transformer/same.pt": 9000,
+        "image.png": 10,
+    }.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(noise.randbytes(size))
+    return folder
+
+
+@pytest.fixture
+def hub(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "theirs"))
+    with reached(monkeypatch, model) as server:
+        yield server
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def expected(model):
+    wanted = (WEIGHTS, CONFIG, "vae/a.pt")
+    return {name: (model / name).read_bytes() for name in wanted}
+
+
+def test_addresses():
+    assert Address.parse("hf://a/b") == Address("a/b")
+    assert Address.parse("hf://a/b.c-d/e/f@v1") == Address("a/b.c-d", "e/f", "v1")
+    assert str(Address.parse("hf://a/b/c")) == "hf://a/b/c@main"
+    for wrong in (
+        "a/b",
+        "hf://a",
+        "hf://a/../b",
+        "hf://a/b/../../c",
+        "hf://a/b@../c",
+        "hf:///a/b",
+        "hf://a/b c",
+        "hf://../b",
+    ):
+        with pytest.raises(InputError, match="is no address; write hf://OWNER/NAME"):
+            Address.parse(wrong)
+
+
+def test_what_a_conversion_reads_is_downloaded_once(hub, model):
+    folder, commit = download(ADDRESS)
+    assert commit == COMMIT
+    assert contents(folder) == expected(model)
+    sent = hub.sent
+    assert download(ADDRESS) == (folder, commit)
+    assert hub.sent == sent
+
+
+def test_a_folder_of_a_model(hub, model):
+    folder, _ = download(Address(REPO, "vae"))
+    assert contents(folder) == {"a.pt": (model / "vae/a.pt").read_bytes()}
+
+
+def test_without_a_network(hub, model, monkeypatch):
+    with pytest.raises(InputError, match="was not downloaded, and no network may be used"):
+        download(ADDRESS, offline=True)
+    folder, commit = download(ADDRESS)
+    hub.fault = (500, "")
+    assert download(ADDRESS, offline=True) == (folder, commit)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert download(ADDRESS) == (folder, commit)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(InputError, match="1 of 3 files are not here"):
+        download(ADDRESS)
+
+
+CHILD = """
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 1 << 14
+from qsjax.hub import Address, download
+print(download(Address("owner/model"))[0])
+"""
+
+
+def child(hub, tmp_path):
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.address,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "theirs"),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_at_ten_moments_it_goes_on_where_it_stopped(hub, model, tmp_path):
+    size = 32_000_000
+    (model / WEIGHTS).write_bytes(random.Random(0).randbytes(size))
+    for moment in sorted(random.Random(1).sample(range(size // 50, size), 10)):
+        process = child(hub, tmp_path)
+        hub.on_block = lambda sent, process=process, moment=moment: (
+            process.kill() if sent >= moment else None
+        )
+        process.communicate()
+        assert process.returncode != 0
+        assert not list((tmp_path / "cache").rglob(Path(WEIGHTS).name))
+    hub.on_block = lambda sent: None
+    out, error = child(hub, tmp_path).communicate()
+    assert out, error
+    assert contents(Path(out.strip())) == expected(model)
+    starts = [start for name, start in hub.asked if name == WEIGHTS]
+    assert len(starts) > 5
+    assert starts == sorted(starts)
+    assert starts[-1] > size / 4  # what lay in buffers and on the wire is lost
+
+
+def test_an_end_that_a_power_cut_spoilt_is_fetched_again(hub, model, caplog):
+    whole = (model / WEIGHTS).read_bytes()
+    part = hub_module.cache_directory() / "hub" / "owner--model" / COMMIT / f"{WEIGHTS}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(whole[:200_000] + bytes(50_000))
+    folder, _ = download(ADDRESS)
+    assert contents(folder) == expected(model)
+    assert hub.asked[1:3] == [(WEIGHTS, 250_000), (WEIGHTS, 0)]
+    assert "is fetched again" in caplog.text
+
+
+def test_a_part_that_is_right_is_kept(hub, model):
+    part = hub_module.cache_directory() / "hub" / "owner--model" / COMMIT / f"{WEIGHTS}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes((model / WEIGHTS).read_bytes()[:299_000])
+    folder, _ = download(ADDRESS)
+    assert contents(folder) == expected(model)
+    assert hub.sent == 1000 + sum(map(len, expected(model).values())) - 300_000
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_file_that_is_not_the_one_listed(hub, name):
+    hub.damage.add(name)
+    with pytest.raises(CheckpointError, match=f"{name} arrives damaged"):
+        download(ADDRESS)
+    assert hub.asked.count((name, 0)) == 2
+    assert not list(hub_module.cache_directory().rglob(Path(name).name))
+
+
+def test_a_file_of_the_hubs_own_cache_is_taken(hub, model, monkeypatch, tmp_path):
+    def found(repo, name, *, revision):
+        assert (repo, revision) == (REPO, COMMIT)
+        return str(tmp_path / "theirs" / name) if name in (WEIGHTS, CONFIG) else None
+
+    (tmp_path / "theirs/transformer").mkdir(parents=True)
+    (tmp_path / "theirs" / WEIGHTS).write_bytes((model / WEIGHTS).read_bytes())
+    (tmp_path / "theirs" / CONFIG).write_bytes(bytes(200))  # of the right size, with other content
+    monkeypatch.setattr(hub_module, "try_to_load_from_cache", found)
+    folder, _ = download(ADDRESS)
+    assert contents(folder) == expected(model)
+    assert hub.asked == [(CONFIG, 0), ("vae/a.pt", 0)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ((403, "GatedRepo"), "behind a licence; accept it"),
+        ((404, "RepoNotFound"), "is no model of the hub, or a private one"),
+        ((404, "RevisionNotFound"), "has no revision 'main'"),
+        ((410, ""), "the hub answers 410; try again later"),
+    ],
+)
+def test_what_the_hub_refuses(hub, fault, sentence):
+    hub.fault = fault
+    with pytest.raises(InputError, match=sentence):
+        download(ADDRESS)
+
+
+def test_a_hub_that_is_not_there(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="the hub cannot be reached"):
+        download(ADDRESS)
+
+
+def test_a_disk_that_is_too_small(hub, monkeypatch):
+    usage = hub_module.shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=r"make room, or name another place by QSJAX_CACHE"):
+        download(ADDRESS)
+    assert hub.sent == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.json", "/x.json", "a/../../x.json", "a\\x.json", ".git/x.json"]
+)
+def test_a_listing_that_names_other_places(hub, name):
+    hub.listed = name
+    with pytest.raises(CheckpointError, match="is no name of a file in a folder"):
+        download(ADDRESS)
+
+
+def test_a_repository_without_weights(hub, model):
+    for path in (WEIGHTS, "transformer/same.pt", "vae/a.pt"):
+        (model / path).unlink()
+    with pytest.raises(InputError, match="holds no weights"):
+        download(ADDRESS)
+
+
+def test_the_command_converts_from_the_hub_and_again_without_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
+    with reached(monkeypatch, tiny_model_directory()):
+        assert main([f"hf://{REPO}", str(tmp_path / "first")]) == 0
+    origin = Manifest.read(tmp_path / "first").data["origin"]
+    assert origin == f"hf://{REPO}@{COMMIT}"
+    assert main([f"hf://{REPO}", str(tmp_path / "second"), "--offline", "--verify"]) == 0
+    assert main([str(tiny_model_directory()), str(tmp_path / "third"), "--offline"]) == 2
+    assert "--offline is for a model of the hub" in capsys.readouterr().err
