@@ -7,6 +7,7 @@ the listing, the headers, one ranged request. A file has its name only when all 
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -231,20 +232,20 @@ def _fetch(address: Address, commit: str, name: str, path: Path, file: File) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     for _ in range(2):
-        with part.open("ab") as out:
+        with _explained(address, name), part.open("ab") as out:
             if out.tell() > file.size:
                 out.truncate(0)
-            begun = out.tell()
-            if begun < file.size:
-                with _explained(address, name):
-                    http_get(
-                        hf_hub_url(address.repo, name, revision=commit),
-                        out,
-                        resume_size=begun,
-                        headers=build_hf_headers(),
-                        expected_size=file.size,
-                        displayed_filename=path.name,
-                    )
+            if (begun := out.tell()) < file.size:
+                http_get(
+                    hf_hub_url(address.repo, name, revision=commit),
+                    out,
+                    resume_size=begun,
+                    headers=build_hf_headers(),
+                    expected_size=file.size,
+                    displayed_filename=path.name,
+                )
+            out.flush()
+            os.fsync(out.fileno())
         if _intact(part, file):
             part.replace(path)
             return

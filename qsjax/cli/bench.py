@@ -1,7 +1,8 @@
-"""`qsjax bench`: the transformer against PyTorch, sparse sampling against dense, the kernels against what the hardware allows."""
+"""`qsjax bench`: the transformer against PyTorch, sparse sampling against dense, kernels and conversion against the hardware."""
 
 import argparse
 import json
+from pathlib import Path
 
 from qsjax.cli.sparse import add_sparse_options, sampling_changes
 from qsjax.errors import InputError
@@ -11,9 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `qsjax bench`."""
     parser.add_argument(
         "what",
-        choices=("dit", "kernels", "sample"),
+        choices=("dit", "kernels", "sample", "conversion"),
         help="dit: one forward of a mid-size transformer; kernels: every operation of pallas_kernels; sample: a run with sparse"
-        " attention and one with dense",
+        " attention and one with dense; conversion: a transformer of 13B parameters made here, in minutes and 33 GB of disk",
     )
     parser.add_argument(
         "--against", choices=("torch",), default="torch", help="dit: what to compare with"
@@ -28,6 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pairs", type=int, default=7, help="measurements of each, in alternating order"
     )
     parser.add_argument("--steps", type=int, default=50, help="sample: of both runs")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(), help="conversion: where source and result may lie"
+    )
+    parser.add_argument(
+        "--quantize",
+        metavar="METHOD-RECIPE",
+        default="rtn-w4a8",
+        help="conversion: as in qsjax convert",
+    )
     add_sparse_options(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
@@ -45,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--target {target} is for `qsjax bench kernels`, not for {args.what}")
     if args.what == "sample":
         report, text = _sample(args)
+    elif args.what == "conversion":
+        report, text = _conversion(args.folder, args.quantize)
     else:
         report, text = _kernels(target, args.pairs) if args.what == "kernels" else _dit(args.pairs)
     print(json.dumps(report, indent=1) if args.json else text)
@@ -60,6 +72,14 @@ def _sample(args: argparse.Namespace) -> tuple[dict, str]:
             "qsjax bench sample compares steps that are all computed; leave --skip.threshold out"
         )
     report = bench(changes["sparse"] or PLAN, steps=args.steps)
+    return report, text(report)
+
+
+def _conversion(folder: Path, quantize: str) -> tuple[dict, str]:
+    from qsjax.bench.conversion import bench, text
+    from qsjax.plan.models import PlannedModel
+
+    report = bench(PlannedModel.find("hunyuan-13b").dit, folder, quantize=quantize)
     return report, text(report)
 
 
