@@ -67,7 +67,8 @@ from qsjax.tiny.sampling import held_out
 # The tests run this notebook too, with as little as there can be.
 QUICK = "QSJAX_QUICK" in os.environ
 SAMPLES, EPOCHS, CLIPS, FRAMES, STEPS = (1, 1, 1, 9, 2) if QUICK else (8, 4, 4, 33, 30)
-SIZE = ("--frames", FRAMES, "--steps", STEPS)
+EDGE = 32 if QUICK else 64
+SIZE = ("--frames", FRAMES, "--height", EDGE, "--width", EDGE, "--steps", STEPS)
 WORK = Path("convert_and_calibrate")
 
 
@@ -172,7 +173,7 @@ PROMPT = "a green square moves up over a light background"
 videos = []
 for name in ("float", "w4a8"):
     pipeline = qsjax.Pipeline.from_checkpoint(WORK / name, progress=False)
-    videos.append(pipeline(PROMPT, seed=1, frames=FRAMES, steps=STEPS))
+    videos.append(pipeline(PROMPT, seed=1, frames=FRAMES, height=EDGE, width=EDGE, steps=STEPS))
 path = qsjax.write_video(
     np.concatenate(videos, axis=2), WORK / "side-by-side.mp4", fps=pipeline.settings.fps
 )

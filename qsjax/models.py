@@ -105,4 +105,4 @@ class Models:
 
 def device_room() -> int | None:
     """Bytes of the default device that a program may use; None where the backend does not say."""
-    return (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

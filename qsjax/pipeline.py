@@ -19,7 +19,7 @@ from qsjax.denoising import Callback, Denoiser
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import InputError
 from qsjax.models import Models, device_room
-from qsjax.parallel import make_mesh
+from qsjax.parallel import gathered, make_mesh
 from qsjax.plan import PlannedModel, Weights
 from qsjax.plan.fit import Run, require_room
 from qsjax.plan.steps import describe
@@ -306,8 +306,14 @@ class Pipeline:
         self.heads = None
         if plan.sparse is not None:
             text = prompt.text.shape[1]
-            self.heads = heads_of(plan.sparse, self.dit_config, shape, text, cache[0].slot)
-        return x if self.mesh is None else jax.device_put(x, self.mesh.devices.flat[0])
+            slot = cache[0].slot
+            if self.mesh is not None:
+                seen = slot.layer._replace(
+                    cached=None, change=None, bend=None, lse=None, lse_change=None
+                )
+                slot = slot._replace(layer=gathered(self.mesh, seen))
+            self.heads = heads_of(plan.sparse, self.dit_config, shape, text, slot)
+        return x if self.mesh is None else gathered(self.mesh, x)
 
     def decode(self, latents: Float[Array, "B C T H W"]) -> Float[np.ndarray, "B F Y X 3"]:
         """Latents of `sample` to float32 frames in [0, 1]."""
@@ -317,7 +323,7 @@ class Pipeline:
         if self.tiling is None:
             frames = np.asarray(vae.decode(z))
         else:  # the whole video is never on the device
-            devices = () if self.mesh is None else tuple(self.mesh.devices.flat)
+            devices = () if self.mesh is None else tuple(self.mesh.local_devices)
             pieces = vae.decode_pieces(z, self.tiling, self._progress, devices)
             frames = np.concatenate(list(pieces), axis=2)
         array = np.clip(frames / 2 + 0.5, 0, 1)
@@ -346,7 +352,7 @@ class Pipeline:
             backend=jax.default_backend(),
             chips=1 if self.mesh is None else self.mesh.size,
         )
-        require_room(run, room, where=f"this {jax.devices()[0].device_kind}")
+        require_room(run, room, where=f"this {jax.local_devices()[0].device_kind}")
 
     def _negative(self, given: str | EncodedPrompt, batch: int) -> EncodedPrompt:
         if isinstance(given, EncodedPrompt):

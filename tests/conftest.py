@@ -17,8 +17,9 @@ import jax
 import pytest
 from hypothesis import settings
 
-# Read when the first array is made.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+# Read when the first array is made. Threads that share a program's code among them cost more than a small program has.
+_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # The workers of pytest-xdist inherit it; the process that made the folder deletes it when it ends.
     _programs = tempfile.TemporaryDirectory(prefix="qsjax-programs-", ignore_cleanup_errors=True)

@@ -44,13 +44,18 @@ def load_item(
     specifications = manifest.data["components"][component]["items"][item]
     if leaves is not None:
         specifications = {name: specifications[name] for name in specifications if name in leaves}
-    placed = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = {
         name: jax.ShapeDtypeStruct(tuple(spec["shape"]), jnp.dtype(spec["dtype"]), sharding=placed)
         for name, spec in specifications.items()
     }
     context = ocp.Context()
     context.pytree.loading.partial_load = leaves is not None
+    if jax.process_count() > 1:
+        # Every host reads for itself, and waits for nobody.
+        context.multiprocessing.primary_host = jax.process_index()
+        context.multiprocessing.active_processes = {jax.process_index()}
+        context.multiprocessing.barrier_sync_key_prefix = f"host{jax.process_index()}"
     try:
         with context:
             return ocp.load((manifest.directory / component / item).absolute(), abstract)

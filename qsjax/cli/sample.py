@@ -65,6 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="that share the transformer's tokens and heads (default: 1)",
     )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of several hosts, the first one's address, or 'auto' on Cloud TPUs and under Slurm: start the same command on each; "
+        "--devices counts those of all, the first host writes",
+    )
+    parser.add_argument("--hosts", type=int, help="with --coordinator HOST:PORT: how many")
+    parser.add_argument(
+        "--host", type=int, help="with --coordinator HOST:PORT: which this is, from 0"
+    )
     add_sparse_options(parser)
     parser.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
@@ -85,15 +95,16 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("give either --prompt (not empty) or --encoded-prompt FILE")
     from qsjax.pipeline import Pipeline
     from qsjax.text import load_prompts, save_prompts
-    from qsjax.video import check_writable, write_video
+    from qsjax.video import write_video
 
-    check_writable(args.save_prompt or args.out, overwrite=args.overwrite)
+    first = _meet(args)
     storage = {
         "dtype": args.dtype,
         "text_storage": args.text_storage,
         "modulation": args.modulation,
         "devices": args.devices,
         "staged": True,  # one video: each model is read once in any case
+        "progress": first,
     }
     pipeline = (
         Pipeline.tiny(**storage)
@@ -101,8 +112,10 @@ def run(args: argparse.Namespace) -> int:
         else Pipeline.from_checkpoint(args.model, **storage)
     )
     if args.save_prompt is not None:
-        save_prompts(args.save_prompt, pipeline.encode(args.prompt), [args.prompt])
-        _print(args, {"out": str(args.save_prompt), "seconds": pipeline.timings})
+        encoded = pipeline.encode(args.prompt)
+        if first:
+            save_prompts(args.save_prompt, encoded, [args.prompt])
+            _print(args, {"out": str(args.save_prompt), "seconds": pipeline.timings})
         return 0
     changes = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _SETTINGS}
     changes |= sampling_changes(args, args.recipe, pipeline.weights)
@@ -110,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
     prompt = load_prompts(args.encoded_prompt) if args.encoded_prompt else args.prompt
     start = time.perf_counter()
     video = pipeline(prompt, negative_prompt=args.negative_prompt, seed=args.seed, **changes)
+    if not first:
+        return 0
     video = video[0] if video.ndim == 5 else video
     comment = f"qsjax {args.model}, seed {args.seed}, {chosen.steps} steps: {args.prompt}"
     write_video(video, args.out, fps=chosen.fps, comment=comment)
@@ -127,6 +142,30 @@ def run(args: argparse.Namespace) -> int:
         report["attention"] = pipeline.heads.plain()
     _print(args, report)
     return 0
+
+
+def _meet(args: argparse.Namespace) -> bool:
+    """Join the other hosts, if there are any; returns whether this is the one that writes, which sees first that it can."""
+    from qsjax.video import check_writable
+
+    target = args.save_prompt or args.out
+    if args.coordinator is None:
+        if args.hosts is not None or args.host is not None:
+            raise InputError("--hosts and --host go with --coordinator HOST:PORT; give all three")
+        check_writable(target, overwrite=args.overwrite)
+        return True
+    from qsjax.parallel import first_agrees, is_first, join
+
+    join(args.coordinator, args.hosts, args.host)
+    problem = None
+    if is_first():
+        try:
+            check_writable(target, overwrite=args.overwrite)
+        except InputError as error:
+            problem = error
+    if not first_agrees(problem is None):
+        raise problem or InputError("the first host cannot write its file; its message says why")
+    return is_first()
 
 
 def _print(args: argparse.Namespace, report: dict) -> None:

@@ -4,6 +4,10 @@ Weights and text are everyone's. It is `jax.shard_map` over one mesh axis; the c
 """
 
 from qsjax.parallel.heads import by_heads as by_heads
+from qsjax.parallel.hosts import first_agrees as first_agrees
+from qsjax.parallel.hosts import is_first as is_first
+from qsjax.parallel.hosts import join as join
 from qsjax.parallel.mesh import AXIS as AXIS
+from qsjax.parallel.mesh import gathered as gathered
 from qsjax.parallel.mesh import make_mesh as make_mesh
 from qsjax.parallel.mesh import replicated as replicated

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -20,7 +21,7 @@ def make_mesh(devices: int | Sequence[Any], *, heads: int) -> Mesh:
         heads: of attention; each device computes as many of them as any other.
 
     Raises:
-        InputError: there are not as many devices, or the heads do not divide.
+        InputError: there are not as many devices, or the heads do not divide; a host has none of them.
     """
     if isinstance(devices, int):
         there = jax.devices()
@@ -34,9 +35,28 @@ def make_mesh(devices: int | Sequence[Any], *, heads: int) -> Mesh:
         raise InputError(
             f"{heads} heads cannot be shared among {len(devices)} devices; take one of {', '.join(map(str, fitting))}"
         )
+    if idle := set(range(jax.process_count())) - {device.process_index for device in devices}:
+        raise InputError(
+            f"{len(devices)} devices are asked for, and host {min(idle)} has none of them; "
+            f"take more, or start fewer hosts"
+        )
     return Mesh(np.asarray(devices), (AXIS,))
 
 
 def replicated(mesh: Mesh, tree: Any) -> Any:
-    """Arrays of any kind, whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Arrays of any kind, whole on every device. Where there are several hosts each brings its own copy, and they are equal."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if everywhere.is_fully_addressable:
+        return jax.device_put(tree, everywhere)
+
+    def shared(leaf: Any) -> jax.Array:
+        copies = [jax.device_put(leaf, device) for device in mesh.local_devices]
+        return jax.make_array_from_single_device_arrays(jnp.shape(leaf), everywhere, copies)
+
+    return jax.tree.map(shared, tree)
+
+
+def gathered(mesh: Mesh, tree: Any) -> Any:
+    """Global arrays, whole on this process's first device of the mesh."""
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)

@@ -1,14 +1,16 @@
-"""The demo, as the README's first command runs it, with fewer steps."""
+"""The demo, as the README's first command runs it, with fewer steps and a shorter calibration."""
 
 import json
 
 import av
 from PIL import Image
 
-from qsjax.cli import main
+from qsjax.cli import demo, main
 
 
-def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path, optimized):
+def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_SAMPLES", 2)
+    monkeypatch.setattr(demo, "_EPOCHS", 2)
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--steps", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -32,13 +32,22 @@ def weight(k, n, bits):
     return PackedWeight(tuple(spec(r, n, dtype=jnp.int8) for r in rows), bits, "bytes", k)
 
 
-@pytest.mark.parametrize("target", TPUS)
-@pytest.mark.parametrize(("m", "k", "n", "bits"), [
+MATMULS = [
     (25216, 3072, 9216, 4), (25216, 3072, 12288, 4), (25216, 3072, 21504, 6),
     (25216, 12288, 3072, 4), (25216, 3072, 3072, 8), (25216, 15360, 3072, 4),
     (119056, 3072, 21504, 4), (119056, 12288, 3072, 6),
-])  # fmt: skip
-def test_matmul(target, m, k, n, bits):
+]  # fmt: skip
+# A v5p has the v5e's tiles: one shape of each width says enough.
+OF_V5P = [MATMULS[n] for n in (0, 4, 7)]
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n", "bits", "target"),
+    [(*shape, "v5e") for shape in MATMULS]
+    + [(*shape, "v6e") for shape in MATMULS]
+    + [(*shape, "v5p") for shape in OF_V5P],
+)
+def test_matmul(m, k, n, bits, target):
     def program(x, x_scale, w, w_scale, bias, residual, gate):
         return quantized_matmul(
             x, x_scale, w, w_scale, bias, residual=residual, gate=gate,

@@ -152,7 +152,7 @@ def test_models_are_staged_where_they_would_fill_the_device(tiny_checkpoint, mon
     stored = stored_bytes(Manifest.read(tiny_checkpoint))
     for room, staged in ((stored, True), (4 * stored, False), (None, False)):
         device = SimpleNamespace(memory_stats=lambda room=room: room and {"bytes_limit": room})
-        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
+        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
         assert qsjax.Pipeline.from_checkpoint(tiny_checkpoint, dtype="float32").staged == staged
 
 

@@ -1,0 +1,59 @@
+"""Several hosts: one process on each, started by the same command, and one mesh over the devices of all."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from qsjax.errors import InputError
+
+AUTOMATIC = "auto"
+PATIENCE = 300
+"""Seconds that a host waits for the others."""
+
+
+def join(coordinator: str, hosts: int | None = None, host: int | None = None) -> None:
+    """Meet the other hosts; to be called before any array is made. Arrays are shared by `jax.distributed` from then on.
+
+    Args:
+        coordinator: address of the first host, with a port; "auto" on Cloud TPUs and under Slurm, which tell all by themselves.
+        hosts: how many.
+        host: which of them this is, from 0.
+
+    Raises:
+        InputError: the numbers do not fit, or the others do not come.
+    """
+    given: dict[str, Any] = {}
+    if coordinator != AUTOMATIC:
+        name, _, port = coordinator.rpartition(":")
+        if not name or not port.isdecimal():
+            raise InputError(
+                f"--coordinator {coordinator}: is no address; give HOST:PORT of the first host, or auto"
+            )
+        if hosts is None or host is None or not 0 <= host < hosts or hosts < 2:
+            raise InputError(
+                f"--hosts {hosts} --host {host}: of two or more hosts each has a number of its own, from 0; give both"
+            )
+        given = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
+    elif hosts is not None or host is not None:
+        raise InputError("--coordinator auto finds out --hosts and --host; leave them out")
+    try:
+        jax.distributed.initialize(**given, initialization_timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--coordinator {coordinator}: the hosts do not meet ({str(error).splitlines()[0]}); "
+            f"start the same command on every host, each with its own --host"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and talks."""
+    return jax.process_index() == 0
+
+
+def first_agrees(well: bool) -> bool:
+    """What the first host says, on every host."""
+    if jax.process_count() == 1:
+        return well
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(well)))
