@@ -19,7 +19,7 @@ from qsjax.denoising import Callback, Denoiser
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import InputError
 from qsjax.models import Models, device_room
-from qsjax.parallel import gathered, make_mesh
+from qsjax.parallel import check_heads, gathered, make_mesh
 from qsjax.plan import PlannedModel, Weights
 from qsjax.plan.fit import Run, require_room
 from qsjax.plan.steps import describe
@@ -78,7 +78,7 @@ class Pipeline:
         self.vae_config = from_mapping(
             VAEConfig, manifest.config("vae"), source=f"{source}: vae config"
         )
-        self.mesh = make_mesh(devices, heads=self.dit_config.num_heads) if devices != 1 else None
+        self.mesh = make_mesh(devices) if devices != 1 else None
         self.settings = Settings.of_manifest(manifest.data)
         self.tiling: Tiling | None = from_mapping(
             Tiling, manifest.data.get("tiling", {}), source=f"{source}: tiling"
@@ -127,7 +127,7 @@ class Pipeline:
 
         Raises:
             CheckpointError: not a checkpoint, or one without a DiT or VAE.
-            InputError: no such modulation; not so many devices, or heads that do not divide among them.
+            InputError: no such modulation; not so many devices.
         """
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -212,12 +212,15 @@ class Pipeline:
             uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
 
         Raises:
-            InputError: an empty prompt, a size the model cannot make, latents of another shape.
+            InputError: an empty prompt, a size the model cannot make, latents of another shape; sparse attention on a number of
+                devices that does not divide its heads.
             Cancelled: the callback said so; carries the latents.
         """
         self.timings = {}
         chosen = self.resolve(**settings)
         plan = chosen.plan()
+        if self.mesh is not None and plan.sparse is not None:
+            check_heads(self.mesh, self.dit_config.num_heads)
         self._require_room(chosen, encodes=not isinstance(prompt, EncodedPrompt))
         encoded = self.encode(prompt)
         negative = None

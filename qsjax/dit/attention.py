@@ -21,18 +21,18 @@ _SCORE_BYTES = 256 * 2**20
 
 
 def dense_attention(
-    q: Float[Array, "B L H D"],
+    q: Float[Array, "B Q H D"],
     k: Float[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
     state: Any = (),
     *,
     implementation: str = AUTO,
-) -> tuple[Float[Array, "B L H D"], Any]:
+) -> tuple[Float[Array, "B Q H D"], Any]:
     """softmax(q k^T / sqrt(D)) v over the valid keys, softmax in float32; the state passes through.
 
     Args:
-        q, k, v: one layer's heads.
+        q, k, v: one layer's heads; the queries may be some of the tokens.
         kv_valid: keys that may be seen; at least one a sample.
         state: untouched.
         implementation: "auto" or a name of `DENSE_ATTENTION.implementations`.
@@ -68,7 +68,7 @@ def key_bias(kv_valid: Bool[Array, "*B L"]) -> Float[Array, "*B L"]:
 def _per_head(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
     """One head and 256 queries at a time, as 2-D matmuls: XLA:CPU runs these 3 times faster than a batch."""
     batch, length, heads, size = q.shape
-    q, k, v = (x.transpose(0, 2, 1, 3).reshape(batch * heads, length, size) for x in (q, k, v))
+    q, k, v = (x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, size) for x in (q, k, v))
     chunks = -(-length // _CPU_QUERIES)
     rows = -(-length // chunks)
     q = jnp.pad(q, ((0, 0), (0, chunks * rows - length), (0, 0)))
@@ -86,7 +86,7 @@ def _per_head(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
 def _chunked(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
     """All heads, as many queries at a time as fit 256 MB of scores."""
     batch, length, heads, size = q.shape
-    fitting = max(1, _SCORE_BYTES // (4 * batch * heads * length))
+    fitting = max(1, _SCORE_BYTES // (4 * batch * heads * k.shape[1]))
     chunks = -(-length // fitting)
     rows = -(-length // chunks)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)

@@ -8,6 +8,8 @@ from qsjax.parallel.hosts import first_agrees as first_agrees
 from qsjax.parallel.hosts import is_first as is_first
 from qsjax.parallel.hosts import join as join
 from qsjax.parallel.mesh import AXIS as AXIS
+from qsjax.parallel.mesh import check_heads as check_heads
 from qsjax.parallel.mesh import gathered as gathered
 from qsjax.parallel.mesh import make_mesh as make_mesh
 from qsjax.parallel.mesh import replicated as replicated
+from qsjax.parallel.tokens import by_tokens as by_tokens

@@ -13,15 +13,14 @@ from qsjax.errors import InputError
 AXIS = "tokens"
 
 
-def make_mesh(devices: int | Sequence[Any], *, heads: int) -> Mesh:
+def make_mesh(devices: int | Sequence[Any]) -> Mesh:
     """A mesh of devices.
 
     Args:
         devices: how many of `jax.devices()`, or which.
-        heads: of attention; each device computes as many of them as any other.
 
     Raises:
-        InputError: there are not as many devices, or the heads do not divide; a host has none of them.
+        InputError: there are not as many devices, or a host has none of them.
     """
     if isinstance(devices, int):
         there = jax.devices()
@@ -30,17 +29,26 @@ def make_mesh(devices: int | Sequence[Any], *, heads: int) -> Mesh:
                 f"{devices} devices are asked for, and there are {len(there)} ({there[0].device_kind})"
             )
         devices = there[:devices]
-    if heads % len(devices):
-        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
-        raise InputError(
-            f"{heads} heads cannot be shared among {len(devices)} devices; take one of {', '.join(map(str, fitting))}"
-        )
     if idle := set(range(jax.process_count())) - {device.process_index for device in devices}:
         raise InputError(
             f"{len(devices)} devices are asked for, and host {min(idle)} has none of them; "
             f"take more, or start fewer hosts"
         )
     return Mesh(np.asarray(devices), (AXIS,))
+
+
+def check_heads(mesh: Mesh, heads: int) -> None:
+    """See that each device can have as many heads as any other, as sparse attention needs, whose cache lies with its heads.
+
+    Raises:
+        InputError: they do not divide.
+    """
+    if heads % mesh.size:
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise InputError(
+            f"{heads} heads cannot be shared among {mesh.size} devices, as sparse attention does; "
+            f"take one of {', '.join(map(str, fitting))}, or dense attention"
+        )
 
 
 def replicated(mesh: Mesh, tree: Any) -> Any:

@@ -17,7 +17,7 @@ from pallas_kernels import deviceless, targets
 from pallas_kernels.targets import Target
 from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.halves import keep
-from qsjax.parallel import make_mesh
+from qsjax.parallel import check_heads, make_mesh
 from qsjax.plan.size import TEXT_TOKENS
 from qsjax.quant import Recipe, arrange, with_quantized_layers
 from qsjax.sample import Plan, empty_cache, prepare, schedule, sharded_step, step_of_kind
@@ -122,7 +122,9 @@ class _Shapes:
             cache = traced.out_info
             spaces = [leaf.memory_space for leaf in traced.jaxpr.out_avals]
         devices = deviceless.devices(self.target, self.chips)
-        mesh = make_mesh(devices, heads=self.dit.config.num_heads)
+        mesh = make_mesh(devices)
+        if plan.sparse is not None:
+            check_heads(mesh, self.dit.config.num_heads)
         function: Any = partial(step_of_kind, plan, kind)
         if self.chips > 1:
             function = sharded_step(plan, kind, mesh, cache)

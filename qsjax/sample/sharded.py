@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qsjax.dit import DiT
-from qsjax.parallel import AXIS
+from qsjax.parallel import AXIS, check_heads
 from qsjax.residual import LayerState
 from qsjax.sample.cached import Cache, Slot, empty_cache, step_of_kind
 from qsjax.sample.plan import Plan
@@ -43,7 +43,13 @@ def sharded_step(plan: Plan, kind: str, mesh: Mesh, cache: Any) -> Callable[...,
 def sharded_cache(
     plan: Plan, mesh: Mesh, dit: DiT, latents: tuple[int, ...], conditions: Conditions
 ) -> Cache:
-    """An empty cache on a mesh; no device ever has all of it."""
+    """An empty cache on a mesh; no device ever has all of it.
+
+    Raises:
+        InputError: attention is sparse, and its heads do not divide among the devices.
+    """
+    if plan.sparse is not None:
+        check_heads(mesh, dit.config.num_heads)
     make = partial(empty_cache, plan, latents=latents)
     shapes = jax.eval_shape(lambda dit, known: make(dit, conditions=known), dit, conditions)
     places = jax.tree.map(

@@ -11,7 +11,7 @@ from qsjax.dit import DiT, DiTConfig, Modulation
 from qsjax.dit.attention import dense_attention
 from qsjax.dit.blocks import Attention
 from qsjax.errors import InputError
-from qsjax.parallel import by_heads
+from qsjax.parallel import by_heads, by_tokens
 from qsjax.residual import Gains
 from qsjax.sample.plan import Plan
 from qsjax.sample.schedule import sigmas, timesteps
@@ -142,7 +142,12 @@ def euler_step(
         slot = () if attention is None else memory.slot
         attend = attention
         if axis is not None:
-            attend = by_heads(attention or dense_attention, axis, prompt.text.shape[1])
+            words, heads = prompt.text.shape[1], dit.config.num_heads
+            if heads % jax.lax.axis_size(axis) == 0:
+                attend = by_heads(attention or dense_attention, axis, words)
+            else:
+                assert attention is None  # `sharded_cache` has seen to it
+                attend = by_tokens(axis, words)
         if memory.skipped is not None:
             assert plan.skip is not None
             assert step.allowed is not None

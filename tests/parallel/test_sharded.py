@@ -12,7 +12,7 @@ import pytest
 from tolerances import FLOAT32_NETWORK
 
 from qsjax.errors import InputError
-from qsjax.parallel import make_mesh
+from qsjax.parallel import check_heads, make_mesh
 
 RUNS = Path(__file__).with_name("sharded_runs.py")
 PLANS = ("dense", "sparse")
@@ -33,8 +33,8 @@ def runs(tiny_checkpoint):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", PLANS)
-def test_eight_devices_sample_what_one_does(runs, name):
+@pytest.mark.parametrize("name", [*PLANS, "gathered"])
+def test_several_devices_sample_what_one_does(runs, name):
     one, eight = runs[name]
     expected = np.array(one["latents"])
     np.testing.assert_allclose(eight["latents"], expected, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)  # fmt: skip
@@ -67,6 +67,8 @@ def test_tiles_decoded_in_turns_are_the_same(runs):
 def test_what_is_refused():
     there = jax.devices()
     with pytest.raises(InputError, match=f"{len(there) + 1} devices are asked for, and there are"):
-        make_mesh(len(there) + 1, heads=24)
-    with pytest.raises(InputError, match="take one of 1, 2, 3, 4, 6, 8, 12, 24"):
-        make_mesh([there[0]] * 5, heads=24)
+        make_mesh(len(there) + 1)
+    with pytest.raises(
+        InputError, match="take one of 1, 2, 3, 4, 6, 8, 12, 24, or dense attention"
+    ):
+        check_heads(make_mesh([there[0]] * 5), heads=24)
