@@ -15,23 +15,27 @@ from jax.sharding import SingleDeviceSharding
 
 from pallas_kernels.targets import Target
 
-# What XLA:GPU asks a driver about an H100 SXM.
-_H100 = """
-gpu_device_info {
+# What XLA:GPU asks a driver about a Hopper SXM; H100 and H200 are one chip with other memories.
+_HOPPER = """
+gpu_device_info {{
   threads_per_block_limit: 1024  threads_per_warp: 32
   shared_memory_per_block: 49152  shared_memory_per_core: 233472  shared_memory_per_block_optin: 232448
   threads_per_core_limit: 2048  core_count: 132  fpus_per_core: 128
   block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000  l2_cache_size: 52428800  clock_rate_ghz: 1.98
-  device_memory_size: 84978434048
-  cuda_compute_capability { major: 9 minor: 0 }
+  memory_bandwidth: {bandwidth}  l2_cache_size: 52428800  clock_rate_ghz: 1.98
+  device_memory_size: {memory}
+  cuda_compute_capability {{ major: 9 minor: 0 }}
   registers_per_core_limit: 65536  registers_per_block_limit: 65536
-}
+}}
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 patch: 0 }
-runtime_version { major: 12 minor: 9 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+runtime_version {{ major: 12 minor: 9 patch: 0 }}
+device_description_str: "{name}"
 """
+_GPUS = {
+    "h100": {"bandwidth": 3352320000000, "memory": 84978434048, "name": "NVIDIA H100 80GB HBM3"},
+    "h200": {"bandwidth": 4800000000000, "memory": 150754820096, "name": "NVIDIA H200"},
+}
 _CUDA_PLUGIN = "jax_plugins.xla_cuda12"
 
 
@@ -67,7 +71,8 @@ def devices(target: Target, count: int) -> list[Any]:
         if count != 1:
             raise ValueError(f"compiling for {count} GPUs without having them is not supported")
         jax.devices()  # Registers the plugin, whatever the platform in use.
-        options = {"platform": "cuda", "target_config": _H100, "topology": target.topology}
+        described = _HOPPER.format(**_GPUS[target.name])
+        options = {"platform": "cuda", "target_config": described, "topology": target.topology}
         return list(topologies.get_topology_desc(**options).devices)
     # Else libtpu asks the network which cloud machine this is, and one process at a time may load it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -49,7 +49,7 @@ TARGETS = {
             "v6e", "tpu", ("TPU v6 lite", "TPU v6e"), 918e12, 1836e12, 1640e9, "v6e:2x2", 1.75e9
         ),
         Target("h100", "gpu", ("NVIDIA H100",), 989e12, 1979e12, 3352e9, "1x1x1", 1.98e9, 90),
-        Target("h200", "gpu", ("NVIDIA H200",), 989e12, 1979e12, 4800e9, capability=90),
+        Target("h200", "gpu", ("NVIDIA H200",), 989e12, 1979e12, 4800e9, "1x1x1", 1.98e9, 90),
         Target("cpu", "cpu", ("cpu",)),
         Target("interpret", "interpret"),
     )
