@@ -108,7 +108,7 @@ def download(address: Address, *, offline: bool = False) -> tuple[Path, str]:
     Raises:
         InputError: there is no such model, it needs a token, the disk is too small, or the hub cannot be reached; offline: the
             model is not here, or not all of it.
-        CheckpointError: a file arrives damaged twice.
+        CheckpointError: a file arrives damaged twice; the hub names files or a commit that cannot be.
     """
     home = cache_directory() / "hub" / address.repo.replace("/", "--")
     if offline or constants.HF_HUB_OFFLINE:
@@ -117,6 +117,8 @@ def download(address: Address, *, offline: bool = False) -> tuple[Path, str]:
         with _explained(address):
             info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True)
         commit, files = str(info.sha), _listing(address, info.siblings or ())
+        if not _COMMIT.fullmatch(commit):
+            raise CheckpointError(f"{address}: the hub names {commit!r}, which is no commit")
         _remember(address, home, commit, files)
     root = home / commit
     missing = {name: file for name, file in files.items() if not _there(root / name, file)}

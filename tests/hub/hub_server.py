@@ -30,6 +30,7 @@ class Hub(ThreadingHTTPServer):
         on_block: called behind every block of content with `sent`.
         damage: names of files whose first byte is sent wrong.
         fault: status and error code of every answer; None for none.
+        commit: what it calls its commit.
         listed: a name that is listed and is not there.
     """
 
@@ -42,6 +43,7 @@ class Hub(ThreadingHTTPServer):
         self.on_block: Callable[[int], None] = lambda sent: None
         self.damage: set[str] = set()
         self.fault: tuple[int, str] | None = None
+        self.commit = COMMIT
         self.listed: str | None = None
 
     @property
@@ -68,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = self.server.fault
             return self._answer(status, b"{}", {"X-Error-Code": code})
         if path in (f"/api/models/{REPO}/revision/{name}" for name in ("main", COMMIT)):
-            listing = {"id": REPO, "sha": COMMIT, "siblings": self.server.siblings()}
+            listing = {"id": REPO, "sha": self.server.commit, "siblings": self.server.siblings()}
             return self._answer(200, json.dumps(listing).encode())
         if path.startswith(f"/api/models/{REPO}/revision/"):
             return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})

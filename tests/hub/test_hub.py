@@ -232,6 +232,12 @@ def test_a_listing_that_names_other_places(hub, name):
         download(ADDRESS)
 
 
+def test_a_commit_that_is_a_path(hub):
+    hub.commit = "../../elsewhere"
+    with pytest.raises(CheckpointError, match="which is no commit"):
+        download(ADDRESS)
+
+
 def test_a_repository_without_weights(hub, model):
     for path in (WEIGHTS, "transformer/same.pt", "vae/a.pt"):
         (model / path).unlink()
