@@ -117,15 +117,17 @@ def _ablation(outliers: bool) -> list[Row]:
     """W4A8 without one part of MSAD, or with one part of the learned transforms only."""
     ptq, msad = METHODS["ptq"], METHODS["msad"]
     nothing = replace(ptq, learn_smoothing=False, learn_rotation=False, learn_clips=False)
+    light = replace(msad, name="weights of 0.1", global_weight=0.1, local_weight=0.1)
     methods = [
         *(METHODS[name] for name in ABLATED),
-        replace(msad, name="weights of 0.1", global_weight=0.1, local_weight=0.1),
+        light,
         replace(nothing, name="nothing learned"),
         replace(nothing, name="clips only", learn_clips=True),
         replace(nothing, name="smoothing only", learn_smoothing=True),
         replace(nothing, name="rotation only", learn_rotation=True),
         replace(msad, name="quantized inputs", inputs="quantized"),
         replace(msad, name="mixed inputs", inputs="mixed"),
+        replace(light, name="mixed inputs, weights of 0.1", inputs="mixed"),
     ]
     group = _group("ablation", outliers)
     return [_row(group, method, _recipe(4, 8), outliers) for method in methods]

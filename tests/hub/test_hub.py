@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from huggingface_hub import constants
 
 from convert.__main__ import main
 from convert.bundled import tiny_model_directory
-from qsjax import hub as hub_module
+from qsjax.cache import cache_directory
 from qsjax.checkpoint import Manifest
 from qsjax.errors import CheckpointError, InputError
 from qsjax.hub import Address, download
@@ -153,7 +154,7 @@ def test_killed_at_ten_moments_it_goes_on_where_it_stopped(hub, model, tmp_path)
 
 def test_an_end_that_a_power_cut_spoilt_is_fetched_again(hub, model, caplog):
     whole = (model / WEIGHTS).read_bytes()
-    part = hub_module.cache_directory() / "hub" / "owner--model" / COMMIT / f"{WEIGHTS}.part"
+    part = cache_directory() / "hub" / "owner--model" / COMMIT / f"{WEIGHTS}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(whole[:200_000] + bytes(50_000))
     folder, _ = download(ADDRESS)
@@ -163,7 +164,7 @@ def test_an_end_that_a_power_cut_spoilt_is_fetched_again(hub, model, caplog):
 
 
 def test_a_part_that_is_right_is_kept(hub, model):
-    part = hub_module.cache_directory() / "hub" / "owner--model" / COMMIT / f"{WEIGHTS}.part"
+    part = cache_directory() / "hub" / "owner--model" / COMMIT / f"{WEIGHTS}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes((model / WEIGHTS).read_bytes()[:299_000])
     folder, _ = download(ADDRESS)
@@ -177,7 +178,7 @@ def test_a_file_that_is_not_the_one_listed(hub, name):
     with pytest.raises(CheckpointError, match=f"{name} arrives damaged"):
         download(ADDRESS)
     assert hub.asked.count((name, 0)) == 2
-    assert not list(hub_module.cache_directory().rglob(Path(name).name))
+    assert not list(cache_directory().rglob(Path(name).name))
 
 
 def test_a_file_of_the_hubs_own_cache_is_taken(hub, model, monkeypatch, tmp_path):
@@ -188,7 +189,7 @@ def test_a_file_of_the_hubs_own_cache_is_taken(hub, model, monkeypatch, tmp_path
     (tmp_path / "theirs/transformer").mkdir(parents=True)
     (tmp_path / "theirs" / WEIGHTS).write_bytes((model / WEIGHTS).read_bytes())
     (tmp_path / "theirs" / CONFIG).write_bytes(bytes(200))  # of the right size, with other content
-    monkeypatch.setattr(hub_module, "try_to_load_from_cache", found)
+    monkeypatch.setattr("qsjax.hub.folder.try_to_load_from_cache", found)
     folder, _ = download(ADDRESS)
     assert contents(folder) == expected(model)
     assert hub.asked == [(CONFIG, 0), ("vae/a.pt", 0)]
@@ -216,8 +217,8 @@ def test_a_hub_that_is_not_there(hub, monkeypatch):
 
 
 def test_a_disk_that_is_too_small(hub, monkeypatch):
-    usage = hub_module.shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match=r"make room, or name another place by QSJAX_CACHE"):
         download(ADDRESS)
     assert hub.sent == 0

@@ -1,0 +1,48 @@
+"""How a model of the hub is named on a command line."""
+
+import re
+from dataclasses import dataclass
+
+from qsjax.errors import InputError
+
+SCHEME = "hf://"
+_ADDRESS = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?P<folder>(?:/[\w.-]+)*)(?:@(?P<revision>[\w./-]+))?"
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Of a model: `hf://OWNER/NAME[/FOLDER][@REVISION]`.
+
+    Attributes:
+        repo: owner and name.
+        folder: inside the repository; empty for all of it.
+        revision: branch, tag or commit.
+    """
+
+    repo: str
+    folder: str = ""
+    revision: str = "main"
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Of a string that begins with `hf://`.
+
+        Raises:
+            InputError: the rest is not an address.
+        """
+        found = _ADDRESS.fullmatch(text.removeprefix(SCHEME))
+        if (
+            not text.startswith(SCHEME)
+            or found is None
+            or {".", ".."} & set(re.split("[/@]", text))
+        ):
+            raise InputError(
+                f"{text}: is no address; write {SCHEME}OWNER/NAME, or with /FOLDER or @REVISION"
+            )
+        return cls(found["repo"], found["folder"].lstrip("/"), found["revision"] or "main")
+
+    def __str__(self) -> str:
+        folder = f"/{self.folder}" if self.folder else ""
+        return f"{SCHEME}{self.repo}{folder}@{self.revision}"

@@ -1,0 +1,67 @@
+"""What the hub's client raises, in one sentence each."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from qsjax.errors import InputError
+from qsjax.hub.address import Address
+
+
+@contextmanager
+def explained(address: Address, name: str = "") -> Iterator[None]:
+    """Turn errors of what is done inside into one sentence for each thing that the hub can say, or the network, or the disk.
+
+    Args:
+        address: of the model.
+        name: of the file that it is about, if it is about one.
+
+    Raises:
+        InputError: instead of them.
+    """
+    where = f"{address}: {name}:" if name else f"{address}:"
+    try:
+        yield
+    except GatedRepoError as error:
+        raise InputError(
+            f"{where} is behind a licence; accept it on the model's page, and give a token by HF_TOKEN or `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"{where} is no model of the hub, or a private one; check the name, or give a token by HF_TOKEN or `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"{where} has no revision {address.revision!r}; name a branch, tag or commit of it"
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise InputError(
+            f"{where} the hub answers {status}; try again later, it goes on where it stopped"
+        ) from error
+    except OSError as error:
+        if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+            raise InputError(
+                f"{where} cannot be written ({error.strerror}); make room and run the same command again, "
+                f"it goes on where it stopped"
+            ) from error
+        raise _unreachable(where, error) from error
+    except Exception as error:
+        # The client's transport, which has changed its library between releases, has errors of no common base.
+        if not type(error).__module__.startswith(("httpx", "httpcore")):
+            raise
+        raise _unreachable(where, error) from error
+
+
+def _unreachable(where: str, error: Exception) -> InputError:
+    said = str(error).strip().splitlines()
+    return InputError(
+        f"{where} the hub cannot be reached ({said[0] if said else type(error).__name__}); "
+        f"run the same command again, it goes on where it stopped, or with --offline if all of it is here"
+    )

@@ -1,0 +1,109 @@
+"""What belongs to a model: the hub's listing, as far as a conversion reads it, and what is remembered of it without a network."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from qsjax.errors import CheckpointError, InputError
+from qsjax.hub.address import SCHEME, Address
+from qsjax.hub.explaining import explained
+
+WANTED = (".safetensors", ".pt", ".json", ".txt")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class File:
+    """What the hub says of a file.
+
+    Attributes:
+        size: bytes.
+        sha256: of the content; None for small files, which git keeps.
+        git: git's own digest of it, SHA-1 with a header.
+    """
+
+    size: int
+    sha256: str | None
+    git: str | None
+
+
+def ask(address: Address) -> tuple[str, dict[str, File]]:
+    """The commit that a revision is now, and the files of it that a conversion may read.
+
+    Raises:
+        InputError: the hub does not give it, or it holds no weights.
+        CheckpointError: the hub names files or a commit that cannot be.
+    """
+    with explained(address):
+        info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True)
+    commit, files = str(info.sha), _listing(address, info.siblings or ())
+    if not _COMMIT.fullmatch(commit):
+        raise CheckpointError(f"{address}: the hub names {commit!r}, which is no commit")
+    return commit, files
+
+
+def _listing(address: Address, siblings: Any) -> dict[str, File]:
+    """The files that a conversion may read; beside safetensors a .pt is the same weights once more."""
+    inside = f"{address.folder}/" if address.folder else ""
+    files = {}
+    for one in siblings:
+        path = PurePosixPath(one.rfilename)
+        if not one.rfilename.startswith(inside) or path.suffix not in WANTED:
+            continue
+        if (
+            path.is_absolute()
+            or ".." in path.parts
+            or "\\" in one.rfilename
+            or path.parts[0].startswith(".")
+        ):
+            raise CheckpointError(
+                f"{address}: lists {one.rfilename!r}, which is no name of a file in a folder"
+            )
+        files[one.rfilename] = File(int(one.size or 0), one.lfs and one.lfs.sha256, one.blob_id)
+    safe = {PurePosixPath(name).parent for name in files if name.endswith(".safetensors")}
+    files = {
+        name: file
+        for name, file in sorted(files.items())
+        if not (name.endswith(".pt") and PurePosixPath(name).parent in safe)
+    }
+    if not any(name.endswith((".safetensors", ".pt")) for name in files):
+        raise InputError(
+            f"{address}: holds no weights (.safetensors or .pt); name a model, or another folder of it"
+        )
+    return files
+
+
+def remember(address: Address, home: Path, commit: str, files: Mapping[str, File]) -> None:
+    """Keep for a run without a network what this name meant, and what belongs to it."""
+    path = _record(address, home)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"commit": commit, "files": {name: vars(file) for name, file in files.items()}}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+def remembered(address: Address, home: Path) -> tuple[str, dict[str, File]]:
+    """What `ask` said last, without asking.
+
+    Raises:
+        InputError: it was not asked.
+    """
+    try:
+        content = json.loads(_record(address, home).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{address}: was not downloaded, and no network may be used (--offline or HF_HUB_OFFLINE); "
+            f"run the same command once with one"
+        ) from error
+    return content["commit"], {name: File(**file) for name, file in content["files"].items()}
+
+
+def _record(address: Address, home: Path) -> Path:
+    name = str(address).removeprefix(SCHEME).replace("/", "--")
+    return home / f"{name}.json"
