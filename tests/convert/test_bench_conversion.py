@@ -1,32 +1,18 @@
 """The benchmark of conversions: its source is a model, and what it reports was measured."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import convert_models as models
 import numpy as np
 import pytest
 
 from convert import Sources
 from convert.component import open_components
 from qsjax.bench.conversion import bench, text, write_source
-from qsjax.dit import DiTConfig
 from qsjax.errors import InputError
 
-CONFIG = DiTConfig(
-    in_channels=4,
-    out_channels=4,
-    hidden_size=256,
-    num_heads=2,
-    num_double_blocks=1,
-    num_single_blocks=1,
-    num_refiner_blocks=1,
-    mlp_ratio=2.0,
-    patch_size=(1, 2, 2),
-    rope_axes_dim=(32, 48, 48),
-    rope_theta=256.0,
-    text_dim=64,
-    pooled_dim=32,
-    guidance_embeds=True,
-)
+CONFIG = replace(models.DIT, hidden_size=256, rope_axes_dim=(32, 48, 48))
 
 
 def test_the_source_is_a_transformer_of_plain_numbers(tmp_path):
