@@ -1,5 +1,8 @@
 """Several hosts: one process on each, started by the same command, and one mesh over the devices of all."""
 
+import logging
+import socket
+import time
 from typing import Any
 
 import jax
@@ -7,6 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from qsjax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 AUTOMATIC = "auto"
 PATIENCE = 300
@@ -16,13 +21,15 @@ PATIENCE = 300
 def join(coordinator: str, hosts: int | None = None, host: int | None = None) -> None:
     """Meet the other hosts; to be called before any array is made. Arrays are shared by `jax.distributed` from then on.
 
+    Where the first host waits for others in vain, JAX ends its process.
+
     Args:
         coordinator: address of the first host, with a port; "auto" on Cloud TPUs and under Slurm, which tell all by themselves.
         hosts: how many.
         host: which of them this is, from 0.
 
     Raises:
-        InputError: the numbers do not fit, or the others do not come.
+        InputError: the numbers do not fit, or the first host cannot be reached.
     """
     given: dict[str, Any] = {}
     if coordinator != AUTOMATIC:
@@ -35,6 +42,9 @@ def join(coordinator: str, hosts: int | None = None, host: int | None = None) ->
             raise InputError(
                 f"--hosts {hosts} --host {host}: of two or more hosts each has a number of its own, from 0; give both"
             )
+        if host > 0:
+            _reach(name, int(port))
+        logger.info("host %d of %d, waiting up to %d s for the others", host, hosts, PATIENCE)
         given = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
     elif hosts is not None or host is not None:
         raise InputError("--coordinator auto finds out --hosts and --host; leave them out")
@@ -45,6 +55,23 @@ def join(coordinator: str, hosts: int | None = None, host: int | None = None) ->
             f"--coordinator {coordinator}: the hosts do not meet ({str(error).splitlines()[0]}); "
             f"start the same command on every host, each with its own --host"
         ) from error
+
+
+def _reach(name: str, port: int) -> None:
+    """Wait until the first host listens: JAX's own waiting ends without a sentence."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection((name, port), timeout=5).close()
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or time.monotonic() > deadline:
+                raise InputError(
+                    f"--coordinator {name}:{port}: the first host cannot be reached ({error.strerror or error}); "
+                    f"start the same command there with --host 0, or correct the address"
+                ) from error
+            time.sleep(1)
+        else:
+            return
 
 
 def is_first() -> bool:

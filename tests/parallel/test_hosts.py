@@ -12,7 +12,7 @@ import pytest
 
 from qsjax.cli import main
 from qsjax.errors import InputError
-from qsjax.parallel import first_agrees, is_first, join
+from qsjax.parallel import first_agrees, hosts, is_first, join
 
 SIZE = ("--frames", "5", "--height", "32", "--width", "32", "--steps", "3")
 SPARSE = (
@@ -30,10 +30,10 @@ def address():
 def start(words):
     """A qsjax command on each of two hosts."""
     code = "import sys; from qsjax.cli import main; sys.exit(main(sys.argv[1:]))"
-    hosts = ("--coordinator", address(), "--hosts", "2")
+    meeting = ("--coordinator", address(), "--hosts", "2")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, words), *hosts, "--host", str(host)],
+            [sys.executable, "-c", code, *map(str, words), *meeting, "--host", str(host)],
             env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -94,6 +94,14 @@ def test_what_the_first_host_cannot_write_ends_both(tiny_checkpoint, tmp_path):
 def test_what_is_refused(given, sentence):
     with pytest.raises(InputError, match=sentence):
         join(*given)
+
+
+def test_a_first_host_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(hosts, "PATIENCE", -1)
+    with pytest.raises(InputError, match="the first host cannot be reached"):
+        join(address(), 2, 1)
+    with pytest.raises(InputError, match="the first host cannot be reached"):
+        join("nowhere.invalid:1", 2, 1)
 
 
 def test_hosts_without_an_address(capsys, tmp_path):
