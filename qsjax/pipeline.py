@@ -21,7 +21,8 @@ from qsjax.errors import InputError
 from qsjax.models import Models, device_room
 from qsjax.parallel import check_heads, gathered, make_mesh
 from qsjax.plan import PlannedModel, Weights
-from qsjax.plan.fit import Run, require_room
+from qsjax.plan.fit import require_room
+from qsjax.plan.run import Run
 from qsjax.plan.steps import describe
 from qsjax.sample import (
     Heads,

@@ -76,7 +76,8 @@ def videos(room: int | None, backend: str) -> dict[str, Any] | None:
     if room is None:
         return None
     from qsjax.plan import PlannedModel, Weights
-    from qsjax.plan.fit import Run, largest_video
+    from qsjax.plan.fit import largest_video
+    from qsjax.plan.run import Run
     from qsjax.sample.recipe import SamplingRecipe
 
     found = {}

@@ -1,86 +1,17 @@
 """Whether a run fits a device, and what would make it fit."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from qsjax.errors import InputError
-from qsjax.plan.models import PlannedModel
-from qsjax.plan.size import Size
-from qsjax.plan.stages import Stage, stages
-from qsjax.plan.weights import Weights
-from qsjax.sample import Plan
-from qsjax.sample.settings import Settings
+from qsjax.plan.run import Run
 from qsjax.vae import Tiling
 
 SIZES = ((129, 720, 1280), (61, 720, 1280), (61, 544, 960), (61, 480, 832), (33, 480, 832), (33, 320, 512))  # fmt: skip
 """Videos that are proposed in place of one that does not fit: frames, height, width, the largest first."""
 DOUBT = 0.1
 """How far the estimate may be off: what is larger than the device by less is tried."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run, as far as its memory depends on it.
-
-    Attributes:
-        model: what is sampled.
-        weights: of its transformer.
-        settings: size and sampling plan.
-        text_tokens: of the prompt, padding included; at most.
-        text_storage: of the text encoders, "int8" or None.
-        released: whether modulation weights leave the device before the first step.
-        tiling: of the autoencoder; None is the default.
-        encodes: whether text encoders take part; not with an encoded prompt.
-        backend: of the device: "tpu", "gpu" or "cpu".
-        chips: that share the transformer's tokens.
-    """
-
-    model: PlannedModel
-    weights: Weights
-    settings: Settings
-    text_tokens: int = 256
-    text_storage: str | None = None
-    released: bool = True
-    tiling: Tiling | None = None
-    encodes: bool = True
-    backend: str = "tpu"
-    chips: int = 1
-
-    @property
-    def plan(self) -> Plan:
-        """Of sampling."""
-        return self.settings.plan()
-
-    def stages(self) -> list[Stage]:
-        """What each stage takes, estimated."""
-        settings, model = self.settings, self.model
-        size = Size.of(
-            model.dit,
-            model.vae,
-            frames=settings.frames,
-            height=settings.height,
-            width=settings.width,
-            text_tokens=self.text_tokens,
-        )
-        latents = model.vae.latent_shape(settings.frames, settings.height, settings.width)
-        found = stages(
-            model,
-            self.weights,
-            size,
-            latents,
-            self.plan,
-            text_storage=self.text_storage,
-            released=self.released,
-            tiling=self.tiling,
-            backend=self.backend,
-            chips=self.chips,
-        )
-        return [stage for stage in found if self.encodes or stage.name != "text encoders"]
-
-    def largest(self) -> Stage:
-        """The stage that decides."""
-        return max(self.stages(), key=lambda stage: stage.total)
 
 
 def require_room(run: Run, room: int, *, where: str) -> None:

@@ -8,9 +8,10 @@ from qsjax.errors import InputError
 from qsjax.plan.calibration import FORWARDS_A_STEP, SHARE_OF_PEAK, CalibrationPlan
 from qsjax.plan.compiled import compile_steps
 from qsjax.plan.devices import Device
-from qsjax.plan.fit import Run, advice
+from qsjax.plan.fit import advice
 from qsjax.plan.flops import StepFlops
 from qsjax.plan.models import PlannedModel
+from qsjax.plan.run import Run
 from qsjax.plan.size import TEXT_TOKENS, Size
 from qsjax.plan.stages import transformer_bytes
 from qsjax.plan.steps import steps_by_kind

@@ -1,8 +1,8 @@
-"""What each stage of making a video holds on the device: text encoders, transformer, autoencoder, one after the other."""
+"""Bytes that text encoders, transformer and autoencoder hold on the device."""
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,61 +26,6 @@ MAPS = 4
 65 x 256 x 256 pixels, 3.97 of them."""
 
 
-class Stage(NamedTuple):
-    """A stage.
-
-    Attributes:
-        name: for people.
-        parts: bytes by what takes them.
-    """
-
-    name: str
-    parts: dict[str, int]
-
-    @property
-    def total(self) -> int:
-        """All of it; stages are not on the device together."""
-        return sum(self.parts.values())
-
-
-def stages(
-    model: PlannedModel,
-    weights: Weights,
-    size: Size,
-    latents: tuple[int, int, int],
-    plan: Plan,
-    *,
-    text_storage: str | None = None,
-    released: bool = True,
-    tiling: Tiling | None = None,
-    backend: str = "tpu",
-    chips: int = 1,
-) -> list[Stage]:
-    """Estimates, with weights in bfloat16 or as their recipe stores them.
-
-    Args:
-        model: what is planned.
-        weights: of its transformer.
-        size: of the video.
-        latents: frames, height, width.
-        plan: of the sampling run.
-        text_storage: "int8", or None for bfloat16.
-        released: whether modulation weights leave the device before the first step.
-        tiling: of the autoencoder; None is the default.
-        backend: whose compiler lays out the steps.
-        chips: that share the transformer's tokens; the others' work is one's.
-    """
-    found = []
-    if model.llama is not None and model.clip is not None:
-        found.append(Stage("text encoders", text_bytes(model.llama, model.clip, text_storage)))
-    parts = transformer_bytes(model, weights, size, latents, plan, plan.kinds, backend, chips)
-    if not released:
-        parts["modulation_weights"] = weights.by_part["modulation"]
-    found.append(Stage("transformer", parts))
-    found.append(Stage("autoencoder", decoder_bytes(model.vae, latents, tiling or Tiling())))
-    return found
-
-
 def transformer_bytes(
     model: PlannedModel,
     weights: Weights,
@@ -91,7 +36,18 @@ def transformer_bytes(
     backend: str = "tpu",
     chips: int = 1,
 ) -> dict[str, int]:
-    """Of steps of these kinds, the widest of which counts, with modulation weights released; arguments as of `stages`."""
+    """Of steps of these kinds, the widest of which counts, with modulation weights released.
+
+    Args:
+        model: what is planned.
+        weights: of its transformer.
+        size: of the video.
+        latents: frames, height, width.
+        plan: of the sampling run.
+        kinds: of the steps.
+        backend: whose compiler lays them out.
+        chips: that share the tokens.
+    """
     evaluations = plan.steps * (2 if plan.uses_negative else 1)
     parts = sampling_bytes(model.dit, weights, size, evaluations, kinds, backend, chips)
     if plan.sparse is not None and plan.sparse.residual.place == "device":

@@ -9,7 +9,8 @@ from qsjax import pipeline as pipeline_module
 from qsjax.cli import main
 from qsjax.errors import InputError
 from qsjax.plan import PlannedModel, Weights
-from qsjax.plan.fit import DOUBT, Run, advice, require_room
+from qsjax.plan.fit import DOUBT, advice, require_room
+from qsjax.plan.run import Run
 from qsjax.sample.recipe import SamplingRecipe
 
 GB = 10**9
