@@ -1,5 +1,6 @@
 """Where the PyTorch files come from: this machine, or the hub."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from qsjax.errors import InputError
@@ -18,8 +19,6 @@ def local_source(source: str | None, *, offline: bool = False) -> tuple[Path | N
     """
     # Imported late: it brings an HTTP client that paths need not wait for.
     if source is not None and source.startswith("hf://"):
-        from dataclasses import replace
-
         from qsjax.hub import Address, download
 
         address = Address.parse(source)
