@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from qsjax.dit import DiT
 from qsjax.errors import Cancelled
 from qsjax.models import Models
-from qsjax.parallel import replicated
+from qsjax.parallel import replicated, weight_specs
 from qsjax.progress import Progress
 from qsjax.sample import (
     Conditions,
@@ -23,6 +23,7 @@ from qsjax.sample import (
     prepare,
     schedule,
     sharded_cache,
+    sharded_prepare,
     sharded_step,
     step_of_kind,
 )
@@ -90,7 +91,7 @@ class Denoiser:
         for kind in dict.fromkeys(plan.kinds):
             step: Any = partial(step_of_kind, plan, kind)
             if self._mesh is not None:
-                step = sharded_step(plan, kind, self._mesh, cache)
+                step = sharded_step(plan, kind, self._mesh, cache, weight_specs(dit))
             programs[kind] = self._compiled(kind, plan, step, dit, (x, cache), first, prepared)
         start = time.perf_counter()
         with Progress(total, "denoise", unit="step", enabled=self._progress) as bar:
@@ -111,8 +112,10 @@ class Denoiser:
         self, plan: Plan, prompt: EncodedPrompt, negative: EncodedPrompt | None
     ) -> Conditions:
         """What the steps need of a prompt; released weights are gone when this returns."""
-        dit = self._models.modulation
-        run = self._compiled("prepare", plan, partial(prepare, plan), dit, prompt, negative)
+        dit, function = self._models.modulation, partial(prepare, plan)
+        if self._mesh is not None:
+            function = sharded_prepare(plan, self._mesh, weight_specs(dit))
+        run = self._compiled("prepare", plan, function, dit, prompt, negative)
         return jax.block_until_ready(run(dit, prompt, negative))
 
     def _compiled(

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from qsjax.checkpoint import Manifest, stored_bytes
 from qsjax.dit import DiT, load_dit
-from qsjax.parallel import replicated
+from qsjax.parallel import weight_placement
 from qsjax.text import TextEncoder
 from qsjax.vae import VAE, load_vae
 
@@ -29,7 +29,8 @@ class Models:
         text_storage: of the text encoders, "int8" or None.
         released: whether the transformer is without its modulation weights.
         staged: one at a time; None decides by the device's memory.
-        mesh: whose devices all have the transformer; None is the default device.
+        mesh: whose devices run the transformer; None is the default device.
+        cut: whether they share the weights of its blocks; False gives them to each.
         progress: show bars.
         add: is told the stage and when a model began to be read.
 
@@ -46,17 +47,19 @@ class Models:
         released: bool,
         staged: bool | None,
         mesh: Mesh | None,
+        cut: bool,
         progress: bool,
         add: Callable[[str, float], None],
     ) -> None:
         self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
-        self._released, self._mesh, self._progress, self._add = released, mesh, progress, add
+        self._released, self._progress, self._add = released, progress, add
+        self._place = None if mesh is None else weight_placement(mesh, cut)
         self._loaded: dict[str, Any] = {}
         self.staged = not self._fits() if staged is None else staged
 
     @property
     def dit(self) -> DiT:
-        """What steps run, on every device of the mesh."""
+        """What steps run."""
         return self._one("dit", lambda: self._read_dit("steps" if self._released else "whole"))
 
     @property
@@ -88,8 +91,7 @@ class Models:
         return self._loaded[name]
 
     def _read_dit(self, part: str) -> DiT:
-        dit = self._read(partial(load_dit, part=part, progress=self._progress))
-        return dit if self._mesh is None else replicated(self._mesh, dit)
+        return self._read(partial(load_dit, part=part, place=self._place, progress=self._progress))
 
     def _read(self, load: Callable[..., Any]) -> Any:
         start = time.perf_counter()

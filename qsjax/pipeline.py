@@ -66,6 +66,7 @@ class Pipeline:
         modulation: str = "resident",
         staged: bool | None = None,
         devices: int = 1,
+        shard_weights: bool = False,
         progress: bool = True,
     ) -> None:
         if modulation not in MODULATION:
@@ -79,7 +80,12 @@ class Pipeline:
         self.vae_config = from_mapping(
             VAEConfig, manifest.config("vae"), source=f"{source}: vae config"
         )
+        if shard_weights and devices == 1:
+            raise InputError(
+                "shard_weights is for several devices, and there is one; ask for more (--devices), or leave it out"
+            )
         self.mesh = make_mesh(devices) if devices != 1 else None
+        self._cut = shard_weights
         self.settings = Settings.of_manifest(manifest.data)
         self.tiling: Tiling | None = from_mapping(
             Tiling, manifest.data.get("tiling", {}), source=f"{source}: tiling"
@@ -91,6 +97,7 @@ class Pipeline:
             released=self._released,
             staged=staged,
             mesh=self.mesh,
+            cut=shard_weights,
             progress=progress,
             add=self._add,
         )
@@ -109,6 +116,7 @@ class Pipeline:
         modulation: str = "resident",
         staged: bool | None = None,
         devices: int = 1,
+        shard_weights: bool = False,
         progress: bool = True,
     ) -> "Pipeline":
         """Open a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
@@ -122,8 +130,9 @@ class Pipeline:
             staged: True drops text encoders, transformer and autoencoder when another of them is needed, and reads them again
                 for the next call; False keeps what was loaded; None keeps it where all three are a small part of the device's
                 memory, or where that is not known.
-            devices: that share the transformer's tokens and heads, and take the autoencoder's tiles in turns; each has all weights of
-                both. Text encoders run on the first.
+            devices: that share the transformer's tokens and heads, and take the autoencoder's tiles in turns. Text encoders run on
+                the first.
+            shard_weights: devices share the transformer's weights too, and gather a layer's when its turn comes; else each has all.
             progress: show bars (on a terminal or notebook; in a log, a line per 10 %).
 
         Raises:
@@ -139,6 +148,7 @@ class Pipeline:
             modulation=modulation,
             staged=staged,
             devices=devices,
+            shard_weights=shard_weights,
             progress=progress,
         )
 
@@ -355,6 +365,7 @@ class Pipeline:
             encodes=encodes,
             backend=jax.default_backend(),
             chips=1 if self.mesh is None else self.mesh.size,
+            cut=self._cut,
         )
         require_room(run, room, where=f"this {jax.local_devices()[0].device_kind}")
 

@@ -3,6 +3,7 @@
 from qsjax.checkpoint.manifest import FORMAT_VERSION as FORMAT_VERSION
 from qsjax.checkpoint.manifest import MANIFEST as MANIFEST
 from qsjax.checkpoint.manifest import Manifest as Manifest
+from qsjax.checkpoint.restore import Placement as Placement
 from qsjax.checkpoint.restore import load_item as load_item
 from qsjax.checkpoint.restore import restore as restore
 from qsjax.checkpoint.restore import stored_bytes as stored_bytes

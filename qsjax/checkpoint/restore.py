@@ -1,34 +1,34 @@
 """Reading a checkpoint into a Flax module, one item at a time."""
 
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
 from qsjax.checkpoint.manifest import Manifest
+from qsjax.checkpoint.places import Place, find_places
 from qsjax.errors import CheckpointError
 from qsjax.progress import Progress
 
 Module = TypeVar("Module", bound=nnx.Module)
-
-
-class _Place(NamedTuple):
-    """Where a stored piece goes: rows `start:stop` of the first axis of a parameter, or all of it."""
-
-    parameter: str
-    start: int
-    stop: int
-    whole: bool
+Placement = Callable[[str, tuple[int, ...]], NamedSharding]
+"""Where a parameter lies, by its dotted name and its shape."""
 
 
 def load_item(
-    manifest: Manifest, component: str, item: str, leaves: Collection[str] | None = None
+    manifest: Manifest,
+    component: str,
+    item: str,
+    leaves: Collection[str] | None = None,
+    *,
+    device: jax.Device | None = None,
 ) -> dict[str, Array]:
     """One stored item as device arrays in their stored dtypes.
 
@@ -37,6 +37,7 @@ def load_item(
         component: "dit", "vae", "llama" or "clip".
         item: its name.
         leaves: the only ones to be read; None reads all.
+        device: for the arrays; None is this host's first.
 
     Raises:
         CheckpointError: the files on disk do not hold what the manifest says.
@@ -44,7 +45,7 @@ def load_item(
     specifications = manifest.data["components"][component]["items"][item]
     if leaves is not None:
         specifications = {name: specifications[name] for name in specifications if name in leaves}
-    placed = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
     abstract = {
         name: jax.ShapeDtypeStruct(tuple(spec["shape"]), jnp.dtype(spec["dtype"]), sharding=placed)
         for name, spec in specifications.items()
@@ -73,6 +74,7 @@ def restore(
     *,
     dtype: jnp.dtype | None = None,
     wanted: Callable[[str], bool] | None = None,
+    place: Placement | None = None,
     progress: bool = False,
 ) -> Module:
     """Load a component into the module that `build` describes; at most one item is held twice.
@@ -86,6 +88,8 @@ def restore(
         build: makes the module; only evaluated abstractly.
         dtype: dtype of all floating parameters; None keeps what `build` says.
         wanted: says of a leaf's name whether it is read, for a module that is a part of the component.
+        place: of the parameters among devices, which are given their parts of one item after the other; None has all on this
+            host's first.
         progress: show a bar in bytes.
 
     Raises:
@@ -101,26 +105,29 @@ def restore(
         if wanted is None or wanted(leaf):
             items.setdefault(item, {})[leaf] = specification
     shapes = {name: tuple(a.shape) for name, a in abstract.items()}
-    places = _places(manifest, component, shapes, wanted)
+    places = find_places(manifest, component, shapes, wanted)
     arrays: dict[str, Array] = {}
     total = sum(_bytes(spec) for leaves in items.values() for spec in leaves.values())
     with Progress(total, f"load {component}", unit="B", enabled=progress) as bar:
         for item, specifications in items.items():
             chosen = None if wanted is None else specifications
-            for leaf, value in load_item(manifest, component, item, chosen).items():
-                place = places[item, leaf]
-                target = abstract[place.parameter]
+            read = load_item(manifest, component, item, chosen, device=_host() if place else None)
+            for leaf, value in read.items():
+                part = places[item, leaf]
+                name, target = part.parameter, abstract[part.parameter]
                 floating = jnp.issubdtype(target.dtype, jnp.floating)
                 kind = dtype if dtype is not None and floating else target.dtype
-                if place.whole:
-                    arrays[place.parameter] = value.astype(kind)
+                # Where the rows are: an array without a place would have the writing compiled twice.
+                sharding: Sharding = value.sharding
+                if place:
+                    sharding = named = place(name, target.shape)
+                    value = _spread(value, part, named)
+                if part.whole:
+                    arrays[name] = value.astype(kind)
                     continue
-                if place.parameter not in arrays:
-                    # Where the rows are: an array without a place would have the writing compiled twice.
-                    arrays[place.parameter] = jnp.zeros(target.shape, kind, device=value.sharding)
-                arrays[place.parameter] = _write_rows(
-                    arrays[place.parameter], value, np.int32(place.start)
-                )
+                if name not in arrays:
+                    arrays[name] = jnp.zeros(target.shape, kind, device=sharding)
+                arrays[name] = _writer(sharding)(arrays[name], value, np.int32(part.start))
             bar.advance(sum(_bytes(spec) for spec in specifications.values()))
     flat = [(path, value.replace(arrays[name])) for name, (path, value) in variables.items()]
     return nnx.merge(graph, nnx.from_flat_state(flat))
@@ -132,70 +139,33 @@ def stored_bytes(manifest: Manifest, component: str | None = None) -> int:
     return sum(_bytes(spec) for name in components for *_, spec in manifest.leaves(name))
 
 
-@partial(jax.jit, donate_argnums=0)
+@lru_cache(maxsize=8)
+def _writer(sharding: Sharding) -> Callable[[Array, Array, np.int32], Array]:
+    """Writes rows into an array that stays where it is."""
+    return jax.jit(_write_rows, donate_argnums=0, out_shardings=sharding)
+
+
 def _write_rows(whole: Array, part: Array, offset: Array) -> Array:
     rows = part.reshape(-1, *whole.shape[1:]).astype(whole.dtype)
     return jax.lax.dynamic_update_slice_in_dim(whole, rows, offset, axis=0)
 
 
+def _host() -> jax.Device:
+    """For what is spread from there over devices; the first of them where this host's own memory is no device of JAX."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
+def _spread(value: Array, part: Place, whole: NamedSharding) -> Array:
+    """A stored piece on the devices that have its parameter; each host brings what its own devices need."""
+    spec = PartitionSpec(*whole.spec[1:]) if part.layer else whole.spec
+    rows = np.asarray(value)
+    return jax.make_array_from_callback(
+        value.shape, NamedSharding(whole.mesh, spec), lambda index: rows[index]
+    )
+
+
 def _bytes(specification: Mapping[str, Any]) -> int:
     return int(np.prod(specification["shape"])) * jnp.dtype(specification["dtype"]).itemsize
-
-
-def _places(
-    manifest: Manifest,
-    component: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    wanted: Callable[[str], bool] | None,
-) -> dict[tuple[str, str], _Place]:
-    """The place of each (item, leaf), once every parameter is known to be covered exactly."""
-    places: dict[tuple[str, str], _Place] = {}
-    covered: dict[str, list[tuple[int, int]]] = {name: [] for name in shapes}
-    problems: list[str] = []
-    for item, leaf, spec in manifest.leaves(component):
-        if wanted is not None and not wanted(leaf):
-            continue
-        name, index = _parameter_of(leaf, shapes)
-        if name is None:
-            problems.append(f"surplus {leaf}")
-            continue
-        shape = shapes[name]
-        if index is not None:
-            place, expected = _Place(name, index, index + 1, False), shape[1:]
-        elif "rows" in spec:
-            start, stop = spec["rows"]
-            place, expected = _Place(name, start, stop, False), (stop - start, *shape[1:])
-        else:
-            place, expected = _Place(name, 0, shape[0] if shape else 1, True), shape
-        if tuple(spec["shape"]) != expected:
-            problems.append(f"{leaf} has shape {tuple(spec['shape'])} instead of {expected}")
-        covered[name].append((place.start, place.stop))
-        places[item, leaf] = place
-    for name, ranges in covered.items():
-        edge = 0
-        for start, stop in sorted(ranges):
-            if start == edge:
-                edge = stop
-        if edge != (shapes[name][0] if shapes[name] else 1):
-            problems.append(f"missing {name}" + (f" from index {edge} on" if edge else ""))
-    if problems:
-        shown = "; ".join(problems[:8]) + (
-            f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        )
-        raise CheckpointError(
-            f"{manifest.directory}: {component} does not fit its own configuration: {shown}"
-        )
-    return places
-
-
-def _parameter_of(
-    leaf: str, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[str | None, int | None]:
-    if leaf in shapes:
-        return leaf, None
-    parts = leaf.split(".")
-    for position, part in enumerate(parts):
-        stacked = ".".join(parts[:position] + parts[position + 1 :])
-        if part.isdecimal() and stacked in shapes and int(part) < shapes[stacked][0]:
-            return stacked, int(part)
-    return None, None

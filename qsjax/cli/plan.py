@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whether modulation weights leave the device before the first step",
     )
     parser.add_argument(
+        "--shard-weights",
+        action="store_true",
+        help="devices of several chips share the transformer's weights; without it each chip has all of them",
+    )
+    parser.add_argument(
         "--density",
         type=float,
         default=0.15,
@@ -92,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         **sampling_changes(args, named, chosen_for or None),
         text_storage=args.text_storage,
         released=args.modulation == "released",
+        cut=args.shard_weights,
         only=args.device,
         compiled=args.compile,
     )

@@ -66,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="that share the transformer's tokens and heads (default: 1)",
     )
     parser.add_argument(
+        "--shard-weights",
+        action="store_true",
+        help="devices share the transformer's weights too; without it each has all of them",
+    )
+    parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="of several hosts, the first one's address, or 'auto' on Cloud TPUs and under Slurm: start the same command on each; "
@@ -103,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         "text_storage": args.text_storage,
         "modulation": args.modulation,
         "devices": args.devices,
+        "shard_weights": args.shard_weights,
         "staged": True,  # one video: each model is read once in any case
         "progress": first,
     }

@@ -6,7 +6,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import nnx
 
-from qsjax.checkpoint import Manifest, restore
+from qsjax.checkpoint import Manifest, Placement, restore
 from qsjax.config import from_mapping
 from qsjax.dit.config import DiTConfig
 from qsjax.dit.halves import belongs_to, keep
@@ -20,6 +20,7 @@ def load_dit(
     *,
     dtype: jnp.dtype | type | None = None,
     part: str = "whole",
+    place: Placement | None = None,
     progress: bool = False,
 ) -> DiT:
     """The diffusion transformer of a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
@@ -29,6 +30,7 @@ def load_dit(
         dtype: parameters and matmuls; None means bfloat16, as the weights are released. Of a quantized layer it is the
             dtype of the output; its integers, and its scales and transforms in float32, are as stored.
         part: "whole", or one of the halves of `qsjax.dit.halves`; nothing else is read.
+        place: of the parameters among devices (`qsjax.parallel.weight_placement`); None has all on the first.
         progress: show a bar in bytes.
 
     Raises:
@@ -47,7 +49,8 @@ def load_dit(
         return keep(dit, part)
 
     wanted = None if part == "whole" else partial(belongs_to, part)
-    return arrange(restore(manifest, "dit", build, wanted=wanted, progress=progress))
+    dit = restore(manifest, "dit", build, wanted=wanted, place=place, progress=progress)
+    return arrange(dit, place=place)
 
 
 def stored_recipe(manifest: Manifest) -> Recipe | None:

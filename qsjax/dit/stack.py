@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qsjax.dit.shards import layer
+
 HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
 Block = TypeVar("Block", bound=nnx.Module)
 
@@ -27,7 +29,7 @@ def over_layers(blocks: Block, function: Callable[[Block], Any]) -> Any:
     Not all at once: packed weights that are widened for a product would be so for every layer.
     """
     graph, parameters = nnx.split(blocks)
-    return jax.lax.map(lambda one: function(nnx.merge(graph, one)), parameters)
+    return jax.lax.map(lambda one: function(layer(graph, one)), parameters)
 
 
 def scan_layers(
@@ -42,7 +44,7 @@ def scan_layers(
     """Run blocks one after the other.
 
     Args:
-        blocks: a stacked module.
+        blocks: a stacked module, or `Shards` of one.
         step: `(block, carry, input, layer_state) -> (carry, layer_state)`.
         carry: passes from block to block.
         inputs: pytree with a leading layer axis, one slice a block.
@@ -67,9 +69,7 @@ def scan_layers(
         # Behind the last layer it is fetched once more, in vain.
         ahead = fetch(leaves, jnp.minimum(index + 1, first + count - 1))
         mine = [fetched[n] if n in fetched else _layer(x, index) for n, x in enumerate(leaves)]
-        carry, later = step(
-            nnx.merge(graph, one), carry, given, jax.tree.unflatten(structure, mine)
-        )
+        carry, later = step(layer(graph, one), carry, given, jax.tree.unflatten(structure, mine))
         later = jax.tree.leaves(later)
         for n, (before, after) in enumerate(zip(mine, later, strict=True)):
             if after is before:  # only read: nothing to write back

@@ -17,7 +17,7 @@ from pallas_kernels import deviceless, targets
 from pallas_kernels.targets import Target
 from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.halves import keep
-from qsjax.parallel import check_heads, make_mesh
+from qsjax.parallel import check_heads, make_mesh, weight_specs
 from qsjax.plan.size import TEXT_TOKENS
 from qsjax.quant import Recipe, arrange, with_quantized_layers
 from qsjax.sample import Plan, empty_cache, prepare, schedule, sharded_step, step_of_kind
@@ -55,6 +55,7 @@ def compile_steps(
     text_tokens: int = TEXT_TOKENS,
     clipped: bool = True,
     chips: int = 1,
+    cut: bool = False,
 ) -> dict[str, CompiledStep]:
     """Compile one step of each kind that the plan has, bfloat16, one prompt, modulation weights released.
 
@@ -67,11 +68,12 @@ def compile_steps(
         text_tokens: of the prompt.
         clipped: whether quantized activations have a learned clip.
         chips: that share the tokens; what is returned is of one of them.
+        cut: whether they share the weights of the blocks, too.
 
     Raises:
         ModuleNotFoundError: its compiler is not installed.
     """
-    shapes = _Shapes(config, recipe, plan, target, latents, text_tokens, clipped, chips)
+    shapes = _Shapes(config, recipe, plan, target, latents, text_tokens, clipped, chips, cut)
     return {kind: shapes.compile(kind) for kind in dict.fromkeys(plan.kinds)}
 
 
@@ -85,9 +87,10 @@ class _Shapes:
         latents: tuple[int, int, int],
         text_tokens: int,
         clipped: bool,
-        chips: int = 1,
+        chips: int,
+        cut: bool,
     ) -> None:
-        self.plan, self.target, self.chips = plan, target, chips
+        self.plan, self.target, self.chips, self.cut = plan, target, chips, cut
         dtype = jnp.dtype(jnp.bfloat16)
 
         def build(part: str) -> DiT:
@@ -125,13 +128,14 @@ class _Shapes:
         mesh = make_mesh(devices)
         if plan.sparse is not None:
             check_heads(mesh, self.dit.config.num_heads)
+        whole = partial(jax.tree.map, lambda _: PartitionSpec())
+        weights = weight_specs(self.dit, self.chips) if self.cut else whole(self.dit)
         function: Any = partial(step_of_kind, plan, kind)
         if self.chips > 1:
-            function = sharded_step(plan, kind, mesh, cache)
+            function = sharded_step(plan, kind, mesh, cache, weights)
         given: Any = (self.dit, (self.latents, cache), self.step, self.conditions)
-        whole = partial(jax.tree.map, lambda _: PartitionSpec())
         shared = cache_specs(cache) if self.chips > 1 else whole(cache)
-        specs = (whole(self.dit), (whole(self.latents), shared), *map(whole, given[2:]))
+        specs = (weights, (whole(self.latents), shared), *map(whole, given[2:]))
         flat = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
         before = len(jax.tree.leaves((self.dit, self.latents)))
         kinds = ["device"] * before + [_KINDS[space] for space in spaces]

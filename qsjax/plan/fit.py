@@ -69,6 +69,8 @@ def _changes(run: Run) -> Iterator[tuple[str, Run]]:
         yield text, replace(run, encodes=False)
     if not run.released:
         yield "--modulation released", replace(run, released=True)
+    if run.chips > 1 and not run.cut:
+        yield "--shard-weights", replace(run, cut=True)
     if sparse is not None and sparse.residual.rule.order:
         for text, changes in _CACHES.items():
             residual = replace(sparse.residual, **changes)

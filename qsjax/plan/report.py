@@ -17,7 +17,7 @@ from qsjax.plan.stages import transformer_bytes
 from qsjax.plan.steps import steps_by_kind
 from qsjax.plan.weights import Weights, modulation_table_bytes
 from qsjax.quant import Recipe
-from qsjax.sample import Plan, Skip, SparsePlan
+from qsjax.sample import Skip, SparsePlan
 from qsjax.sample.sparse import SPARSE
 
 DENSITY = 0.15
@@ -42,6 +42,7 @@ def make_report(
     skip: Skip | None = None,
     text_storage: str | None = None,
     released: bool = True,
+    cut: bool = False,
     only: str | None = None,
     compiled: bool = False,
 ) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def make_report(
         skip: steps that may be left out; times and operations are of those that are not.
         text_storage: of the text encoders, "int8" or None for bfloat16.
         released: whether modulation weights leave the device before the first step.
+        cut: whether several chips share the weights of the blocks; else each has all.
         only: the one device to plan for; None is all of configs/devices.
         compiled: compile a step of each kind for the device, minutes each, and report the compiler's count of bytes.
 
@@ -95,6 +97,7 @@ def make_report(
         text_tokens=text_tokens,
         text_storage=text_storage,
         released=released,
+        cut=cut,
     )
     kinds = steps_by_kind(model, weights, size, latents, settings.plan(), devices)
     density = kinds[SPARSE]["executed_density"] if SPARSE in kinds else density
@@ -112,23 +115,18 @@ def make_report(
         "steps_by_kind": kinds,
     }
     if compiled:
-        report["compiled"] = _compiled(model, weights, settings.plan(), latents, size, devices)
+        report["compiled"] = _compiled(run, devices)
     return report
 
 
-def _compiled(
-    model: PlannedModel,
-    weights: Weights,
-    plan: Plan,
-    latents: tuple[int, int, int],
-    size: Size,
-    devices: list[Device],
-) -> dict[str, Any]:
+def _compiled(run: Run, devices: list[Device]) -> dict[str, Any]:
     """The compiler's count of each kind of step, and ours beside it."""
     if len(devices) != 1:
         names = ", ".join(device.name for device in devices)
         raise InputError(f"compiling is for one device; name it with --device: {names}")
-    target = devices[0].peaks
+    target, model = devices[0].peaks, run.model
+    run = replace(run, backend=target.backend, chips=devices[0].chips)
+    plan, latents = run.settings.plan(), run.latents
     try:
         made = compile_steps(
             model.dit,
@@ -136,17 +134,18 @@ def _compiled(
             plan,
             target,
             latents=latents,
-            text_tokens=size.text_tokens,
+            text_tokens=run.text_tokens,
             clipped=model.clipped,
-            chips=devices[0].chips,
+            chips=run.chips,
+            cut=run.cut and run.chips > 1,
         )
     except ModuleNotFoundError as error:
         raise InputError(str(error)) from error
     estimate = partial(
         transformer_bytes,
-        *(model, weights, size, latents, plan),
-        backend=target.backend,
-        chips=devices[0].chips,
+        *(model, run.resident, run.size, latents, plan),
+        backend=run.backend,
+        chips=run.chips,
     )
     return {
         kind: {**step._asdict(), "peak_bytes_estimate": sum(estimate([kind]).values())}

@@ -43,6 +43,7 @@ class Run:
         encodes: whether text encoders take part; not with an encoded prompt.
         backend: of the device: "tpu", "gpu" or "cpu".
         chips: that share the transformer's tokens.
+        cut: whether they share the weights of its blocks, too.
     """
 
     model: PlannedModel
@@ -55,6 +56,7 @@ class Run:
     encodes: bool = True
     backend: str = "tpu"
     chips: int = 1
+    cut: bool = False
 
     @property
     def size(self) -> Size:
@@ -75,6 +77,16 @@ class Run:
         settings = self.settings
         return self.model.vae.latent_shape(settings.frames, settings.height, settings.width)
 
+    @property
+    def resident(self) -> int:
+        """Bytes of the transformer's weights on a device, modulation released."""
+        weights = self.weights
+        return weights.resident_on(self.chips) if self._shares else weights.resident
+
+    @property
+    def _shares(self) -> bool:
+        return self.cut and self.chips > 1
+
     def stages(self) -> list[Stage]:
         """What each stage takes, estimated."""
         model, weights = self.model, self.weights
@@ -85,10 +97,12 @@ class Run:
             )
         plan, latents = self.settings.plan(), self.latents
         parts = transformer_bytes(
-            model, weights, self.size, latents, plan, plan.kinds, self.backend, self.chips
+            model, self.resident, self.size, latents, plan, plan.kinds, self.backend, self.chips
         )
         if not self.released:
-            parts["modulation_weights"] = weights.by_part["modulation"]
+            parts["modulation_weights"] = weights.share(
+                "modulation", self.chips if self._shares else 1
+            )
         found.append(Stage("transformer", parts))
         tile = decoder_bytes(model.vae, latents, self.tiling or Tiling())
         return [*found, Stage("autoencoder", tile)]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from qsjax.dit import DiTConfig
 from qsjax.plan.size import Size
-from qsjax.plan.weights import Weights, modulation_table_bytes
+from qsjax.plan.weights import modulation_table_bytes
 from qsjax.sample.sparse import DENSE, REFRESH, SPARSE
 
 _BFLOAT16, _FLOAT32 = 2, 4
@@ -56,7 +56,7 @@ def step_bytes(
 
 def sampling_bytes(
     config: DiTConfig,
-    weights: Weights,
+    resident: int,
     size: Size,
     evaluations: int,
     kinds: Iterable[str] = (DENSE,),
@@ -67,15 +67,15 @@ def sampling_bytes(
 
     Args:
         config: all sizes.
-        weights: of the transformer in its recipe.
+        resident: bytes of the weights that a device has while sampling (`Weights.resident`, `Weights.resident_on`).
         size: of the video.
         evaluations: of the model, for all steps: rows of the modulation table.
         kinds: of the steps; the widest counts.
         backend: whose compiler lays it out.
-        chips: that share the video's tokens; the result is of one, which has all weights.
+        chips: that share the video's tokens; the result is of one.
     """
     return {
-        "resident_weights": weights.resident,
+        "resident_weights": resident,
         "modulation_table": modulation_table_bytes(config, evaluations),
         "activations": max(step_bytes(config, size, kind, backend, chips) for kind in kinds),
     }

@@ -11,7 +11,6 @@ from flax import nnx
 from qsjax.plan.models import PlannedModel
 from qsjax.plan.sampling import sampling_bytes
 from qsjax.plan.size import Size
-from qsjax.plan.weights import Weights
 from qsjax.sample import Plan
 from qsjax.sample.cached import cache_bytes
 from qsjax.text.clip import Clip
@@ -28,7 +27,7 @@ MAPS = 4
 
 def transformer_bytes(
     model: PlannedModel,
-    weights: Weights,
+    resident: int,
     size: Size,
     latents: tuple[int, int, int],
     plan: Plan,
@@ -40,7 +39,7 @@ def transformer_bytes(
 
     Args:
         model: what is planned.
-        weights: of its transformer.
+        resident: bytes of the transformer's weights on a device.
         size: of the video.
         latents: frames, height, width.
         plan: of the sampling run.
@@ -49,7 +48,7 @@ def transformer_bytes(
         chips: that share the tokens.
     """
     evaluations = plan.steps * (2 if plan.uses_negative else 1)
-    parts = sampling_bytes(model.dit, weights, size, evaluations, kinds, backend, chips)
+    parts = sampling_bytes(model.dit, resident, size, evaluations, kinds, backend, chips)
     if plan.sparse is not None and plan.sparse.residual.place == "device":
         cached = cache_bytes(model.dit, plan, (1, 0, *latents), size.text_tokens)
         parts["lists_and_residual_cache"] = -(-cached // chips)

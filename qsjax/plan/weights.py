@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qsjax.dit import DiT, DiTConfig
+from qsjax.parallel.weights import MATRICES, STACKS
 from qsjax.quant import Recipe, with_quantized_layers
 
 GROUPS = ("integers", "scales", "biases", "transforms", "bf16")
@@ -31,10 +32,12 @@ class Weights:
             and clips; and the tensors that stay bfloat16.
         by_part: where it belongs: blocks without their modulation layers, those layers, the text refiner, and the
             ends, which are patch and time embedders and the final layer. Both sum to `total`.
+        matrices: of blocks and modulation layers, what devices may share (`qsjax.parallel.weight_placement`).
     """
 
     by_group: Mapping[str, int]
     by_part: Mapping[str, int]
+    matrices: Mapping[str, int]
 
     @classmethod
     def count(cls, config: DiTConfig, recipe: Recipe, *, clipped: bool = True) -> "Weights":
@@ -49,11 +52,14 @@ class Weights:
             InputError: an override of the recipe matches no layer.
         """
         by_group, by_part = dict.fromkeys(GROUPS, 0), dict.fromkeys(PARTS, 0)
+        matrices = {"blocks": 0, "modulation": 0}
         for path, shape, dtype in tensors(config, recipe, clipped):
             size = prod(shape) * dtype.itemsize
             by_group["bf16" if dtype == _STORED else _GROUP_OF_LEAF[path[-1]]] += size
             by_part[part_of(path)] += size
-        return cls(by_group=by_group, by_part=by_part)
+            if path[0] in STACKS and path[-1] in MATRICES:
+                matrices[part_of(path)] += size
+        return cls(by_group=by_group, by_part=by_part, matrices=matrices)
 
     @property
     def total(self) -> int:
@@ -65,6 +71,14 @@ class Weights:
         """What stays on the device while sampling: `qsjax.dit.DiT.modulation` makes a prompt's vectors for all steps,
         and the blocks' modulation weights are not read again."""
         return self.total - self.by_part["modulation"]
+
+    def share(self, part: str, devices: int) -> int:
+        """Of a part, "blocks" or "modulation", on one of the devices that share its matrices."""
+        return self.by_part[part] - self.matrices[part] + -(-self.matrices[part] // devices)
+
+    def resident_on(self, devices: int) -> int:
+        """The same on one of the devices that share the blocks' matrices. A gathered layer is among what a step holds."""
+        return self.resident - self.by_part["blocks"] + self.share("blocks", devices)
 
 
 class Tensor(NamedTuple):
@@ -97,7 +111,7 @@ def tensors(config: DiTConfig, recipe: Recipe, clipped: bool = True) -> tuple[Te
 
 def part_of(path: tuple[str, ...]) -> str:
     """Which of `PARTS` a tensor or layer belongs to, by its path."""
-    if path[0] in ("double_blocks", "single_blocks"):
+    if path[0] in STACKS:
         return "modulation" if "modulation" in path else "blocks"
     return "refiner" if path[0] == "refiner" else "ends"
 

@@ -4,13 +4,15 @@ On disk they have the layout "bytes", which every backend can compute with. A la
 implementation wants is made from it while loading, by moving bits only.
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Sharding
 from jaxtyping import Array
 
 from pallas_kernels import PackedWeight, unpack
@@ -50,13 +52,22 @@ def preferred_layout(precision: Precision, rows: int, backend: str | None = None
     return min(layouts, key=rank)
 
 
-def arrange(module: Module, backend: str | None = None) -> Module:
+def arrange(
+    module: Module,
+    backend: str | None = None,
+    place: Callable[[str, tuple[int, ...]], Sharding] | None = None,
+) -> Module:
     """Give every quantized layer the layout that suits a backend, in place.
 
     One parameter after the other: besides the module there is never more than one of them, and one layer of it in
     bytes.
+
+    Args:
+        module: with packed weights in bytes, as stored.
+        backend: "cpu", "gpu" or "tpu"; None is the default device's.
+        place: of a parameter among devices, by its dotted name and shape; None leaves it to the compiler.
     """
-    for _, linear in nnx.iter_modules(module):
+    for path, linear in nnx.iter_modules(module):
         if not isinstance(linear, QuantizedLinear) or linear.layout != "bytes":
             continue
         layout = preferred_layout(linear.precision, linear.rows, backend)
@@ -65,7 +76,10 @@ def arrange(module: Module, backend: str | None = None) -> Module:
         for name in ("packed", "low_bits"):
             plane = getattr(linear, name)
             if plane is not None:
-                plane.set_value(_rearranged(plane.get_value(), layout, linear.rows))
+                one, find = plane.get_value(), None
+                if place is not None:
+                    find = partial(place, ".".join(map(str, (*path, name))))
+                plane.set_value(_rearranged(one, layout, linear.rows, find))
         linear.layout = layout
     return module
 
@@ -84,8 +98,24 @@ def _nbytes(leaf: Any) -> int:
     return leaf.size * np.dtype(leaf.dtype).itemsize
 
 
-@partial(jax.jit, static_argnames=("layout", "rows"))
-def _rearranged(plane: Array, layout: str, rows: int) -> Array:
+def _rearranged(
+    plane: Array,
+    layout: str,
+    rows: int,
+    place: Callable[[tuple[int, ...]], Sharding] | None,
+) -> Array:
+    sharding = None
+    if place is not None:
+        sharding = place(jax.eval_shape(partial(_bits, layout=layout, rows=rows), plane).shape)
+    return _mover(sharding)(plane, layout, rows)
+
+
+@lru_cache(maxsize=8)
+def _mover(sharding: Sharding | None) -> Callable[[Array, str, int], Array]:
+    return jax.jit(_bits, static_argnums=(1, 2), out_shardings=sharding)
+
+
+def _bits(plane: Array, layout: str, rows: int) -> Array:
     """A plane [K', N], or one for each layer; "int4" is for 4 bits, whose only plane it is."""
     if layout == "bytes_transposed":
         return jnp.swapaxes(plane, -1, -2)

@@ -10,6 +10,7 @@ from qsjax.sample.sampler import make_sampler as make_sampler
 from qsjax.sample.schedule import sigmas as sigmas
 from qsjax.sample.settings import Settings as Settings
 from qsjax.sample.sharded import sharded_cache as sharded_cache
+from qsjax.sample.sharded import sharded_prepare as sharded_prepare
 from qsjax.sample.sharded import sharded_step as sharded_step
 from qsjax.sample.skip import Skip as Skip
 from qsjax.sample.sparse import DENSE as DENSE

@@ -1,4 +1,4 @@
-"""A step on a mesh of devices: tokens are shared in the blocks, heads in attention; the cache lies with its heads."""
+"""A run on a mesh of devices: tokens are shared in the blocks, heads in attention; the cache lies with its heads."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,18 +9,19 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qsjax.dit import DiT
-from qsjax.parallel import AXIS, check_heads
+from qsjax.parallel import AXIS, check_heads, gathering
 from qsjax.residual import LayerState
 from qsjax.sample.cached import Cache, Slot, empty_cache, step_of_kind
 from qsjax.sample.plan import Plan
 from qsjax.sample.skip import Skipped
-from qsjax.sample.step import Conditions, Memory
+from qsjax.sample.step import Conditions, Memory, prepare
+from qsjax.text import EncodedPrompt
 
 _BY_HEAD = P(None, None, AXIS)
 """Of everything that a layer's state has for each head: layers, batch, heads."""
 
 
-def sharded_step(plan: Plan, kind: str, mesh: Mesh, cache: Any) -> Callable[..., Any]:
+def sharded_step(plan: Plan, kind: str, mesh: Mesh, cache: Any, weights: Any) -> Callable[..., Any]:
     """`step_of_kind` on a mesh, to be jitted; arguments and results are global arrays.
 
     Args:
@@ -28,15 +29,36 @@ def sharded_step(plan: Plan, kind: str, mesh: Mesh, cache: Any) -> Callable[...,
         kind: of the step.
         mesh: of `qsjax.parallel.make_mesh`.
         cache: of the run, or its shapes; None where the plan remembers nothing.
+        weights: how they are cut, of `qsjax.parallel.weight_specs`.
 
     Returns:
         `step(dit, (latents, cache), step, conditions)`. Raises InputError where the video's tokens do not divide among the devices.
     """
+
+    def one(dit: DiT, *given: Any) -> Any:
+        return step_of_kind(plan, kind, gathering(dit, weights), *given, axis=AXIS)
+
     carry = (P(), cache_specs(cache))
-    one = partial(step_of_kind, plan, kind, axis=AXIS)
-    # Weights and text are whole on every device; latents too, which are some megabytes.
+    # Text is whole on every device; latents too, which are some megabytes.
     return jax.shard_map(
-        one, mesh=mesh, in_specs=(P(), carry, P(), P()), out_specs=carry, check_vma=False
+        one, mesh=mesh, in_specs=(weights, carry, P(), P()), out_specs=carry, check_vma=False
+    )
+
+
+def sharded_prepare(plan: Plan, mesh: Mesh, weights: Any) -> Callable[..., Conditions]:
+    """`prepare` on a mesh, to be jitted: `prepare(dit, text, negative)`. Every device makes the whole table.
+
+    Args:
+        plan: of the run.
+        mesh: of `qsjax.parallel.make_mesh`.
+        weights: how they are cut, of `qsjax.parallel.weight_specs`.
+    """
+
+    def one(dit: DiT, text: EncodedPrompt, negative: EncodedPrompt | None) -> Conditions:
+        return prepare(plan, gathering(dit, weights), text, negative)
+
+    return jax.shard_map(
+        one, mesh=mesh, in_specs=(weights, P(), P()), out_specs=P(), check_vma=False
     )
 
 

@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from flax import nnx
 
 from qsjax import Pipeline
 from qsjax.dit import DiT, DiTConfig
-from qsjax.parallel import make_mesh, replicated
+from qsjax.parallel import make_mesh, replicated, weight_placement, weight_specs
+from qsjax.quant import Recipe, arrange, with_quantized_layers
 from qsjax.residual import Residual
 from qsjax.sample import (
     Plan,
@@ -24,6 +26,7 @@ from qsjax.sample import (
     prepare,
     schedule,
     sharded_cache,
+    sharded_prepare,
     sharded_step,
     step_of_kind,
 )
@@ -32,7 +35,7 @@ from qsjax.text import EncodedPrompt
 from qsjax.vae import Tiling, load_vae
 
 CONFIG = DiTConfig(
-    in_channels=4, out_channels=4, hidden_size=64, num_heads=8, num_double_blocks=1, num_single_blocks=1,
+    in_channels=4, out_channels=4, hidden_size=64, num_heads=8, num_double_blocks=2, num_single_blocks=2,
     num_refiner_blocks=1, mlp_ratio=2.0, patch_size=(1, 2, 2), rope_axes_dim=(4, 2, 2), rope_theta=256.0,
     text_dim=8, pooled_dim=6, guidance_embeds=True,
 )  # fmt: skip
@@ -43,19 +46,35 @@ SPARSE = SparsePlan(sparsity=SVG, residual=Residual(store="int8", rank=2), inter
 PLANS = {
     "dense": Plan(steps=3, shift=3.0),
     "gathered": Plan(steps=2, shift=3.0),  # on three devices, which do not divide eight heads
+    "integers": Plan(steps=2, shift=3.0),
     "sparse": Plan(steps=6, shift=3.0, true_cfg=2.0, skip=Skip(threshold=0.6), sparse=SPARSE),
 }
+WAYS = {"dense": ((1, False), (8, True)), "gathered": ((1, False), (3, True)), "integers": ((8, False), (8, True)), "sparse": ((1, False), (8, False))}  # fmt: skip
+"""Devices, and whether they share the weights. Integers are rounded to otherwise among other partial sums, and compared on as many."""
 
 
-def model() -> DiT:
+def model(recipe: str = "bf16") -> DiT:
     """Of random weights."""
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: DiT(CONFIG, rngs=nnx.Rngs(0))))
+
+    def build() -> DiT:
+        return with_quantized_layers(DiT(CONFIG, rngs=nnx.Rngs(0)), Recipe.load(recipe))
+
+    graph, state = nnx.split(nnx.eval_shape(build))
     random = np.random.default_rng(0)
 
-    def value(leaf):
+    def value(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        if leaf.dtype == jnp.int8:
+            return jnp.asarray(random.integers(-128, 128, leaf.shape), jnp.int8)
+        if path[-1] in ("scale", "smoothing", "clip") and recipe != "bf16":
+            spread = 0.02 if path[-1] == "scale" else 1.0
+            return jnp.asarray(spread * random.uniform(0.5, 1, leaf.shape), leaf.dtype)
         return jnp.asarray(0.2 * random.standard_normal(leaf.shape), leaf.dtype)
 
-    return nnx.merge(graph, jax.tree.map(value, abstract))
+    flat = [
+        (path, variable.replace(value(path, variable.get_value())))
+        for path, variable in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def prompt(seed: int) -> EncodedPrompt:
@@ -81,32 +100,77 @@ def full_size(compiled: str) -> list[str]:
     return sorted(filter(too_large, shapes))
 
 
-def run(plan: Plan, dit: DiT, devices: int) -> dict:
-    """Latents behind the last step; on several devices also what its programs hold, and how the cache lies."""
+def whole_stacks(dit: DiT, compiled: str) -> list[str]:
+    """Matrices that are cut, of all layers, in a device's program, which may have one layer's only."""
+    leaves = jax.tree.leaves((dit.double_blocks, dit.single_blocks))
+    cut = [leaf for leaf in leaves if any(leaf.sharding.spec)]
+    kinds = {"int8": "s8", "float32": "f32"}
+    shapes = {f"{kinds[str(leaf.dtype)]}{list(leaf.shape)}".replace(" ", "") for leaf in cut}
+    return sorted(shape for shape in shapes if shape in compiled)
+
+
+def spread(dit: DiT, mesh: Any, cut: bool) -> DiT:
+    """The model's arrays where `qsjax.dit.load_dit` would put them."""
+    place = weight_placement(mesh, cut)
+    flat = [(path, variable.replace(jax.device_put(variable.get_value(), place(".".join(map(str, path)), variable.shape))))
+            for path, variable in nnx.to_flat_state(nnx.state(dit))]  # fmt: skip
+    return nnx.merge(nnx.graphdef(dit), nnx.from_flat_state(flat))
+
+
+def run(plan: Plan, dit: DiT, devices: int, cut: bool) -> dict:
+    """Latents behind the last step; on several devices also what its programs hold, and how cache and weights lie."""
     negative = prompt(2) if plan.uses_negative else None
-    known = jax.jit(partial(prepare, plan))(dit, prompt(1), negative)
     numbers, x = schedule(plan), initial_noise(7, SHAPE)
-    found = {}
+    found, stacks = {}, {}
     if devices == 1:
+        known = jax.jit(partial(prepare, plan))(dit, prompt(1), negative)
         cache = empty_cache(plan, dit, SHAPE, known) if plan.remembers else None
         steps = {kind: jax.jit(partial(step_of_kind, plan, kind)) for kind in set(plan.kinds)}
     else:
         mesh = make_mesh(devices)
-        dit, known, numbers, x = replicated(mesh, (dit, known, numbers, x))
+        numbers, x, words = replicated(mesh, (numbers, x, (prompt(1), negative)))
+        dit = spread(dit, mesh, cut)
+        weights = weight_specs(dit)
+        leaves = partial(jax.tree.leaves, is_leaf=lambda leaf: isinstance(leaf, jax.P))
+        assert not cut or leaves(weights) == leaves(weight_specs(dit, devices))
+        known = jax.jit(sharded_prepare(plan, mesh, weights))(dit, *words)
         cache = sharded_cache(plan, mesh, dit, SHAPE, known) if plan.remembers else None
-        steps = {kind: jax.jit(sharded_step(plan, kind, mesh, cache)) for kind in set(plan.kinds)}
+        steps = {kind: jax.jit(sharded_step(plan, kind, mesh, cache, weights)) for kind in set(plan.kinds)}  # fmt: skip
     for index, kind in enumerate(plan.kinds):
         now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
         given = (dit, (x, cache), now, known)
         if devices > 1 and kind not in found:
             steps[kind] = steps[kind].lower(*given).compile()
-            found[kind] = full_size(steps[kind].as_text())
+            program = steps[kind].as_text()
+            found[kind], stacks[kind] = full_size(program), whole_stacks(dit, program)
         x, cache = steps[kind](*given)
     return {
         "latents": np.asarray(x).ravel().tolist(),
         "full_size": found,
+        "whole_stacks": stacks,
+        "share": share(dit),
         "skipped": None if plan.skip is None else int(cache[0].skipped.count),
         "values": None if plan.sparse is None else list(cache[0].slot.layer.cached.values.sharding.shard_shape(cache[0].slot.layer.cached.values.shape)),
+    }  # fmt: skip
+
+
+def share(dit: DiT) -> float:
+    """Of the blocks' bytes, what a device has."""
+    leaves = jax.tree.leaves((dit.double_blocks, dit.single_blocks))
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)  # fmt: skip
+
+
+def laid_out(backend: str) -> dict:
+    """Packed weights that are cut and arranged for a backend, beside those arranged on one device."""
+    mesh = make_mesh(8)
+    cut = arrange(spread(model("w4a8"), mesh, True), backend, weight_placement(mesh, True))
+    planned, one = weight_specs(cut, 8), arrange(model("w4a8"), backend)
+    leaves = partial(jax.tree.leaves, is_leaf=lambda leaf: isinstance(leaf, jax.P))
+    return {
+        "dtype": str(cut.single_blocks.linear1.packed.dtype),
+        "equal": all(jnp.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (cut, one)), strict=True)),
+        "as_planned": leaves(weight_specs(cut)) == leaves(planned),
+        "share": share(cut),
     }  # fmt: skip
 
 
@@ -115,11 +179,12 @@ def videos(checkpoint: str) -> dict:
     sparse = SparsePlan(sparsity=replace(SVG, block=8), residual=Residual(store="int8"), interval=2)
     size = {"frames": 5, "height": 32, "width": 32, "steps": 3, "sparse": sparse}
     options = {"progress": False, "staged": True, "modulation": "released"}
-    made = [
-        Pipeline.from_checkpoint(checkpoint, devices=devices, **options)("a red circle", **size)
-        for devices in (1, 2)
+    ways = ({}, {"devices": 2}, {"devices": 2, "shard_weights": True})
+    one, *others = [
+        Pipeline.from_checkpoint(checkpoint, **way, **options)("a red circle", **size).astype(int)
+        for way in ways
     ]
-    return {"levels_apart": int(np.abs(made[0].astype(int) - made[1]).max()), "range": int(np.ptp(made[0]))}  # fmt: skip
+    return {"levels_apart": [int(np.abs(one - other).max()) for other in others], "range": int(np.ptp(one))}  # fmt: skip
 
 
 def tiles(checkpoint: str) -> dict:
@@ -139,9 +204,10 @@ def tiles(checkpoint: str) -> dict:
 
 
 if __name__ == "__main__":
-    dit = model()
-    report = {
-        name: [run(PLANS[name], dit, devices) for devices in (1, 3 if name == "gathered" else 8)]
-        for name in PLANS
+    floats, integers = model(), model("w4a8")
+    report: dict[str, Any] = {
+        name: [run(plan, integers if name == "integers" else floats, *way) for way in WAYS[name]]
+        for name, plan in PLANS.items()
     }
+    report["layouts"] = [laid_out(backend) for backend in ("tpu", "gpu")]
     json.dump(report | {"videos": videos(sys.argv[1]), "tiles": tiles(sys.argv[1])}, sys.stdout)

@@ -53,7 +53,7 @@ def frames(path):
 def test_two_hosts_make_the_video_of_one(tiny_checkpoint, tmp_path, capsys):
     words = ("sample", "--model", str(tiny_checkpoint), "--prompt", "a red circle", *SIZE, *SPARSE, "--json", "--out")  # fmt: skip
     (code, said, error), (other_code, other_said, other_error) = start(
-        (*words, tmp_path / "two.mp4", "--devices", 2)
+        (*words, tmp_path / "two.mp4", "--devices", 2, "--shard-weights")
     )
     assert code == 0, error[-3000:]
     assert other_code == 0, other_error[-3000:]

@@ -1,4 +1,4 @@
-"""Steps on a mesh: the same latents as on one device, and no device with all of the video."""
+"""Steps on a mesh: the same latents as on one device, no device with all of the video, none with all weights if they are cut."""
 
 import json
 import os
@@ -9,13 +9,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from tolerances import FLOAT32_NETWORK
 
+from qsjax.cli import main
 from qsjax.errors import InputError
-from qsjax.parallel import check_heads, make_mesh
+from qsjax.parallel import check_heads, make_mesh, weight_placement
 
 RUNS = Path(__file__).with_name("sharded_runs.py")
 PLANS = ("dense", "sparse")
+CUT = ("dense", "gathered", "integers")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def runs(tiny_checkpoint):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", [*PLANS, "gathered"])
+@pytest.mark.parametrize("name", [*PLANS, "gathered", "integers"])
 def test_several_devices_sample_what_one_does(runs, name):
     one, eight = runs[name]
     expected = np.array(one["latents"])
@@ -55,13 +58,48 @@ def test_the_cache_lies_with_its_heads(runs):
     assert eight["values"] == [layers, batch, heads // 8, tokens, channels]
 
 
+@pytest.mark.parametrize("name", CUT)
+def test_no_device_has_the_matrices_of_all_layers(runs, name):
+    whole, cut = runs[name]
+    assert set(cut["whole_stacks"]) == {"dense"}
+    assert not any(cut["whole_stacks"].values())
+    assert whole["share"] == 1 > cut["share"]
+
+
+def test_eight_devices_have_an_eighth_of_the_blocks_each(runs):
+    assert runs["dense"][1]["share"] < 0.14  # norms and biases are everyone's
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(0, "int4"), (1, "int8")])
+def test_cut_weights_are_arranged_as_whole_ones(runs, number, dtype):
+    found = runs["layouts"][number]
+    assert found["dtype"] == dtype
+    assert found["equal"]
+    assert found["as_planned"]
+    assert found["share"] < 1
+
+
 def test_the_pipeline_makes_the_same_video_on_two_devices(runs):
-    assert runs["videos"]["levels_apart"] <= 1
+    assert max(runs["videos"]["levels_apart"]) <= 1  # with whole weights, and with cut ones
     assert runs["videos"]["range"] > 50
 
 
 def test_tiles_decoded_in_turns_are_the_same(runs):
     assert runs["tiles"] == {"apart": 0.0, "shape": [1, 3, 5, 24, 32]}
+
+
+def test_matrices_are_cut_along_rows_or_columns():
+    mesh = make_mesh([jax.devices()[0]] * 3)
+    places = {
+        "double_blocks.img.qkv.kernel": ((2, 6, 7), P(None, "tokens")),
+        "double_blocks.img.qkv.packed": ((2, 4, 9), P(None, None, "tokens")),
+        "single_blocks.linear1.low_bits": ((2, 4, 7), P()),
+        "single_blocks.linear1.bias": ((3, 6), P()),
+        "refiner.blocks.qkv.kernel": ((2, 6, 6), P()),
+    }
+    for name, (shape, expected) in places.items():
+        assert weight_placement(mesh, True)(name, shape).spec == expected, name
+        assert weight_placement(mesh, False)(name, shape).spec == P()
 
 
 def test_what_is_refused():
@@ -72,3 +110,10 @@ def test_what_is_refused():
         InputError, match="take one of 1, 2, 3, 4, 6, 8, 12, 24, or dense attention"
     ):
         check_heads(make_mesh([there[0]] * 5), heads=24)
+
+
+def test_one_device_shares_its_weights_with_nobody(tiny_checkpoint, tmp_path, capsys):
+    words = ("sample", "--model", str(tiny_checkpoint), "--prompt", "a", "--shard-weights", "--out", str(tmp_path / "out.mp4"))  # fmt: skip
+    assert main([*words]) == 2
+    assert "shard_weights is for several devices" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

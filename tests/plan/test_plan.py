@@ -177,7 +177,7 @@ def test_a_block_holds_fifteen_widths_a_token():
 )
 def test_the_widest_step_counts(kinds, widths, wide):
     size = size_of(61, 480, 832)
-    taken = sampling_bytes(DIT, weights("w4a8"), size, 50, kinds)
+    taken = sampling_bytes(DIT, weights("w4a8").resident, size, 50, kinds)
     assert taken["activations"] == widths * 3072 * 2 * 25_216 + 24_960 * 128 * 4 + wide
     assert taken["resident_weights"] == weights("w4a8").resident
 

@@ -62,6 +62,25 @@ def test_eight_chips_share_tokens_and_cache(run):
     assert run.stages()[2] == replace(run, chips=8).stages()[2]
 
 
+def test_eight_chips_may_share_the_weights(run):
+    one, eight = (stage.stages()[1].parts for stage in (run, replace(run, chips=8, cut=True)))
+    # Matrices, of half a byte a value; scales, biases, transforms and what is not of the blocks is everyone's.
+    matrices = (20 * 24 + 40 * 12) * 3072**2 // 2
+    assert run.weights.matrices["blocks"] == matrices
+    assert one["resident_weights"] - eight["resident_weights"] == matrices - matrices // 8
+    assert replace(run, cut=True).stages() == run.stages()  # nobody to share with
+    held = replace(run, chips=8, cut=True, released=False).stages()[1].parts
+    assert held["modulation_weights"] < run.weights.by_part["modulation"] / 7
+
+
+def test_sharing_is_proposed_where_it_is_what_fits():
+    model = PlannedModel.find("hunyuan-13b", "bf16")
+    weights = Weights.count(model.dit, model.recipe)
+    run = Run(model=model, weights=weights, settings=model.settings, encodes=False, chips=8)
+    assert "--shard-weights" in advice(run, 16 * GB)
+    assert "--shard-weights" not in advice(replace(run, chips=1), 16 * GB)
+
+
 def test_a_tile_is_no_larger_than_the_video(run):
     tiny = replace(run, settings=replace(run.settings, frames=5, height=64, width=64))
     parts = {stage.name: stage.parts for stage in tiny.stages()}["autoencoder"]

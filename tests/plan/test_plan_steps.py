@@ -16,6 +16,7 @@ from qsjax.cli import main
 from qsjax.dit import DiTConfig
 from qsjax.plan.compiled import compile_steps
 from qsjax.plan.steps import executed_density
+from qsjax.plan.weights import Weights
 from qsjax.quant import Recipe
 from qsjax.residual import Residual
 from qsjax.sample import Plan, SparsePlan
@@ -108,6 +109,18 @@ def test_small_steps_are_compiled_for_a_tpu():
         assert 0 < step.argument_bytes < step.peak_bytes < 2e8
         assert step.temporary_bytes > 0
         assert step.host_bytes == 0
+
+
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.skipif(missing(V5E) is not None, reason="libtpu is not installed")
+def test_eight_tpus_share_integer_weights():
+    config = replace(SMALL, num_heads=8, rope_axes_dim=(8, 12, 12), num_single_blocks=3)
+    size = {"latents": (2, 16, 32), "text_tokens": 32, "chips": 8}
+    made = [compile_steps(config, Recipe.load("w4a8"), Plan(steps=1), V5E, cut=cut, **size)["dense"] for cut in (False, True)]  # fmt: skip
+    matrices = Weights.count(config, Recipe.load("w4a8")).matrices["blocks"]
+    saved = made[0].argument_bytes - made[1].argument_bytes
+    assert saved == pytest.approx(matrices * 7 / 8, rel=0.1)
+    assert made[1].peak_bytes < made[0].peak_bytes
 
 
 @pytest.mark.usefixtures("optimized")

@@ -1,0 +1,86 @@
+"""Where each stored piece of a component goes in a module, once every parameter is known to be covered exactly."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from qsjax.checkpoint.manifest import Manifest
+from qsjax.errors import CheckpointError
+
+
+class Place(NamedTuple):
+    """Where a stored piece goes: rows `start:stop` of the first axis of a parameter, one of them without that axis, or all of it."""
+
+    parameter: str
+    start: int
+    stop: int
+    whole: bool
+    layer: bool = False
+
+
+def find_places(
+    manifest: Manifest,
+    component: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    wanted: Callable[[str], bool] | None,
+) -> dict[tuple[str, str], Place]:
+    """The place of each (item, leaf).
+
+    Args:
+        manifest: the checkpoint.
+        component: of it.
+        shapes: of the module's parameters, by dotted name.
+        wanted: says of a leaf's name whether it is read; None reads all.
+
+    Raises:
+        CheckpointError: a parameter is missing, surplus or of another shape.
+    """
+    places: dict[tuple[str, str], Place] = {}
+    covered: dict[str, list[tuple[int, int]]] = {name: [] for name in shapes}
+    problems: list[str] = []
+    for item, leaf, spec in manifest.leaves(component):
+        if wanted is not None and not wanted(leaf):
+            continue
+        name, index = _parameter_of(leaf, shapes)
+        if name is None:
+            problems.append(f"surplus {leaf}")
+            continue
+        shape = shapes[name]
+        if index is not None:
+            place, expected = Place(name, index, index + 1, False, True), shape[1:]
+        elif "rows" in spec:
+            start, stop = spec["rows"]
+            place, expected = Place(name, start, stop, False), (stop - start, *shape[1:])
+        else:
+            place, expected = Place(name, 0, shape[0] if shape else 1, True), shape
+        if tuple(spec["shape"]) != expected:
+            problems.append(f"{leaf} has shape {tuple(spec['shape'])} instead of {expected}")
+        covered[name].append((place.start, place.stop))
+        places[item, leaf] = place
+    for name, ranges in covered.items():
+        edge = 0
+        for start, stop in sorted(ranges):
+            if start == edge:
+                edge = stop
+        if edge != (shapes[name][0] if shapes[name] else 1):
+            problems.append(f"missing {name}" + (f" from index {edge} on" if edge else ""))
+    if problems:
+        shown = "; ".join(problems[:8]) + (
+            f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        )
+        raise CheckpointError(
+            f"{manifest.directory}: {component} does not fit its own configuration: {shown}"
+        )
+    return places
+
+
+def _parameter_of(
+    leaf: str, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str | None, int | None]:
+    if leaf in shapes:
+        return leaf, None
+    parts = leaf.split(".")
+    for position, part in enumerate(parts):
+        stacked = ".".join(parts[:position] + parts[position + 1 :])
+        if part.isdecimal() and stacked in shapes and int(part) < shapes[stacked][0]:
+            return stacked, int(part)
+    return None, None
