@@ -16,7 +16,7 @@ from qsjax.quant.quantizer import UNQUANTIZED
 BITS = ((4, 8), (6, 6), (4, 4), (3, 8))
 """Weights and activations. QuantSparse reports W4A8 and W6A6; the others are where methods come apart."""
 COMPARED = ("rtn", "smoothquant", "quarot", "vidit", "qvdit", "ptq", "msad")
-ABLATED = ("msad", "ptq", "global", "local", "random-rows", "full-attention")
+ABLATED = ("global", "local", "random-rows", "full-attention")
 
 
 @runtime_checkable
@@ -107,27 +107,32 @@ def _modulation() -> list[Row]:
             rows.append(_row("modulation alone", METHODS["rtn"], alone, label=label))
     refiner = replace(_recipe(UNQUANTIZED, UNQUANTIZED), refiner=Precision(weights=8))
     rows.append(_row("modulation alone", METHODS["rtn"], refiner, label="refiner, 8 bits"))
+    method = replace(METHODS["msad"], inputs="fp")
     for label, form in forms.items():
         beside = replace(_recipe(4, 8), modulation=form, refiner=Precision(weights=8))
-        rows.append(_row("modulation beside W4A8", METHODS["msad"], beside, label=label))
+        rows.append(_row("modulation beside W4A8", method, beside, label=label))
     return rows
 
 
 def _ablation(outliers: bool) -> list[Row]:
-    """W4A8 without one part of MSAD, or with one part of the learned transforms only."""
+    """W4A8 by MSAD; by what else a block may see while it is trained; on float inputs, without one part of MSAD, or with one part of the
+    learned transforms only."""
     ptq, msad = METHODS["ptq"], METHODS["msad"]
+    light = replace(msad, global_weight=0.1, local_weight=0.1)
     nothing = replace(ptq, learn_smoothing=False, learn_rotation=False, learn_clips=False)
-    light = replace(msad, name="weights of 0.1", global_weight=0.1, local_weight=0.1)
     methods = [
-        *(METHODS[name] for name in ABLATED),
-        light,
+        msad,
+        replace(light, name="weights of 0.1"),
+        replace(ptq, name="ptq, mixed inputs", inputs="mixed"),
+        replace(msad, name="quantized inputs", inputs="quantized"),
+        replace(msad, name="float inputs", inputs="fp"),
+        replace(light, name="float inputs, weights of 0.1", inputs="fp"),
+        ptq,
+        *(replace(METHODS[part], name=f"float inputs, {part}", inputs="fp") for part in ABLATED),
         replace(nothing, name="nothing learned"),
         replace(nothing, name="clips only", learn_clips=True),
         replace(nothing, name="smoothing only", learn_smoothing=True),
         replace(nothing, name="rotation only", learn_rotation=True),
-        replace(msad, name="quantized inputs", inputs="quantized"),
-        replace(msad, name="mixed inputs", inputs="mixed"),
-        replace(light, name="mixed inputs, weights of 0.1", inputs="mixed"),
     ]
     group = _group("ablation", outliers)
     return [_row(group, method, _recipe(4, 8), outliers) for method in methods]

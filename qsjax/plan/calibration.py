@@ -54,8 +54,9 @@ class CalibrationPlan:
 
     @property
     def boundary_bytes(self) -> int:
-        """Disk that the activations between blocks take: a file of inputs and one of outputs, S x tokens x D, bfloat16."""
-        return 2 * self.samples * self.size.tokens * self.dit.hidden_size * _BFLOAT16
+        """Disk that the activations between blocks take: a file of inputs and one of outputs, of the float blocks and of the quantized
+        ones, each S x tokens x D in bfloat16."""
+        return 4 * self.samples * self.size.tokens * self.dit.hidden_size * _BFLOAT16
 
     def hours(self, device: Device) -> float:
         """Estimate: all operations of training at `SHARE_OF_PEAK` of the bfloat16 peak.

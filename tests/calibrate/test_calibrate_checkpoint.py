@@ -17,7 +17,7 @@ from qsjax.dit import load_dit
 from qsjax.errors import InputError
 from qsjax.quant import Recipe
 
-METHOD = replace(METHODS["msad"], epochs=1)
+METHOD = replace(METHODS["msad"], epochs=1, inputs="quantized")  # both files matter
 RECIPE = Recipe.load("w4a8")
 
 

@@ -190,7 +190,7 @@ def test_calibration_by_hand():
     for name, peak in {"v5e-1": 197e12, "v6e-1": 918e12, "h100": 989e12}.items():
         seconds = plan.flops / (SHARE_OF_PEAK * peak)
         assert plan.hours(Device.load(name)) == pytest.approx(seconds / 3600)
-    assert plan.boundary_bytes == 2 * 20 * 32_896 * 3072 * 2
+    assert plan.boundary_bytes == 4 * 20 * 32_896 * 3072 * 2
     taken = plan.step_bytes()
     assert taken["block_weights"] == 4 * 339_831_296
     assert taken["merged_weights"] == 4 * 24 * 3072**2
