@@ -1,8 +1,11 @@
 """Several hosts: one process on each, started by the same command, and one mesh over the devices of all."""
 
 import logging
+import os
 import socket
+import sys
 import time
+from threading import Timer
 from typing import Any
 
 import jax
@@ -16,12 +19,14 @@ logger = logging.getLogger(__name__)
 AUTOMATIC = "auto"
 PATIENCE = 300
 """Seconds that a host waits for the others."""
+_MARGIN = 30
+"""JAX's own patience is so many seconds longer."""
 
 
 def join(coordinator: str, hosts: int | None = None, host: int | None = None) -> None:
     """Meet the other hosts; to be called before any array is made. Arrays are shared by `jax.distributed` from then on.
 
-    Where the first host waits for others in vain, JAX ends its process.
+    Where the first host waits for others in vain, JAX would end its process with a stack trace; it ends before, with exit status 2.
 
     Args:
         coordinator: address of the first host, with a port; "auto" on Cloud TPUs and under Slurm, which tell all by themselves.
@@ -32,6 +37,7 @@ def join(coordinator: str, hosts: int | None = None, host: int | None = None) ->
         InputError: the numbers do not fit, or the first host cannot be reached.
     """
     given: dict[str, Any] = {}
+    alarm: Timer | None = None
     if coordinator != AUTOMATIC:
         name, _, port = coordinator.rpartition(":")
         if not name or not port.isdecimal():
@@ -44,17 +50,34 @@ def join(coordinator: str, hosts: int | None = None, host: int | None = None) ->
             )
         if host > 0:
             _reach(name, int(port))
+        else:
+            alarm = Timer(PATIENCE, _give_up, (coordinator, hosts))
+            alarm.daemon = True
+            alarm.start()
         logger.info("host %d of %d, waiting up to %d s for the others", host, hosts, PATIENCE)
         given = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
     elif hosts is not None or host is not None:
         raise InputError("--coordinator auto finds out --hosts and --host; leave them out")
     try:
-        jax.distributed.initialize(**given, initialization_timeout=PATIENCE)
+        jax.distributed.initialize(**given, initialization_timeout=PATIENCE + _MARGIN)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"--coordinator {coordinator}: the hosts do not meet ({str(error).splitlines()[0]}); "
             f"start the same command on every host, each with its own --host"
         ) from error
+    finally:
+        if alarm is not None:
+            alarm.cancel()
+
+
+def _give_up(coordinator: str, hosts: int) -> None:
+    print(
+        f"error: --coordinator {coordinator}: not all of {hosts} hosts came in {PATIENCE} s; start the same command on every host,"
+        f" each with its own --host",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)  # JAX waits where no exception reaches
 
 
 def _reach(name: str, port: int) -> None:

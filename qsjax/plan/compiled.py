@@ -35,13 +35,15 @@ class CompiledStep(NamedTuple):
         argument_bytes: weights, cache, tables, latents.
         temporary_bytes: in between.
         host_bytes: of what is in the host's memory: a residual cache that is placed there.
-        seconds: that compiling took here.
+        trace_seconds: from Python to the compiler's input, here; what a start repeats whose programs are in the compilation cache.
+        seconds: that compiling took here, the former included.
     """
 
     peak_bytes: int
     argument_bytes: int
     temporary_bytes: int
     host_bytes: int
+    trace_seconds: float
     seconds: float
 
 
@@ -151,7 +153,9 @@ class _Shapes:
         start = time.perf_counter()
         with targets.assumed(self.target):
             jitted = jax.jit(function, donate_argnums=1)
-            memory: Any = jitted.lower(*given).compile().memory_analysis()
+            lowered = jitted.lower(*given)
+            traced = time.perf_counter()
+            memory: Any = lowered.compile().memory_analysis()
         peak = (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes
@@ -163,5 +167,6 @@ class _Shapes:
             memory.argument_size_in_bytes,
             memory.temp_size_in_bytes,
             memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
+            traced - start,
             time.perf_counter() - start,
         )

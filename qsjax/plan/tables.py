@@ -81,13 +81,21 @@ def _compiled(report: dict[str, Any]) -> list[str]:
         (
             kind,
             *(_gb(step[f"{what}_bytes"]) for what in ("peak", "argument", "temporary", "host")),
-            f"{step['seconds']:.0f} s",
+            *(f"{step[name]:.0f} s" for name in ("trace_seconds", "seconds")),
             _about(step["peak_bytes_estimate"]),
         )
         for kind, step in report["compiled"].items()
     ]
     heads = (
-        *("compiled step", "peak", "arguments", "temporaries", "on the host", "compiled in"),
+        *(
+            "compiled step",
+            "peak",
+            "arguments",
+            "temporaries",
+            "on the host",
+            "traced in",
+            "compiled in",
+        ),
         "peak (estimate)",
     )
     return ["the compiler's count; arguments are weights, cache and tables", *_table(heads, rows)]

@@ -104,6 +104,14 @@ def test_a_first_host_that_is_not_there(monkeypatch):
         join("nowhere.invalid:1", 2, 1)
 
 
+def test_hosts_that_do_not_come():
+    code = f"from qsjax.parallel import hosts; hosts.PATIENCE = 1; hosts.join({address()!r}, 2, 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("each with its own --host\n")
+    assert "not all of 2 hosts came in 1 s" in done.stderr
+
+
 def test_hosts_without_an_address(capsys, tmp_path):
     words = ["sample", "--prompt", "a", "--hosts", "2", "--out", str(tmp_path / "a.mp4")]
     assert main(words) == 2
