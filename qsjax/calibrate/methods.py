@@ -110,8 +110,9 @@ METHODS: dict[str, Method] = {
     )
 }
 """Round-to-nearest; SmoothQuant; QuaRot's Hadamard rotation; static smoothing and rotation as ViDiT-Q; low-rank corrections and
-similar frames as Q-VDiT, with symmetric integers and block by block, where the original trains the whole network; learned transforms without a look at attention; QuantSparse's MSAD, on float inputs and those of quantized blocks in
-turns, which is what its terms gain by (docs/quantization.md); and what remains of MSAD without one of its parts."""
+similar frames as Q-VDiT, with symmetric integers and block by block, where the original trains the whole network; learned
+transforms without a look at attention; QuantSparse's MSAD, on float inputs and those of quantized blocks in turns, which is what
+its terms gain by (docs/quantization.md); and what remains of MSAD without one of its parts."""
 
 
 def method(name: str) -> Method:

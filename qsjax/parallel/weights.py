@@ -39,7 +39,6 @@ def weight_specs(dit: DiT, devices: int | None = None) -> Any:
         dit: of arrays on a mesh; or of shapes, with `devices`.
         devices: that share the blocks' matrices; None says how the arrays lie.
     """
-
     graph, state = nnx.split(dit)
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
