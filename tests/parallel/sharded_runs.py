@@ -35,10 +35,12 @@ from qsjax.text import EncodedPrompt
 from qsjax.vae import Tiling, load_vae
 
 CONFIG = DiTConfig(
-    in_channels=4, out_channels=4, hidden_size=64, num_heads=8, num_double_blocks=2, num_single_blocks=2,
+    in_channels=4, out_channels=4, hidden_size=64, num_heads=8, num_double_blocks=1, num_single_blocks=1,
     num_refiner_blocks=1, mlp_ratio=2.0, patch_size=(1, 2, 2), rope_axes_dim=(4, 2, 2), rope_theta=256.0,
     text_dim=8, pooled_dim=6, guidance_embeds=True,
 )  # fmt: skip
+DEEP = replace(CONFIG, num_double_blocks=2, num_single_blocks=2)
+"""Where a layer is not the whole stack."""
 SHAPE = (1, 4, 3, 16, 12)
 TOKENS, TEXT = 3 * 8 * 6, 5
 SVG = Sparsity(mask="svg", density=0.3, block=4, profiled_rows=24)
@@ -53,11 +55,11 @@ WAYS = {"dense": ((1, False), (8, True)), "gathered": ((1, False), (3, True)), "
 """Devices, and whether they share the weights. Integers are rounded to otherwise among other partial sums, and compared on as many."""
 
 
-def model(recipe: str = "bf16") -> DiT:
+def model(recipe: str = "bf16", config: DiTConfig = DEEP) -> DiT:
     """Of random weights."""
 
     def build() -> DiT:
-        return with_quantized_layers(DiT(CONFIG, rngs=nnx.Rngs(0)), Recipe.load(recipe))
+        return with_quantized_layers(DiT(config, rngs=nnx.Rngs(0)), Recipe.load(recipe))
 
     graph, state = nnx.split(nnx.eval_shape(build))
     random = np.random.default_rng(0)
@@ -204,9 +206,10 @@ def tiles(checkpoint: str) -> dict:
 
 
 if __name__ == "__main__":
-    floats, integers = model(), model("w4a8")
+    models = {"integers": model("w4a8"), "sparse": model(config=CONFIG)}
+    floats = model()
     report: dict[str, Any] = {
-        name: [run(plan, integers if name == "integers" else floats, *way) for way in WAYS[name]]
+        name: [run(plan, models.get(name, floats), *way) for way in WAYS[name]]
         for name, plan in PLANS.items()
     }
     report["layouts"] = [laid_out(backend) for backend in ("tpu", "gpu")]
