@@ -80,16 +80,15 @@ class Run:
     @property
     def resident(self) -> int:
         """Bytes of the transformer's weights on a device, modulation released."""
-        weights = self.weights
-        return weights.resident_on(self.chips) if self._shares else weights.resident
+        return self.weights.resident_on(self._sharing)
 
     @property
-    def _shares(self) -> bool:
-        return self.cut and self.chips > 1
+    def _sharing(self) -> int:
+        return self.chips if self.cut else 1
 
     def stages(self) -> list[Stage]:
         """What each stage takes, estimated."""
-        model, weights = self.model, self.weights
+        model = self.model
         found = []
         if self.encodes and model.llama is not None and model.clip is not None:
             found.append(
@@ -100,9 +99,7 @@ class Run:
             model, self.resident, self.size, latents, plan, plan.kinds, self.backend, self.chips
         )
         if not self.released:
-            parts["modulation_weights"] = weights.share(
-                "modulation", self.chips if self._shares else 1
-            )
+            parts["modulation_weights"] = self.weights.share("modulation", self._sharing)
         found.append(Stage("transformer", parts))
         tile = decoder_bytes(model.vae, latents, self.tiling or Tiling())
         return [*found, Stage("autoencoder", tile)]
