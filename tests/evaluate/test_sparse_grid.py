@@ -53,6 +53,8 @@ def test_rows():
     main = select(rows, r"^float, svg, 15 %, shift 3/")
     assert {row.label for row in main} == set(POLICIES)
     assert main[0].label == "first"
+    elsewhere = {row.label for row in select(rows, r"^W4A8, topk, 40 %, shift 7/")}
+    assert elsewhere == {"first", "none", "second-scaled", "recall-extrapolated"}
     assert [row.sparse.interval for row in main if row.label in ("first", "none")] == [5, 0]
     by_name = {row.name: row for row in rows}
     # The same experiment in two tables is run once.
