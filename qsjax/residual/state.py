@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from pallas_kernels import Additive, Complement
 from qsjax.residual import lowrank
@@ -89,7 +89,7 @@ def refreshed(
 ) -> LayerState:
     """The state behind a refresh.
 
-    Differences are taken only of heads whose lists are those of the refresh before: of other keys they say nothing.
+    Differences are taken only of rows whose lists are those of the refresh before: of other keys they say nothing.
 
     Args:
         residual: what is kept.
@@ -104,8 +104,11 @@ def refreshed(
     rule = residual.rule
     if not rule.order:
         return state._replace(choice=choice, recall=recall)
-    known = _unchanged(choice, state.choice, recall) * gains.later
-    by_token, by_lse = known[:, None, :, None], known[:, :, None]
+    known = _unchanged(choice, state.choice, lse) * gains.later
+    if rule.order > 2:
+        # Which rows had a change before is not kept; of a whole head it shows, by zeros.
+        known = jnp.broadcast_to(known.min(axis=2, keepdims=True), known.shape)
+    by_token = known.swapaxes(1, 2)[..., None]
     change, bend, lse_change = state.change, state.bend, state.lse_change
     if rule.order > 1:
         moved = by_token * (value - restored(state.cached, residual.store))
@@ -116,7 +119,7 @@ def refreshed(
             bend = _kept(residual, state.bend, some * by_token * (moved - former), axis)
         change = _kept(residual, state.change, moved, axis)
     if lse_change is not None:
-        lse_change = by_lse * (lse - state.lse)
+        lse_change = known * (lse - state.lse)
     return LayerState(
         choice=choice,
         cached=store(value, residual.store, words=residual.words),
@@ -150,13 +153,14 @@ def correction(residual: Residual, state: LayerState, gains: Gains) -> Additive 
     return Complement(values.values, values.scale, lse, low_rank)
 
 
-def _unchanged(now: Choice, before: Choice, like: Array) -> Float[Array, "B H"]:
-    """1 for heads whose lists and order are the same."""
-    same: Bool[Array, "B H"] = jnp.ones(like.shape, jnp.bool_)
+def _unchanged(now: Choice, before: Choice, like: Float[Array, "B H S"]) -> Float[Array, "B H S"]:
+    """1 for tokens whose block has the list that it had, in a head of the same order."""
+    same = jnp.ones(like.shape, jnp.bool_)
     for one, other in zip(now, before, strict=True):
         if one is not None:
-            axes = tuple(range(2, one.ndim))
-            same = same & (one == other).all(axis=axes)
+            by_row = jnp.atleast_3d(one == other)
+            equal = by_row.reshape(*by_row.shape[:3], -1).all(axis=-1)
+            same = same & jnp.repeat(equal, like.shape[2] // equal.shape[2], axis=2)
     return same.astype(jnp.float32)
 
 

@@ -195,6 +195,27 @@ def test_a_head_that_changes_its_order_keeps_a_correct_cache():
     near(layer.sparse((*after[:2], 2 * after[2])), dense((*after[:2], 2 * after[2])))
 
 
+@pytest.mark.parametrize("policy", ["second-scaled", "recall-extrapolated"])
+def test_rows_whose_lists_stay_keep_their_changes(policy):
+    layer = Layer(TOPK, replace(EXACT, policy=policy))
+
+    def turned(time):
+        q, k, v = steady(time)
+        return q.at[:, :4].multiply(-1), k, v
+
+    layer.refresh(steady(0.0))
+    before = layer.state.choice.indices
+    layer.refresh(turned(5.0), later=1.0)
+    stay = (layer.state.choice.indices == before).all(axis=-1)
+    assert not stay[:, :, 0].any()  # the first block of queries looks elsewhere
+    assert stay[:, :, 1:].all()
+    change = np.abs(np.asarray(layer.state.change.values)).reshape(HEADS, VIDEO // 4, -1).max(-1)
+    assert (change[:, 0] == 0).all()
+    assert (change[:, 1:] > 0).all()
+    found, expected = (out[:, 4:] for out in (layer.sparse(turned(7.0), 0.4), dense(turned(7.0))))
+    near(found, expected, atol=10 * FLOAT32_NETWORK)
+
+
 def test_results_do_not_depend_on_how_far_text_is_padded():
     outs = []
     for text in (TEXT, TEXT + 6):
