@@ -10,6 +10,7 @@ import numpy as np
 
 from qsjax.evaluate.plots import write_sheet
 from qsjax.evaluate.sparse import SparseExperiment, SparseOutcome
+from qsjax.evaluate.sparse_grid import COMPARED
 from qsjax.evaluate.sparse_plots import draw_sparse
 from qsjax.evaluate.statistics import estimate, paired
 from qsjax.evaluate.tables import markdown, plain, shown, versions
@@ -24,8 +25,8 @@ NOTE = (
 
 
 def tables_text(outcomes: Sequence[SparseOutcome]) -> str:
-    """A table a group; the first row of each is what the others are paired with."""
-    parts = []
+    """One of all settings, then a table a group; the first row of each is what the others are paired with."""
+    parts = _settings(outcomes)
     for group, some in groups(outcomes):
         base, rows = some[0], []
         headers = (
@@ -50,6 +51,21 @@ def tables_text(outcomes: Sequence[SparseOutcome]) -> str:
         if group.startswith("together"):
             parts.append(_interaction(some))
     return "\n\n".join([*parts, NOTE])
+
+
+def _settings(outcomes: Sequence[SparseOutcome]) -> list[str]:
+    """A line a group that has all policies: their PSNR, and what they have over the first order, clip by clip."""
+    rows = []
+    for group, some in groups(outcomes):
+        psnr = {one.row.label: one.psnr for one in some}
+        if not psnr.keys() >= set(COMPARED):
+            continue
+        over = (paired(psnr[name], psnr["first"]) for name in COMPARED if name != "first")
+        means = (shown(estimate(psnr[name]), 1) for name in COMPARED)
+        rows.append([group, *means, *(shown(one, 2, signed=True) for one in over)])
+    differences = (f"{name} over first" for name in COMPARED if name != "first")
+    headers = ("PSNR, dB", *COMPARED, *differences)
+    return [f"### policies\n\n{markdown(headers, rows)}"] if rows else []
 
 
 def _interaction(some: Sequence[SparseOutcome]) -> str:

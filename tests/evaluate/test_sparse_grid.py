@@ -11,7 +11,7 @@ from evaluate_models import SMALL
 import qsjax
 from qsjax.evaluate.grid import select
 from qsjax.evaluate.sparse import SparseExperiment
-from qsjax.evaluate.sparse_grid import SparseRow, sparse_grid
+from qsjax.evaluate.sparse_grid import COMPARED, SparseRow, sparse_grid
 from qsjax.evaluate.sparse_plots import draw_sparse
 from qsjax.evaluate.sparse_report import plain_report, tables_text, write_report
 from qsjax.residual import POLICIES, Residual
@@ -99,6 +99,20 @@ def test_a_report(finished):
     report = json.loads(json.dumps(plain_report(made, outcomes), allow_nan=False))
     assert [row["label"] for row in report["rows"]] == [row.label for row in ROWS]
     assert report["rows"][0]["psnr"]["count"] == 2
+
+
+def test_a_line_for_settings_that_have_all_policies(finished):
+    one = finished[2][1]
+    some = [
+        one._replace(psnr=one.psnr + gain, row=replace(one.row, group=group, label=label))
+        for group, count in (("all", 4), ("two", 2))
+        for label, gain in list(zip(COMPARED, (0.0, -9.0, 1.0, 2.5), strict=True))[:count]
+    ]
+    head, _, line = tables_text(some).split("### all")[0].strip().splitlines()[-3:]
+    assert line.startswith("| all ")
+    assert [cell.split()[0] for cell in line.split("|")[-4:-1]] == ["-9.00", "+1.00", "+2.50"]
+    assert head.count("over first") == 3
+    assert "### policies" not in tables_text(some[4:])
 
 
 def test_plots_over_density_and_bars(finished, tmp_path):
