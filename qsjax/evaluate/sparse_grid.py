@@ -83,7 +83,7 @@ def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
 
 
 def _sweeps() -> list[SparseRow]:
-    """One setting at a time, about our default at 15 % in float32."""
+    """One setting at a time, about our default at 15 % in float32; the warm-up by policy and mask; lists that are kept or not."""
     svg, topk = (replace(mask, density=0.15) for mask in MASKS.values())
     changes: dict[str, Any] = {
         **{f"interval {n}": {"interval": n} for n in (5, 3, 4, 6, 8)},
@@ -91,7 +91,6 @@ def _sweeps() -> list[SparseRow]:
         "not factorized": {"residual": replace(FLOATS, rank=0)},
         **{s: {"residual": replace(FLOATS, store=s)} for s in ("bfloat16", "int8", "int4")},
         "in noise levels": {"residual": replace(FLOATS, clock="sigma")},
-        "5 dense steps": {"dense_steps": 5},
         "windows": {"sparsity": replace(svg, mask="svg-window")},
         "int8 scores": {"scores": "int8"},
     }
@@ -100,6 +99,12 @@ def _sweeps() -> list[SparseRow]:
         SparseRow(group=group, label=label, sparse=replace(_plan(svg, FLOATS), **change))
         for label, change in changes.items()
     ]
+    for (mask, sparsity), policy, count in product(
+        (("svg", svg), ("topk", topk)), ("first", "recall-extrapolated"), (1, 3, 5)
+    ):
+        plan = replace(_plan(sparsity, replace(FLOATS, policy=policy)), dense_steps=count)
+        group, label = f"warm-up, float, {mask}, 15 %, shift 3", f"{policy}, {count} dense"
+        rows.append(SparseRow(group=group, label=label, sparse=plan))
     for policy in ("first", "recall"):
         residual, group = replace(FLOATS, policy=policy), "lists, float, topk, 15 %, shift 3"
         for label, fresh in (("kept between refreshes", False), ("chosen in every step", True)):

@@ -11,7 +11,7 @@ from qsjax.evaluate.plots import bars, figure_for, save
 from qsjax.evaluate.sparse import SparseOutcome
 from qsjax.evaluate.statistics import estimate
 
-_BY_DENSITY = re.compile(r"^(?P<weights>[^,]+), (?P<mask>[^,]+), \d+ %, shift (?P<shift>\S+)$")
+_BY_DENSITY = re.compile(r"^(?P<weights>float|W4A8), (?P<mask>[^,]+), \d+ %, shift (?P<shift>\S+)$")
 """Groups of the grid that differ in density only."""
 
 

@@ -125,8 +125,11 @@ def test_plots_over_density_and_bars(finished, tmp_path):
         for one in (first, none)
         for sparse in [replace(PLAN, sparsity=replace(PLAN.sparsity, density=density / 100))]
     ]
-    files = draw_sparse([*outcomes, *lines], tmp_path)
-    assert {path.name for path in files} == {"policies-psnr.png", "float-topk-shift-3.png"}
+    alone = "baselines, float, 15 %, shift 3"
+    others = [one._replace(row=replace(one.row, group=alone)) for one in (first, none)]
+    files = draw_sparse([*outcomes, *lines, *others], tmp_path)
+    bars = {"policies-psnr.png", "baselines-float-15-shift-3-psnr.png"}
+    assert {path.name for path in files} == {*bars, "float-topk-shift-3.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
 
 
