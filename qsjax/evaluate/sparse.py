@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from qsjax.evaluate.tables import versions
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.progress import Progress
 from qsjax.quant import Recipe
-from qsjax.sample import Heads, Plan, empty_cache, heads_of, schedule, step_of_kind
+from qsjax.sample import Heads, Plan, SparsePlan, empty_cache, heads_of, schedule, step_of_kind
 from qsjax.sample.sparse import KINDS, SPARSE
 from qsjax.tiny import sampling
 from qsjax.tiny.evaluate import HELD_OUT
@@ -106,8 +107,16 @@ class SparseExperiment:
         self._models: dict[str, DiT] = {"float": pipeline.dit}
 
     def run(self, rows: Sequence[SparseRow]) -> list[SparseOutcome]:
-        """Do the rows that are not finished, and return all of them."""
-        return [self._outcome(row, f"{n}/{len(rows)}") for n, row in enumerate(rows, 1)]
+        """Do the rows that are not finished, those of the same programs one after the other; return all in their order."""
+        together: dict[Any, list[SparseRow]] = {}
+        for row in rows:
+            programs = row.weights, row.sparse and _without_numbers(row.sparse), row.skip
+            together.setdefault(programs, []).append(row)
+        found = {
+            row.name: self._outcome(row, f"{n}/{len(rows)}")
+            for n, row in enumerate(chain.from_iterable(together.values()), 1)
+        }
+        return [found[row.name] for row in rows]
 
     def videos(self, row: SparseRow | None, shift: float = 3.0) -> np.ndarray | None:
         """The first clips of a row, or of full precision at a shift, uint8; None where there are none."""
@@ -231,17 +240,24 @@ def sampled(plan: Plan, dit: DiT, batch: Batch, bar: Progress) -> tuple[np.ndarr
     return np.asarray(x), cache
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=2)
 def cached_programs(plan: Plan) -> tuple[Any, dict[str, Any]]:
-    """The jitted cache and its steps; plans that differ in numbers only have the same."""
+    """The jitted cache and its steps; plans that differ in numbers only have the same.
+
+    Few are kept: each holds a thousand mappings of memory on a CPU, and a process may have 65,530.
+    """
     cache = jax.jit(lambda dit, x, given: empty_cache(plan, dit, x.shape, given))
     return cache, {kind: jax.jit(partial(step_of_kind, plan, kind)) for kind in KINDS}
 
 
 def _static(plan: Plan) -> Plan:
     """Without what reaches the steps as numbers."""
-    sparse = plan.sparse and replace(plan.sparse, interval=0, dense_steps=1)
+    sparse = plan.sparse and _without_numbers(plan.sparse)
     return Plan(steps=1, true_cfg=plan.true_cfg, sparse=sparse, skip=plan.skip)
+
+
+def _without_numbers(sparse: SparsePlan) -> SparsePlan:
+    return replace(sparse, interval=0, dense_steps=1)
 
 
 def _reference(shift: float) -> str:

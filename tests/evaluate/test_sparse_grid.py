@@ -91,6 +91,20 @@ def test_a_second_run_repeats_nothing(pipeline, finished):
     assert tables_text(after) == tables_text(before)
 
 
+def test_rows_of_the_same_programs_follow_each_other(pipeline, finished, tmp_path, monkeypatch):
+    made, done = experiment(pipeline, tmp_path), []
+
+    def outcome(row, number):
+        done.append(row.label)
+        return finished[2][0]._replace(row=row)
+
+    monkeypatch.setattr(made, "_outcome", outcome)
+    later = replace(ROWS[0], label="first, interval 3", sparse=replace(PLAN, interval=3))
+    rows = (*ROWS, later)
+    assert [one.row for one in made.run(rows)] == list(rows)
+    assert done == ["first", "first, interval 3", "none", "everything", "dense"]
+
+
 def test_a_report(finished):
     folder, made, outcomes = finished
     files = write_report(made, outcomes, folder)
