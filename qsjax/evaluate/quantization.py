@@ -19,6 +19,7 @@ from qsjax.dit import DiT
 from qsjax.errors import InputError, QsjaxError
 from qsjax.evaluate.compare import Comparison, compare
 from qsjax.evaluate.grid import Row
+from qsjax.evaluate.mappings import forget_programs
 from qsjax.evaluate.reference import Reference, reference_run
 from qsjax.evaluate.results import Results
 from qsjax.evaluate.tables import shown, summary, versions
@@ -154,6 +155,7 @@ class Experiment:
             comparison = Comparison.from_mapping(stored, source=source)
             shift = stored.get("attention_shift")
             return Outcome(row, comparison, None, stored.get("seconds", {}), shift and tuple(shift))
+        forget_programs()
         # Both are made by the first row; their time is not its own. Samples are the plain model's: the loud one is the
         # same function.
         samples, reference = self.samples, self.reference
