@@ -191,7 +191,7 @@ class SparseExperiment:
         return self._references[shift]
 
     def _model(self, weights: str) -> DiT:
-        """Full precision or calibrated W4A8 (blocks only), with outlier channels or without; made when first needed."""
+        """Full precision or calibrated W4A8 (the whole recipe), with outlier channels or without; made when first needed."""
         if weights not in self._models:
             base, _, outliers = weights.partition(" ")
             plain = self._pipeline.dit
