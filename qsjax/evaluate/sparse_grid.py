@@ -19,6 +19,8 @@ COMPARED = ("first", "none", "second-scaled", "recall-extrapolated")
 """Policies in every table of them."""
 ALL = ("first", "none", "second", "second-scaled", "third", "recall", "recall-extrapolated")
 """Those at the lowest density and the default shift."""
+SCHEDULES = ((1, 5), (2, 6), (3, 8), (4, 9), (5, 13))
+"""Dense steps and interval: six full passes in thirty steps, all at the beginning or all over the run."""
 SKIPPED = (0.05, 0.1, 0.2)
 """Thresholds of step skipping."""
 FLOATS = Residual(store="float32", rank=16)
@@ -73,7 +75,7 @@ def sparse_grid() -> tuple[SparseRow, ...]:
             rows.append(
                 SparseRow(group=group, label=policy, weights=weights, shift=shift, sparse=plan)
             )
-    return (*rows, *_sweeps(), *_baselines(), *_skipping(), *_interaction())
+    return (*rows, *_sweeps(), *_schedules(), *_baselines(), *_skipping(), *_interaction())
 
 
 def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
@@ -83,7 +85,7 @@ def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
 
 
 def _sweeps() -> list[SparseRow]:
-    """One setting at a time, about our default at 15 % in float32; the warm-up by policy and mask; lists that are kept or not."""
+    """One setting at a time, about our default at 15 % in float32; lists that are kept or not."""
     svg, topk = (replace(mask, density=0.15) for mask in MASKS.values())
     changes: dict[str, Any] = {
         **{f"interval {n}": {"interval": n} for n in (5, 3, 4, 6, 8)},
@@ -99,17 +101,27 @@ def _sweeps() -> list[SparseRow]:
         SparseRow(group=group, label=label, sparse=replace(_plan(svg, FLOATS), **change))
         for label, change in changes.items()
     ]
-    for (mask, sparsity), policy, count in product(
-        (("svg", svg), ("topk", topk)), ("first", "recall-extrapolated"), (1, 3, 5)
-    ):
-        plan = replace(_plan(sparsity, replace(FLOATS, policy=policy)), dense_steps=count)
-        group, label = f"warm-up, float, {mask}, 15 %, shift 3", f"{policy}, {count} dense"
-        rows.append(SparseRow(group=group, label=label, sparse=plan))
     for policy in ("first", "recall"):
         residual, group = replace(FLOATS, policy=policy), "lists, float, topk, 15 %, shift 3"
         for label, fresh in (("kept between refreshes", False), ("chosen in every step", True)):
             plan = _plan(replace(topk, every_step=fresh), residual)
             rows.append(SparseRow(group=group, label=f"{policy}, {label}", sparse=plan))
+    return rows
+
+
+def _schedules() -> list[SparseRow]:
+    """How the full passes lie in a run, by mask and policy: more of them in front, and as many in front or spread."""
+    rows = []
+    warm = "warm-up", [(f"{count} dense", count, 5) for count in (1, 3, 5)]
+    equal = "equal cost", [(f"{n} dense, interval {i}", n, i) for n, i in SCHEDULES]
+    for (title, schedules), (mask, sparsity), policy in product(
+        (warm, equal), MASKS.items(), ("first", "recall-extrapolated")
+    ):
+        plan = _plan(replace(sparsity, density=0.15), replace(FLOATS, policy=policy))
+        for label, count, interval in schedules:
+            group = f"{title}, float, {mask}, 15 %, shift 3"
+            some = replace(plan, dense_steps=count, interval=interval)
+            rows.append(SparseRow(group=group, label=f"{policy}, {label}", sparse=some))
     return rows
 
 
