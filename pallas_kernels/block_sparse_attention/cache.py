@@ -5,7 +5,8 @@ With S the listed keys, R the others and a = exp(lse_S - lse) the weight that S 
     O = a O_S + (1 - a) O_R        and        O - O_S = (1 - a) (O_R - O_S).
 
 `Additive` keeps the difference (QuantSparse, first-order residual); `Complement` keeps O_R and its log-sum-exp, and
-weighs them against the current O_S. Either may be split into values and a product of low rank.
+weighs them against the current O_S. Where it follows, by a share f, it keeps X = O_R - f O_S instead, and takes O_R to have
+moved by f times what O_S has moved by since. Either may be split into values and a product of low rank.
 """
 
 from dataclasses import dataclass
@@ -49,29 +50,31 @@ class Additive:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "scale", "lse", "low_rank"],
-    meta_fields=[],
+    meta_fields=["follow"],
 )
 @dataclass(frozen=True)
 class Complement:
-    """out = a O_S + (1 - a) (O_R (+ U V)), a = sigmoid(lse_S - lse_R).
+    """out = a O_S + (1 - a) (X (+ U V) + f O_S), a = sigmoid(lse_S - lse_R).
 
     Attributes:
-        values: O_R, floats or int8 [B, L, H, D].
+        values: X, floats or int8 [B, L, H, D]; O_R itself where f is 0.
         scale: of int8 values, float32 [B, H, L]; None for floats.
         lse: lse_R, float32 [B, H, L].
         low_rank: (U [B, R, L], V [B, H, R, D]), or None.
+        follow: f, static.
     """
 
     values: Any
     scale: Any
     lse: Any
     low_rank: tuple[Any, Any] | None = None
+    follow: float = 0.0
 
     def apply(
         self, out: Float[Array, "B L H D"], lse: Float[Array, "B H L"]
     ) -> Float[Array, "B L H D"]:
         """The merged output, float32."""
-        return merge(out, lse, expanded(self), self.lse)[0]
+        return merge(out, lse, expanded(self) + self.follow * out, self.lse)[0]
 
 
 Cache = Additive | Complement

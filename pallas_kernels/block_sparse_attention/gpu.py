@@ -127,6 +127,7 @@ def launch(
         parts=blocks.block_kv // tile_kv,
         scale=scale,
         complement=isinstance(cache, Complement),
+        follow=cache.follow if isinstance(cache, Complement) else 0.0,
     )
     return pl.pallas_call(
         partial(kernel, form=form),

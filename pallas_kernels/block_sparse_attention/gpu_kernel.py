@@ -24,6 +24,7 @@ class Form:
         parts: steps a listed block takes.
         scale: of the scores.
         complement: the cache is a `Complement`.
+        follow: its share of O_S.
     """
 
     names: tuple[str, ...]
@@ -34,6 +35,7 @@ class Form:
     parts: int
     scale: float
     complement: bool
+    follow: float
 
 
 def kernel(*refs: Any, form: Form) -> None:
@@ -99,4 +101,4 @@ def _apply(out: Array, lse: Array, ref: dict[str, Any], form: Form, rows: Array 
     if not form.complement:
         return out + cached
     weight = jax.nn.sigmoid(lse - load(ref["cached_lse"], columns=rows))[:, None]
-    return weight * out + (1 - weight) * cached
+    return weight * out + (1 - weight) * (cached + form.follow * out)

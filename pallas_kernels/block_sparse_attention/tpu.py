@@ -100,14 +100,11 @@ def arrange(
         if isinstance(cache, Complement):
             vectors["lse"] = cache.lse
         low_rank = cache.low_rank and (along_lanes(cache.low_rank[0]), cache.low_rank[1])
+        lined: dict[str, Any] = {
+            name: None if x is None else along_lanes(x)[:, :, None] for name, x in vectors.items()
+        }
         cache = dataclasses.replace(
-            cache,
-            values=heads_first(cache.values, rows),
-            low_rank=low_rank,
-            **{
-                name: None if x is None else along_lanes(x)[:, :, None]
-                for name, x in vectors.items()
-            },
+            cache, values=heads_first(cache.values, rows), low_rank=low_rank, **lined
         )
     if scales is not None:
         k_scale = jnp.pad(scales.k, ((0, 0), (0, 0), (0, columns - scales.k.shape[-1])))
@@ -186,6 +183,7 @@ def launch(
         int8=scales is not None,
         cached=cache is not None,
         complement=isinstance(cache, Complement),
+        follow=cache.follow if isinstance(cache, Complement) else 0.0,
         quantized=cache is not None and cache.scale is not None,
         low_rank=cache is not None and cache.low_rank is not None,
     )

@@ -27,6 +27,7 @@ class Form:
         int8: queries and keys are, and have scales.
         cached: there is a cache to apply.
         complement: it is a `Complement`, else an `Additive`.
+        follow: the complement's share of O_S.
         quantized: its values are int8 with a scale.
         low_rank: it has factors.
     """
@@ -39,6 +40,7 @@ class Form:
     int8: bool
     cached: bool
     complement: bool
+    follow: float
     quantized: bool
     low_rank: bool
 
@@ -171,4 +173,4 @@ def _apply(result: Array, log_sum: Array, refs: list[Any], form: Form) -> Array:
         return result + cached
     weight = jax.nn.sigmoid(log_sum - _over_lanes(cached_log_sum, LANES))
     weight = _repeat(weight, result.shape[1])
-    return weight * result + (1 - weight) * cached
+    return weight * result + (1 - weight) * (cached + form.follow * result)

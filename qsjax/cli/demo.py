@@ -72,8 +72,11 @@ def run(args: argparse.Namespace) -> int:
     chosen = pipeline.resolve(steps=args.steps)
     pipelines = {"float": pipeline, "W4A8": Pipeline.from_checkpoint(folders["W4A8"])}
     sparsity = Sparsity(mask="svg", density=0.15)
-    bare = SparsePlan(sparsity=sparsity, residual=Residual(policy="none"), interval=0)
-    ours = SparsePlan(sparsity=sparsity, residual=Residual(store="int8"), interval=5)
+    # As in the recipes of configs/sampling: a tenth of the steps is dense.
+    ours = SparsePlan(
+        sparsity=sparsity, residual=Residual(store="int8"), dense_steps=max(1, chosen.steps // 10)
+    )
+    bare = replace(ours, residual=Residual(policy="none"), interval=0)
     ways = [
         Way("full precision", pipelines["float"], None),
         Way("W4A8", pipelines["W4A8"], None),

@@ -15,15 +15,17 @@ DENSITIES = (0.15, 0.25, 0.40)
 SHIFTS = (3.0, 7.0)
 MASKS = {"svg": Sparsity(mask="svg"), "topk": Sparsity(mask="topk", tile=(1, 4, 4))}
 """Lists that are the same in every step, and lists that follow the tokens."""
-COMPARED = ("first", "none", "second-scaled", "recall-extrapolated")
+COMPARED = ("first", "none", "second-scaled", "recall-extrapolated", "recall-following")
 """Policies in every table of them."""
-ALL = ("first", "none", "second", "second-scaled", "third", "recall", "recall-extrapolated")
+ALL = (*COMPARED[:2], "second", "second-scaled", "third", "recall", *COMPARED[3:])
 """Those at the lowest density and the default shift."""
 SCHEDULES = ((1, 5), (2, 6), (3, 8), (4, 9), (5, 13))
 """Dense steps and interval: six full passes in thirty steps, all at the beginning or all over the run."""
 SKIPPED = (0.05, 0.1, 0.2)
 """Thresholds of step skipping."""
 FLOATS = Residual(store="float32", rank=16)
+SWEPT = replace(FLOATS, policy="recall-extrapolated")
+"""What the sweep and step skipping go on from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,20 +87,20 @@ def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
 
 
 def _sweeps() -> list[SparseRow]:
-    """One setting at a time, about our default at 15 % in float32; lists that are kept or not."""
+    """One setting at a time, about `SWEPT` at 15 % in float32; lists that are kept or not."""
     svg, topk = (replace(mask, density=0.15) for mask in MASKS.values())
     changes: dict[str, Any] = {
         **{f"interval {n}": {"interval": n} for n in (5, 3, 4, 6, 8)},
-        **{f"rank {n}": {"residual": replace(FLOATS, rank=n)} for n in (4, 8)},
-        "not factorized": {"residual": replace(FLOATS, rank=0)},
-        **{s: {"residual": replace(FLOATS, store=s)} for s in ("bfloat16", "int8", "int4")},
-        "in noise levels": {"residual": replace(FLOATS, clock="sigma")},
+        **{f"rank {n}": {"residual": replace(SWEPT, rank=n)} for n in (4, 8)},
+        "not factorized": {"residual": replace(SWEPT, rank=0)},
+        **{s: {"residual": replace(SWEPT, store=s)} for s in ("bfloat16", "int8", "int4")},
+        "in noise levels": {"residual": replace(SWEPT, clock="sigma")},
         "windows": {"sparsity": replace(svg, mask="svg-window")},
         "int8 scores": {"scores": "int8"},
     }
     group = "sweep, float, svg, 15 %, shift 3"
     rows = [
-        SparseRow(group=group, label=label, sparse=replace(_plan(svg, FLOATS), **change))
+        SparseRow(group=group, label=label, sparse=replace(_plan(svg, SWEPT), **change))
         for label, change in changes.items()
     ]
     for policy in ("first", "recall"):
@@ -110,16 +112,18 @@ def _sweeps() -> list[SparseRow]:
 
 
 def _schedules() -> list[SparseRow]:
-    """How the full passes lie in a run, by mask and policy: more of them in front, and as many in front or spread."""
+    """How the full passes lie in a run: more of them in front, by mask and policy; as many, in front or spread."""
+    warm = [(f"{count} dense", count, 5) for count in (1, 3, 5)]
+    equal = [(f"{n} dense, interval {i}", n, i) for n, i in SCHEDULES]
+    tables = (
+        *(("warm-up", mask, ("first", *COMPARED[3:]), warm) for mask in MASKS),
+        ("equal cost", "svg", ("first", "recall-following"), equal),
+    )
     rows = []
-    warm = "warm-up", [(f"{count} dense", count, 5) for count in (1, 3, 5)]
-    equal = "equal cost", [(f"{n} dense, interval {i}", n, i) for n, i in SCHEDULES]
-    for (title, schedules), (mask, sparsity), policy in product(
-        (warm, equal), MASKS.items(), ("first", "recall-extrapolated")
-    ):
-        plan = _plan(replace(sparsity, density=0.15), replace(FLOATS, policy=policy))
-        for label, count, interval in schedules:
-            group = f"{title}, float, {mask}, 15 %, shift 3"
+    for title, mask, policies, schedules in tables:
+        group, sparsity = f"{title}, float, {mask}, 15 %, shift 3", MASKS[mask]
+        for policy, (label, count, interval) in product(policies, schedules):
+            plan = _plan(replace(sparsity, density=0.15), replace(FLOATS, policy=policy))
             some = replace(plan, dense_steps=count, interval=interval)
             rows.append(SparseRow(group=group, label=f"{policy}, {label}", sparse=some))
     return rows
@@ -160,14 +164,14 @@ def _skipping() -> list[SparseRow]:
     """Steps left out (TeaCache), alone and with sparse attention and its cache, whose refreshes are always computed."""
     group, ours = (
         "step skipping, float, shift 3",
-        _plan(replace(MASKS["svg"], density=0.15), FLOATS),
+        _plan(replace(MASKS["svg"], density=0.15), SWEPT),
     )
-    rows = [SparseRow(group=group, label="ours, none left out", sparse=ours)]
+    rows = [SparseRow(group=group, label="sparse, none left out", sparse=ours)]
     for threshold in SKIPPED:
         skip = Skip(threshold=threshold)
         rows.append(SparseRow(group=group, label=f"dense, up to {threshold:g}", skip=skip))
         rows.append(
-            SparseRow(group=group, label=f"ours, up to {threshold:g}", sparse=ours, skip=skip)
+            SparseRow(group=group, label=f"sparse, up to {threshold:g}", sparse=ours, skip=skip)
         )
     return rows
 

@@ -49,11 +49,14 @@ def refresh_attention(
         scores=scores,
         implementation=implementation,
     )
-    wide, value = out.astype(jnp.float32), others.astype(jnp.float32)
-    if residual.rule.form == "additive":
+    value = others.astype(jnp.float32)
+    if residual.rule.form == "additive" or residual.rule.follow:
         # out - O_S, from out = a O_S + (1 - a) O_R.
         a = jnp.maximum(recall, _LEAST_RECALL)[..., None]
-        value = (1 - a) / a * (value - wide)
+        wide = out.astype(jnp.float32)
+        missing = (1 - a) / a * (value - wide)
+        additive = residual.rule.form == "additive"
+        value = missing if additive else value - residual.rule.follow * (wide - missing)
     there = jnp.asarray(pattern.layouts[0].valid, jnp.float32)[None, :, None]
     value = value * there[..., None]
     mean = (recall * there).sum(axis=1) / there.sum(axis=1)

@@ -1,7 +1,7 @@
 """How the cache corrects a sparse step: QuantSparse's orders, and attention's exact identity with a stale complement.
 
 With O_S the attention over the listed keys now, D = O - O_S at the last refresh, D2 = D - D' its change since the one before, and
-O_R, lse_R attention and log-sum-exp over the keys that are not listed (QuantSparse, section 3.3; the last two are ours):
+O_R, lse_R attention and log-sum-exp over the keys that are not listed (QuantSparse, section 3.3; the last three are ours):
 
     none                 O_S
     first                O_S + D
@@ -10,8 +10,12 @@ O_R, lse_R attention and log-sum-exp over the keys that are not listed (QuantSpa
     third                O_S + D + D2 + (D2 - D2')
     recall               a O_S + (1 - a) O_R,                   a = sigmoid(lse_S - lse_R)
     recall-extrapolated  the same with O_R + g (O_R - O_R'), lse_R + g (lse_R - lse_R')
+    recall-following     a O_S + (1 - a) (X + g (X - X') + O_S / 2), X = O_R - O_S / 2 at the last refresh, a as before
 
 g is how far the step is from the refresh, in units of the distance of the last two.
+
+First order takes what is not listed to move as O_S does, by all of it; recall takes it to stay. Either is wrong by about as much:
+half of the way is nearer than both (docs/sparse_attention.md).
 """
 
 from dataclasses import dataclass
@@ -32,11 +36,13 @@ class Policy:
         form: "none", "additive" (D is cached) or "complement" (O_R is).
         order: 1 is the value itself, 2 its change, 3 the change of that.
         scaled: whether changes are multiplied by g.
+        follow: share of the movement of O_S that a complement is taken to have moved by.
     """
 
     form: str
     order: int = 1
     scaled: bool = False
+    follow: float = 0.0
 
 
 POLICIES = {
@@ -47,6 +53,7 @@ POLICIES = {
     "third": Policy("additive", 3),
     "recall": Policy("complement"),
     "recall-extrapolated": Policy("complement", 2, scaled=True),
+    "recall-following": Policy("complement", 2, scaled=True, follow=0.5),
 }
 
 
@@ -63,7 +70,7 @@ class Residual:
         place: of the cached tensors: "device", or "host", whence a layer's are fetched while the one before it computes.
     """
 
-    policy: str = "recall-extrapolated"
+    policy: str = "recall-following"
     store: str = "bfloat16"
     rank: int = 16
     clock: str = "steps"

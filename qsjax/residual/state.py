@@ -19,8 +19,8 @@ class LayerState(NamedTuple):
 
     Attributes:
         choice: lists and orders, as decided at the last refresh.
-        cached: D or O_R.
-        change: D2 or O_R - O_R', as `Factors` or whole.
+        cached: D or X, which is O_R where the policy does not follow.
+        change: D2 or X - X', as `Factors` or whole.
         bend: D2 - D2', likewise.
         lse: lse_R, float32 [B, H, S].
         lse_change: lse_R - lse_R'.
@@ -95,7 +95,7 @@ def refreshed(
         residual: what is kept.
         state: before.
         choice: lists and orders from now on.
-        value: D or O_R, float32.
+        value: D or X, float32.
         lse: lse_R.
         recall: by head.
         gains: of this step.
@@ -150,7 +150,7 @@ def correction(residual: Residual, state: LayerState, gains: Gains) -> Additive 
     if rule.form == "additive":
         return Additive(values.values, values.scale, low_rank)
     lse = state.lse if state.lse_change is None else state.lse + gain * state.lse_change
-    return Complement(values.values, values.scale, lse, low_rank)
+    return Complement(values.values, values.scale, lse, low_rank, residual.rule.follow)
 
 
 def _unchanged(now: Choice, before: Choice, like: Float[Array, "B H S"]) -> Float[Array, "B H S"]:

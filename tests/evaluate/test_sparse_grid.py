@@ -54,11 +54,11 @@ def test_rows():
     assert {row.label for row in main} == set(POLICIES)
     assert main[0].label == "first"
     elsewhere = {row.label for row in select(rows, r"^W4A8, topk, 40 %, shift 7/")}
-    assert elsewhere == {"first", "none", "second-scaled", "recall-extrapolated"}
+    assert elsewhere == set(COMPARED)
     assert [row.sparse.interval for row in main if row.label in ("first", "none")] == [5, 0]
     by_name = {row.name: row for row in rows}
     # The same experiment in two tables is run once.
-    ours = by_name["float, svg, 15 %, shift 3/recall-extrapolated"]
+    ours = by_name["float, svg, 15 %, shift 3/recall-following"]
     for other in ("baselines, float, 15 %, shift 3/ours", "together, svg, 15 %, shift 3/sparse"):
         assert by_name[other].key == ours.key
     assert by_name["together with outliers, svg, 15 %, shift 3/both"].key != ours.key
@@ -119,14 +119,16 @@ def test_a_line_for_settings_that_have_all_policies(finished):
     one = finished[2][1]
     some = [
         one._replace(psnr=one.psnr + gain, row=replace(one.row, group=group, label=label))
-        for group, count in (("all", 4), ("two", 2))
-        for label, gain in list(zip(COMPARED, (0.0, -9.0, 1.0, 2.5), strict=True))[:count]
+        for group, count in (("all", 5), ("two", 2))
+        for label, gain in list(zip(COMPARED, (0.0, -9.0, 1.0, 2.5, 3.5), strict=True))[:count]
     ]
     head, _, line = tables_text(some).split("### all")[0].strip().splitlines()[-3:]
     assert line.startswith("| all ")
-    assert [cell.split()[0] for cell in line.split("|")[-4:-1]] == ["-9.00", "+1.00", "+2.50"]
-    assert head.count("over first") == 3
-    assert "### policies" not in tables_text(some[4:])
+    assert [cell.split()[0] for cell in line.split("|")[-5:-1]] == [
+        *("-9.00", "+1.00", "+2.50", "+3.50")
+    ]
+    assert head.count("over first") == 4
+    assert "### policies" not in tables_text(some[5:])
 
 
 def test_plots_over_density_and_bars(finished, tmp_path):

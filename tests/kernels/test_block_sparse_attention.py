@@ -130,7 +130,10 @@ def test_no_keys_give_zero_and_nothing_is_nan():
     assert not np.asarray(jax.grad(loss)(q)).any()
 
 
-@pytest.mark.parametrize("kind", ["additive", "additive_int8", "complement", "complement_int8"])
+@pytest.mark.parametrize(
+    "kind",
+    ["additive", "additive_int8", "complement", "complement_int8", "following", "following_int8"],
+)
 @pytest.mark.parametrize("rank", [0, 3])
 def test_the_cache_is_applied_before_the_store(kind, rank):
     q, k, v = heads()
@@ -155,10 +158,11 @@ def test_the_cache_is_applied_before_the_store(kind, rank):
         cache, expected = Additive(values, scale, low_rank), listed + wide
     else:
         cached_lse = random.normal(size=(2, 2, LENGTH)).astype(np.float32)
-        cache = Complement(values, scale, cached_lse, low_rank)
+        follow = 0.5 if kind.startswith("following") else 0.0
+        cache = Complement(values, scale, cached_lse, low_rank, follow)
         a = 1 / (1 + np.exp(np.clip(cached_lse - lse, -700, 700)))
         a = a.swapaxes(1, 2)[..., None]
-        expected = a * listed + (1 - a) * wide
+        expected = a * listed + (1 - a) * (wide + follow * listed)
     out = attend(q, k, v, blocks, kv_valid=valid(), cache=cache, implementation="xla")
     np.testing.assert_allclose(out, expected, **TIGHT)
 

@@ -125,7 +125,7 @@ def test_attention_with_int8_scores(target):
 @pytest.mark.parametrize("target", ["v5e", "v6e"])
 def test_attention_at_720p_with_a_complement(target):
     values = spec(1, 119056, 24, 128, dtype=jnp.bfloat16)
-    cache = Complement(values, None, spec(1, 24, 119056), low_rank(119056))
+    cache = Complement(values, None, spec(1, 24, 119056), low_rank(119056), follow=0.5)
     compiled = attention(target, 119056, 512, 512, 36, cache)
     # Copies of the operands and the result, transposed and padded to whole blocks: six or seven, as the compiler's
     # version has it. A vector padded from one lane to 128 would be two more.

@@ -126,7 +126,9 @@ def test_attention(tmp_path, length, block_q, block_kv, kind, scores):
             spec(1, heads, 16, 128, dtype=jnp.bfloat16),
         )
         values = spec(1, heads, length, 128, dtype=jnp.int8)
-        cache = kind(*((values, row) if kind is Additive else (values, row, row)), factors)
+        cache = Additive(values, row, factors)
+        if kind is Complement:
+            cache = Complement(values, row, row, factors, follow=0.5)
 
     def program(q, k, v, valid, blocks, cache):
         if cache is not None:  # at rest head by head, as `qsjax.residual` keeps it

@@ -143,7 +143,8 @@ def cache(kind, rank):
         values, scale = jnp.asarray(random.normal(size=shape), jnp.float32), None
     if kind.startswith("additive"):
         return Additive(values, scale, low_rank)
-    return Complement(values, scale, jnp.asarray(random.normal(size=rows), jnp.float32), low_rank)
+    lse = jnp.asarray(random.normal(size=rows), jnp.float32)
+    return Complement(values, scale, lse, low_rank, 0.5 if kind.startswith("following") else 0.0)
 
 
 TIGHT = {"atol": 16 * float32_sum(LENGTH), "rtol": 8 * float32_sum(LENGTH)}
@@ -167,7 +168,10 @@ def test_attention(kernel, samples, heads, density):
 
 
 @BOTH
-@pytest.mark.parametrize("kind", ["additive", "additive_int8", "complement", "complement_int8"])
+@pytest.mark.parametrize(
+    "kind",
+    ["additive", "additive_int8", "complement", "complement_int8", "following", "following_int8"],
+)
 @pytest.mark.parametrize("rank", [0, 16])
 def test_attention_applies_the_cache(kernel, kind, rank):
     q, k, v, valid = attention_operands()

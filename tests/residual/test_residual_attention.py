@@ -135,6 +135,18 @@ def test_scaled_changes_follow_a_line(policy, rank):
         assert error > 0.01
 
 
+def test_what_all_values_gain_is_known_to_first_order_and_half_known_to_what_follows():
+    (q, k, v), gain = tensors(), 3.0
+    error = {}
+    for policy in ("first", "recall", "recall-following"):
+        layer = Layer(SVG, replace(EXACT, policy=policy))
+        layer.refresh((q, k, v))
+        error[policy] = np.asarray(layer.sparse((q, k, v + gain)) - dense((q, k, v + gain)))
+    near(error["first"], 0.0)
+    assert np.abs(error["recall"]).max() > 0.5
+    near(error["recall-following"], error["recall"] / 2)
+
+
 def test_second_order_adds_the_whole_change():
     first, second = (Layer(BAND, replace(EXACT, policy=name)) for name in ("first", "second"))
     for layer in (first, second):
@@ -195,7 +207,7 @@ def test_a_head_that_changes_its_order_keeps_a_correct_cache():
     near(layer.sparse((*after[:2], 2 * after[2])), dense((*after[:2], 2 * after[2])))
 
 
-@pytest.mark.parametrize("policy", ["second-scaled", "recall-extrapolated"])
+@pytest.mark.parametrize("policy", ["second-scaled", "recall-following"])
 def test_rows_whose_lists_stay_keep_their_changes(policy):
     layer = Layer(TOPK, replace(EXACT, policy=policy))
 

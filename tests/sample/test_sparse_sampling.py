@@ -85,7 +85,7 @@ def test_gains_measure_the_way_since_the_refresh(clock):
     np.testing.assert_allclose(found.reach, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("policy", ["none", "second", "recall-extrapolated"])
+@pytest.mark.parametrize("policy", ["none", "second", "recall-following"])
 @pytest.mark.parametrize("mask", ["svg", "topk"])
 def test_density_one_is_dense_sampling(dit, dense, policy, mask):
     sparsity = replace(HALF, mask=mask, density=1.0)
