@@ -213,7 +213,8 @@ objections(BLOCK_SPARSE_ATTENTION, ["interpret"], **facts, head_dim=96)
 #
 # * `Additive`: the difference D = O - O_S, added to what a sparse step computes;
 # * `Complement`: O_R with its log-sum-exp, weighed against the current O_S by a = sigmoid(lse_S - lse_R). As long as queries, keys and
-#   values are the same this is the full softmax, not an approximation of it.
+#   values are the same this is the full softmax, not an approximation of it. With `follow=0.5` it keeps O_R - O_S / 2 instead: the rest
+#   is taken to move half as far as the listed keys' attention does, `qsjax`'s default.
 
 
 # %%
@@ -229,25 +230,28 @@ def attend(qkv, **options):
 
 everything = BlockLists.from_band(TOKENS, TOKENS, block_q=BLOCK, block_kv=BLOCK)
 refresh = [heads(key) for key in range(3)]
-out, others, others_lse, recall = attention_with_residual(*refresh, lists, implementation="xla")
-additive = Additive(out - attend(refresh, implementation="xla"))
+whole = attention_with_residual(*refresh, lists, implementation="xla")
+others, others_lse = whole.others, whole.others_lse
+additive = Additive(whole.out - whole.listed)
 complement = Complement(others, None, others_lse)
-print(f"the lists hold {float(recall.mean()):.0%} of the attention mass")
+following = Complement(others - whole.listed / 2, None, others_lse, follow=0.5)
+print(f"the lists hold {float(whole.recall.mean()):.0%} of the attention mass")
 
 # %% [markdown]
 # A later step has moved on. What is cached is stale by then; how much is lost depends on how far the step is.
 
 # %%
-print("moved by    no cache    additive  complement")
+print("moved by    no cache    additive  complement   following")
 for moved in (0.0, 0.1, 0.3):
     later = [x + moved * heads(10 + number) for number, x in enumerate(refresh)]
     full = block_sparse_attention(*later, everything, implementation="reference")
-    caches = (None, additive, complement)
+    caches = (None, additive, complement, following)
     ways = [error(attend(later, cache=cache, implementation="xla"), full) for cache in caches]
     print(f"{moved:8.1f}", *(f"{way:11.2%}" for way in ways))
 
 # %% [markdown]
-# Random queries and keys are the worst case: every key is worth about the same, and the lists hold little more than their share. Video
+# Random queries and keys are the worst case: every key is worth about the same, and the lists hold little more than their share; each moves
+# by itself, and there is nothing to follow. Video
 # attention is concentrated; on the tiny model's videos the cache gains 11 dB ([docs/sparse_attention.md](../docs/sparse_attention.md)).
 #
 # ## The implementations agree

@@ -1,7 +1,7 @@
 """The operation: shapes, dtypes and checks, and the choice of an implementation."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -11,6 +11,24 @@ from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import Cache, Complement, merge
 from pallas_kernels.block_sparse_attention.scores import SCORES, quantize
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
+
+
+class WithResidual(NamedTuple):
+    """Full attention and its parts.
+
+    Attributes:
+        out: attention over all keys, in q's dtype [B, Q, H, D].
+        listed: O_S, attention over the listed keys, the same.
+        others: O_R, over the keys that are not listed, the same.
+        others_lse: their log-sum-exp, float32 [B, H, Q].
+        recall: a, the weight of the listed keys, float32 [B, Q, H].
+    """
+
+    out: Any
+    listed: Any
+    others: Any
+    others_lse: Any
+    recall: Any
 
 
 def block_sparse_attention(
@@ -66,19 +84,14 @@ def attention_with_residual(
     scale: float | None = None,
     scores: str = "float",
     implementation: str = AUTO,
-) -> tuple[
-    Float[Array, "B Q H D"], Float[Array, "B Q H D"], Float[Array, "B H Q"], Float[Array, "B Q H"]
-]:
+) -> WithResidual:
     """Full attention, and what the listed blocks miss of it, at the cost of one dense pass.
 
-    The listed blocks and the others are computed once each and merged by their log-sum-exp. With a the weight of the
-    listed keys, the first-order residual is out - O_S = (1 - a) (O_R - O_S).
+    The listed blocks and the others are computed once each and merged by their log-sum-exp. The first-order residual is
+    out - O_S = (1 - a) (O_R - O_S); its right side keeps its digits when a is near 0 or 1.
 
     Args:
         q, k, v, blocks, kv_valid, scale, scores, implementation: as in `block_sparse_attention`.
-
-    Returns:
-        out in q's dtype; O_R (attention over the keys that are not listed) in q's dtype; its log-sum-exp; the recall a.
 
     Raises:
         ValueError: shapes that do not go together.
@@ -90,7 +103,7 @@ def attention_with_residual(
     )
     wide = (x.astype(jnp.float32) for x in (listed, others))
     out, recall = merge(next(wide), listed_lse, next(wide), others_lse)
-    return out.astype(q.dtype), others, others_lse, recall
+    return WithResidual(out.astype(q.dtype), listed, others, others_lse, recall)
 
 
 def _attend(

@@ -9,8 +9,6 @@ from qsjax.residual.policy import Residual
 from qsjax.residual.state import Gains, LayerState, correction, refreshed
 from qsjax.sparse import Choice, Pattern
 
-_LEAST_RECALL = 1e-6
-
 
 def refresh_attention(
     pattern: Pattern,
@@ -40,7 +38,7 @@ def refresh_attention(
     """
     choice = pattern.choose(q, k, v, kv_valid)
     video, keys, values, valid, text = _arranged(pattern, choice, q, k, v, kv_valid)
-    out, others, others_lse, recall = attention_with_residual(
+    full = attention_with_residual(
         video,
         keys,
         values,
@@ -49,19 +47,17 @@ def refresh_attention(
         scores=scores,
         implementation=implementation,
     )
-    value = others.astype(jnp.float32)
-    if residual.rule.form == "additive" or residual.rule.follow:
-        # out - O_S, from out = a O_S + (1 - a) O_R.
-        a = jnp.maximum(recall, _LEAST_RECALL)[..., None]
-        wide = out.astype(jnp.float32)
-        missing = (1 - a) / a * (value - wide)
-        additive = residual.rule.form == "additive"
-        value = missing if additive else value - residual.rule.follow * (wide - missing)
+    listed, value = full.listed.astype(jnp.float32), full.others.astype(jnp.float32)
+    if residual.rule.form == "additive":
+        value = (1 - full.recall[..., None]) * (value - listed)
+    elif residual.rule.follow:
+        value = value - residual.rule.follow * listed
     there = jnp.asarray(pattern.layouts[0].valid, jnp.float32)[None, :, None]
     value = value * there[..., None]
-    mean = (recall * there).sum(axis=1) / there.sum(axis=1)
-    state = refreshed(residual, state, choice, value, others_lse, mean, gains, axis)
-    return _joined(pattern, choice, out, text, keys, values, valid, scores, implementation), state
+    mean = (full.recall * there).sum(axis=1) / there.sum(axis=1)
+    state = refreshed(residual, state, choice, value, full.others_lse, mean, gains, axis)
+    rows = (full.out, text, keys, values, valid, scores, implementation)
+    return _joined(pattern, choice, *rows), state
 
 
 def sparse_attention(

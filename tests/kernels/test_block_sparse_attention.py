@@ -170,15 +170,21 @@ def test_the_cache_is_applied_before_the_store(kind, rank):
 def test_a_refresh_is_full_attention_and_knows_the_rest():
     q, k, v = heads()
     blocks, everything = lists(0.4), lists(1.0)
-    out, others, others_lse, recall = attention_with_residual(q, k, v, blocks, kv_valid=valid())
+    out, found, others, others_lse, recall = attention_with_residual(
+        q, k, v, blocks, kv_valid=valid()
+    )
     full, full_lse = by_hand(q, k, v, everything, valid(), 0.25)
     np.testing.assert_allclose(out, full, **TIGHT)
     listed, lse = by_hand(q, k, v, blocks, valid(), 0.25)
+    np.testing.assert_allclose(found, listed, **TIGHT)
     weight = np.exp(lse - full_lse).swapaxes(1, 2)
     np.testing.assert_allclose(recall, weight, **TIGHT)
-    # Two caches that a sparse step may put back; on the step they were made both give the full output.
-    cache = Complement(others, None, others_lse)
-    for one in (cache, Additive(jnp.asarray(full - listed, jnp.float32))):
+    # Caches that a sparse step may put back; on the step they were made all give the full output.
+    for one in (
+        Complement(others, None, others_lse),
+        Complement(others - found / 2, None, others_lse, follow=0.5),
+        Additive(jnp.asarray(full - listed, jnp.float32)),
+    ):
         again = block_sparse_attention(q, k, v, blocks, kv_valid=valid(), cache=one)
         np.testing.assert_allclose(again, full, **TIGHT)
 
