@@ -162,17 +162,13 @@ def _baselines() -> list[SparseRow]:
 
 def _skipping() -> list[SparseRow]:
     """Steps left out (TeaCache), alone and with sparse attention and its cache, whose refreshes are always computed."""
-    group, ours = (
-        "step skipping, float, shift 3",
-        _plan(replace(MASKS["svg"], density=0.15), SWEPT),
-    )
-    rows = [SparseRow(group=group, label="sparse, none left out", sparse=ours)]
+    group = "step skipping, float, shift 3"
+    sparse = _plan(replace(MASKS["svg"], density=0.15), SWEPT)
+    rows = [SparseRow(group=group, label="sparse, none left out", sparse=sparse)]
     for threshold in SKIPPED:
-        skip = Skip(threshold=threshold)
-        rows.append(SparseRow(group=group, label=f"dense, up to {threshold:g}", skip=skip))
-        rows.append(
-            SparseRow(group=group, label=f"sparse, up to {threshold:g}", sparse=ours, skip=skip)
-        )
+        skip, label = Skip(threshold=threshold), f"up to {threshold:g}"
+        rows.append(SparseRow(group=group, label=f"dense, {label}", skip=skip))
+        rows.append(SparseRow(group=group, label=f"sparse, {label}", sparse=sparse, skip=skip))
     return rows
 
 
