@@ -130,14 +130,15 @@ def test_packed_integers_compute_what_was_trained(kind, name, method, dit, given
         )
         return programs.run_quantized(learned, leaves, starts, sample._replace(given=given), shared)
 
-    nudges = [nudged(seed) for seed in range(6)]
     for part, (ours, theirs) in enumerate(zip(run(block, sample), expected, strict=True)):
-        # A value halfway between two integers may be rounded to either, and moves all of its token by a step of the grid.
-        # Such tokens move when their own input is nudged by rounding errors; no other may differ.
-        tied = np.any([moved(one[part], theirs) for one in nudges], axis=0)
-        assert not (moved(ours, theirs) & ~tied).any()
-        assert tied.mean() < 0.5
         np.testing.assert_allclose(ours, theirs, atol=0.02 * float(np.abs(theirs).max()))
+        # A value halfway between two integers may be rounded to either, and moves all of its token by a step of the grid;
+        # a key or value that does moves every token a little. Such tokens move when their own input is nudged by
+        # rounding errors; no other may differ.
+        if (differs := moved(ours, theirs)).any():
+            assert differs.mean() < 0.5
+            tied = [moved(nudged(seed)[part], theirs) for seed in range(6)]
+            assert not (differs & ~np.any(tied, axis=0)).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
