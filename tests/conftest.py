@@ -17,8 +17,13 @@ import jax
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["preflight"]
+
 # Read when the first array is made. Threads that share a program's code among them cost more than a small program has.
-_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+_FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 12):
+    # The quick emitters of fusions, which jaxlib 0.12 no longer has: it ends a process that asks for them.
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # The workers of pytest-xdist inherit it; the process that made the folder deletes it when it ends.

@@ -1,0 +1,66 @@
+"""What the suite cannot do without, named in one sentence: a compiler that is not installed, a worker that died at its start.
+
+A plugin of pytest, which conftest.py takes part in; tests/test_preflight.py starts it by itself.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_heard_of = set()
+"""Workers that have sent a result."""
+
+
+def missing_compiler():
+    """The TPU's compiler comes with the test extra on Linux x86_64; elsewhere there is none, and its tests are skipped."""
+    there = platform.system() != "Linux" or platform.machine() != "x86_64"
+    if there or importlib.util.find_spec("libtpu"):
+        return None
+    return "libtpu is not installed, with which the kernels are compiled for a TPU: pip install '.[test]'"
+
+
+def why_jax_does_not_start():
+    """The last words of a process that does nothing but start JAX as the tests do; None where it starts."""
+    code = "import jax; jax.devices()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    words = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return words.rpartition("] ")[2]  # without the logger's time and line
+
+
+def pytest_configure(config):
+    """A run of everything, `pytest` alone, needs everything; tests that are named may do with less."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if everything and not hasattr(config, "workerinput") and (sentence := missing_compiler()):
+        raise pytest.UsageError(sentence)
+
+
+def pytest_runtest_logreport(report):
+    """Notes that a worker works."""
+    _heard_of.add(getattr(report, "node", None))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Ends the run where every other worker would die like this one: JAX does not start, or there was no result yet.
+
+    Of a worker that dies later pytest-xdist names the test, and starts another.
+    """
+    why = why_jax_does_not_start() if error else None
+    if not error or (why is None and node in _heard_of):
+        return
+    versions = f"Python {platform.python_version()}, jaxlib {importlib.metadata.version('jaxlib')}"
+    sentence = f"worker {node.gateway.id} died ({versions}): "
+    if why:
+        sentence += (
+            f"JAX does not start: {why}; XLA_FLAGS is '{os.environ.get('XLA_FLAGS', '').strip()}'"
+        )
+    else:
+        sentence += "it gave no result before; run `pytest -n 0` to see its last words"
+    pytest.exit(sentence, returncode=3)
