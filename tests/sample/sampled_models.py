@@ -1,4 +1,7 @@
-"""A random transformer and prompts for tests of the sampler."""
+"""A random transformer, prompts, and runs step by step, whose programs all tests of the sampler share."""
+
+from dataclasses import replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from qsjax.dit import DiT, DiTConfig
-from qsjax.sample import step_of_kind
+from qsjax.sample import empty_cache, initial_noise, prepare, schedule, step_of_kind
 from qsjax.text import EncodedPrompt
 
 CONFIG = DiTConfig(
@@ -27,6 +30,11 @@ CONFIG = DiTConfig(
 )
 
 
+SHAPE = (2, 4, 3, 8, 8)
+"""Of latents: 3 x 4 x 4 tokens of video."""
+
+
+@cache
 def random_dit():
     graph, abstract = nnx.split(nnx.eval_shape(lambda: DiT(CONFIG, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
@@ -45,11 +53,33 @@ def prompt(seed, length=5):
     )
 
 
-def counted(plan, kind, traces):
-    """A jitted step; the kind is added to `traces` whenever it is traced."""
+def walk(dit, plan, shape=SHAPE):
+    """Steps from noise to the video, one at a time: latents and cache after each of them."""
+    negative = prompt(2, 7) if plan.uses_negative else None
+    conditions = _prepare(replace(plan, sparse=None, skip=None), dit, prompt(1), negative)
+    cached = empty_cache(plan, dit, shape, conditions) if plan.remembers else None
+    latents, numbers = initial_noise(7, shape), schedule(plan)
+    for index, kind in enumerate(plan.kinds):
+        now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
+        latents, cached = step_program(plan, kind)(dit, (latents, cached), now, conditions)
+        yield latents, cached
 
-    def step(*arguments):
-        traces.append(kind)
-        return step_of_kind(plan, kind, *arguments)
 
-    return jax.jit(step)
+def sampled(dit, plan):
+    """Latents after the last step."""
+    *_, (latents, _) = walk(dit, plan)
+    return latents
+
+
+_prepare = jax.jit(prepare, static_argnums=0)
+
+
+def step_program(plan, kind):
+    """A jitted step. Its number, its levels of noise and which layers are dense are arguments, and so left out of the key."""
+    sparse = plan.sparse and replace(plan.sparse, interval=0, dense_steps=1, dense_layers=())
+    return _step_program(replace(plan, steps=1, shift=1.0, sparse=sparse), kind)
+
+
+@cache
+def _step_program(plan, kind):
+    return jax.jit(partial(step_of_kind, plan, kind))

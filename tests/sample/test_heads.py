@@ -5,24 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sample.sampled_models import CONFIG, prompt, random_dit
+from sample.sampled_models import CONFIG, SHAPE, prompt, random_dit, walk
 
 from qsjax.plan.steps import executed_density
 from qsjax.residual import Residual
-from qsjax.sample import (
-    Plan,
-    SparsePlan,
-    empty_cache,
-    heads_of,
-    initial_noise,
-    prepare,
-    schedule,
-    step_of_kind,
-)
+from qsjax.sample import Plan, SparsePlan, heads_of
 from qsjax.sample.cached import pattern_for
 from qsjax.sparse import Sparsity
 
-SHAPE = (2, 4, 3, 8, 8)
 SPARSE = SparsePlan(sparsity=Sparsity(density=0.4, block=4, profiled_rows=12), residual=Residual(policy="none"))  # fmt: skip
 
 
@@ -32,16 +22,10 @@ def dit():
 
 
 def heads(dit, **changes):
-    """Behind a first step, which is a refresh."""
+    """After a first step, which is a refresh."""
     sparse = replace(SPARSE, sparsity=replace(SPARSE.sparsity, **changes.pop("sparsity", {})), **changes)  # fmt: skip
-    plan = Plan(steps=1, sparse=sparse)
-    conditions, noise = prepare(plan, dit, prompt(1)), initial_noise(7, SHAPE)
-    now = schedule(plan)._replace(index=np.int32(0))
-    now = now._replace(**{name: getattr(now, name)[0] for name in ("timestep", "delta")})
-    now = now._replace(gains=type(now.gains)(*(x[0] for x in now.gains)))
-    cache = empty_cache(plan, dit, SHAPE, conditions)
-    _, cache = step_of_kind(plan, "refresh", dit, (noise, cache), now, conditions)
-    text = conditions.text.text.shape[1]
+    ((_, cache),) = walk(dit, Plan(steps=1, sparse=sparse))
+    text = prompt(1).text.shape[1]
     pattern = pattern_for(sparse, CONFIG, SHAPE, text)
     return heads_of(sparse, CONFIG, SHAPE, text, cache[0].slot), pattern
 
