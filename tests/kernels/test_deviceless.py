@@ -1,4 +1,9 @@
-"""The real compilers accept the kernels at HunyuanVideo's shapes, with no chip at hand."""
+"""The real compilers accept the kernels at HunyuanVideo's shapes, with no chip at hand, and unpack or copy nothing large.
+
+Each tile and form is compiled for a chip of each kind where it may differ; all shapes for all chips: pytest -m slow.
+"""
+
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -37,17 +42,24 @@ MATMULS = [
     (25216, 12288, 3072, 4), (25216, 3072, 3072, 8), (25216, 15360, 3072, 4),
     (119056, 3072, 21504, 4), (119056, 12288, 3072, 6),
 ]  # fmt: skip
-# A v5p has the v5e's tiles: one shape of each width says enough.
-OF_V5P = [MATMULS[n] for n in (0, 4, 7)]
+# Of every number of bits one, and the largest tiles. A v6e has tiles of its own for one layer, a v5p those of a v5e.
+CHOSEN = [
+    *((MATMULS[n], "v5e") for n in (3, 4, 5, 7)),
+    *((MATMULS[n], "v6e") for n in (1, 2, 4)),
+    (MATMULS[6], "v5p"),
+]
 
 
-@pytest.mark.parametrize(
-    ("m", "k", "n", "bits", "target"),
-    [(*shape, "v5e") for shape in MATMULS]
-    + [(*shape, "v6e") for shape in MATMULS]
-    + [(*shape, "v5p") for shape in OF_V5P],
-)
-def test_matmul(m, k, n, bits, target):
+def chosen(chosen, *everything):
+    """Cases as parameters; of all others those that `-m slow` asks for."""
+    others = [case for case in product(*everything) if case not in chosen]
+    return [*chosen, *(pytest.param(*case, marks=pytest.mark.slow) for case in others)]
+
+
+@pytest.mark.parametrize(("shape", "target"), chosen(CHOSEN, MATMULS, TPUS))
+def test_matmul(shape, target):
+    m, k, n, bits = shape
+
     def program(x, x_scale, w, w_scale, bias, residual, gate):
         return quantized_matmul(
             x, x_scale, w, w_scale, bias, residual=residual, gate=gate,
@@ -62,15 +74,21 @@ def test_matmul(m, k, n, bits, target):
     assert compiled.memory_analysis().temp_size_in_bytes < 2**20
 
 
-@pytest.mark.parametrize("target", TPUS)
-@pytest.mark.parametrize(("channels", "settings"), [
-    (3072, {"norm": "layer"}), (12288, {"activation": "gelu_tanh", "bits": 6}),
-])  # fmt: skip
-def test_quantize_tokens(target, channels, settings):
+TOKENS = {
+    3072: {"norm": "layer"},
+    12288: {"activation": "gelu_tanh", "bits": 6},
+}
+
+
+@pytest.mark.parametrize(
+    ("channels", "target"),
+    chosen([(3072, "v5e"), (12288, "v5e"), (12288, "v6e"), (3072, "v5p")], TOKENS, TPUS),
+)
+def test_quantize_tokens(channels, target):
     def program(x, shift, scale, smoothing, rotation):
         return quantize_tokens(
             x, shift=shift, scale=scale, smoothing=smoothing, rotation=rotation,
-            implementation=f"tpu@{target}", **settings,
+            implementation=f"tpu@{target}", **TOKENS[channels],
         )  # fmt: skip
 
     vector = spec(channels)
@@ -81,7 +99,44 @@ def test_quantize_tokens(target, channels, settings):
     assert compiled.memory_analysis().temp_size_in_bytes < 2**20
 
 
-def attention(target, length, block_q, block_kv, longest, cache=None, scores="float"):
+def int8_values(length):
+    return spec(1, length, 24, 128, dtype=jnp.int8), spec(1, 24, length)
+
+
+def low_rank(length):
+    return spec(1, 16, length, dtype=jnp.bfloat16), spec(1, 24, 16, 128, dtype=jnp.bfloat16)
+
+
+def complement(length):
+    values = spec(1, length, 24, 128, dtype=jnp.bfloat16)
+    return Complement(values, None, spec(1, 24, length), low_rank(length), follow=0.5)
+
+
+# Tokens, block of queries, block of keys, length of the lists (None: of all), cache, scores; and what is allocated besides
+# operands and result: copies of them, transposed and padded to whole blocks, in units of one of them. The number is the
+# compiler's version's; a map of scores would be 200, a vector padded from one lane to 128 another one or two.
+ATTENTION = {
+    "plain": ((25216, 512, 512, None, None, "float"), 6.2),
+    "fine": ((25216, 128, 128, 40, Additive(*int8_values(25216), low_rank(25216)), "float"), 4.7),
+    "int8": ((25216, 512, 512, None, None, "int8"), 6.2),
+    "720p": ((119056, 512, 512, 36, complement(119056), "float"), 7.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    chosen(
+        [
+            *(("plain", target) for target in ("v6e", "v5p")),
+            *(("fine", target) for target in ("v5e", "v6e")),
+            *(("int8", "v5e"), ("720p", "v5e")),
+        ],
+        ATTENTION,
+        TPUS,
+    ),
+)
+def test_attention(name, target):
+    (length, block_q, block_kv, longest, cache, scores), copies = ATTENTION[name]
     heads, rows, columns = 24, -(-length // block_q), -(-length // block_kv)
     x = spec(1, length, heads, 128, dtype=jnp.bfloat16)
     lists = BlockLists(
@@ -99,34 +154,5 @@ def attention(target, length, block_q, block_kv, longest, cache=None, scores="fl
         )  # fmt: skip
 
     valid = spec(1, length, dtype=jnp.bool_)
-    return compile_for(TARGETS[target], program, x, x, x, valid, lists, cache)
-
-
-def low_rank(length):
-    return spec(1, 16, length, dtype=jnp.bfloat16), spec(1, 24, 16, 128, dtype=jnp.bfloat16)
-
-
-@pytest.mark.parametrize("target", TPUS)
-def test_attention(target):
-    attention(target, 25216, 512, 512, None)
-
-
-@pytest.mark.parametrize("target", TPUS)
-def test_attention_over_fine_lists_with_an_int8_cache(target):
-    values = spec(1, 25216, 24, 128, dtype=jnp.int8), spec(1, 24, 25216)
-    attention(target, 25216, 128, 128, 40, Additive(*values, low_rank(25216)))
-
-
-@pytest.mark.parametrize("target", TPUS)
-def test_attention_with_int8_scores(target):
-    attention(target, 25216, 512, 512, None, scores="int8")
-
-
-@pytest.mark.parametrize("target", ["v5e", "v6e"])
-def test_attention_at_720p_with_a_complement(target):
-    values = spec(1, 119056, 24, 128, dtype=jnp.bfloat16)
-    cache = Complement(values, None, spec(1, 24, 119056), low_rank(119056), follow=0.5)
-    compiled = attention(target, 119056, 512, 512, 36, cache)
-    # Copies of the operands and the result, transposed and padded to whole blocks: six or seven, as the compiler's
-    # version has it. A vector padded from one lane to 128 would be two more.
-    assert compiled.memory_analysis().temp_size_in_bytes < 7.5 * 119056 * 24 * 128 * 2
+    compiled = compile_for(TARGETS[target], program, x, x, x, valid, lists, cache)
+    assert compiled.memory_analysis().temp_size_in_bytes < copies * length * heads * 128 * 2
