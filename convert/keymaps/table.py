@@ -143,13 +143,15 @@ def linear(
     rows = (rows,) if isinstance(rows, int) else rows
     columns = (columns,) if isinstance(columns, int) else columns
 
-    def entry(ours: str, theirs: str, columns: Shape, transform: str, swap: str) -> Entry:
+    parts = [("kernel", "weight", columns, transform, "swap_linear")]
+    if bias:
+        parts.append(("bias", "bias", (), bias_transform, "swap"))
+    entries = []
+    for ours, theirs, trailing, plain, swap in parts:
         names = {layout: _each(module, f".{theirs}") for layout, module in modules.items()}
-        transforms = {layout: swap if layout == swapped else transform for layout in names}
-        return Entry(f"{leaf}.{ours}", names, rows, columns, transforms, group, count)
-
-    kernel = entry("kernel", "weight", columns, transform, "swap_linear")
-    return (kernel, entry("bias", "bias", (), bias_transform, "swap")) if bias else (kernel,)
+        transforms = {layout: swap if layout == swapped else plain for layout in names}
+        entries.append(Entry(f"{leaf}.{ours}", names, rows, trailing, transforms, group, count))
+    return tuple(entries)
 
 
 def norm(
