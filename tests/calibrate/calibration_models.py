@@ -1,16 +1,51 @@
-"""A small random DiT with live modulation, and calibration samples for it."""
+"""A small random DiT with live modulation, as a module and as a checkpoint, and what it is calibrated with."""
 
+import json
 from dataclasses import replace
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-from dit.dit_pairs import SMALL
 from flax import nnx
 
-from qsjax.calibrate import Samples
-from qsjax.dit import DiT
+from convert import Sources, convert
+from convert.bundled import tiny_model_directory
+from convert.containers import TensorInfo, write_safetensors
+from convert.keymaps import expand
+from qsjax.calibrate import METHODS, Samples
+from qsjax.dit import DiT, DiTConfig
+from qsjax.quant import Recipe
+from qsjax.vae.config import VAEConfig
 
-CONFIG = replace(SMALL, num_double_blocks=2, num_single_blocks=2)
+# Two blocks of each kind.
+CONFIG = DiTConfig(
+    in_channels=4,
+    out_channels=4,
+    hidden_size=48,
+    num_heads=3,
+    num_double_blocks=2,
+    num_single_blocks=2,
+    num_refiner_blocks=2,
+    mlp_ratio=2.0,
+    patch_size=(1, 2, 2),
+    rope_axes_dim=(4, 6, 6),
+    rope_theta=256.0,
+    text_dim=20,
+    pooled_dim=12,
+    guidance_embeds=True,
+)
+VAE = VAEConfig(
+    block_out_channels=(4, 4, 8),
+    layers_per_block=1,
+    norm_num_groups=2,
+    latent_channels=4,
+    spatial_compression_ratio=4,
+)
+# Small rotations: those of 128 x 128 would weigh more than the packed layers.
+RECIPE = replace(Recipe.load("w4a8"), rotation_size=8)
+# On float inputs, on those of the quantized blocks before, and on float inputs again.
+METHOD = replace(METHODS["msad"], epochs=3)
+BLOCKS = ["double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1"]
 
 
 def random_dit(seed=0):
@@ -27,7 +62,41 @@ def random_dit(seed=0):
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def random_samples(count=3, length=5, seed=0):
+def random_checkpoint(folder):
+    """Such a DiT, a VAE, and the bundled CLIP with its tokenizer, from PyTorch's files as users convert them."""
+    random = np.random.default_rng(0)
+
+    def drawn(name, shape):
+        spread = 1 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.1
+        noise = spread * random.standard_normal(shape) + ("norm" in name and "weight" in name)
+        return noise.astype(ml_dtypes.bfloat16)
+
+    parts = (("dit", "diffusers", "transformer", CONFIG), ("vae", "hunyuan", "vae", VAE))
+    for component, layout, place, config in parts:
+        (folder / place).mkdir()
+        weights = {
+            name: drawn(name, shape)
+            for row in expand(component, config, layout)
+            for name, shape in row.sources.items()
+        }
+        infos = {name: TensorInfo(one.shape, one.dtype) for name, one in weights.items()}
+        write_safetensors(
+            folder / place / "diffusion_pytorch_model.safetensors", infos, weights.__getitem__
+        )
+        (folder / place / "config.json").write_text(json.dumps(config.to_diffusers()))
+    bundled = tiny_model_directory()
+    sources = Sources(
+        transformer=folder / "transformer",
+        vae=folder / "vae",
+        text_encoder_2=bundled / "text_encoder_2",
+        tokenizer_2=bundled / "tokenizer_2",
+    )
+    convert(sources, folder / "checkpoint", progress=False)
+    return folder / "checkpoint"
+
+
+def random_samples(count=2, length=5, seed=0):
+    """24 video tokens each; 1, 2, ... of the text tokens are there."""
     random = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -35,7 +104,7 @@ def random_samples(count=3, length=5, seed=0):
 
     valid = 1 + np.arange(count) % length
     return Samples(
-        latents=normal(count, CONFIG.in_channels, 4, 6, 8),
+        latents=normal(count, CONFIG.in_channels, 4, 6, 4),
         timestep=np.linspace(1000, 50, count, dtype=np.float32),
         text=normal(count, length, CONFIG.text_dim),
         mask=np.arange(length)[None] < valid[:, None],

@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calibrate.calibration_models import random_dit, random_samples
+from calibrate.calibration_models import BLOCKS, METHOD, RECIPE, random_dit, random_samples
 from compilations import compilations
 from tolerances import FLOAT32_NETWORK
 
 from qsjax.calibrate import METHODS, calibrate_module
 from qsjax.calibrate.programs import Programs
-from qsjax.quant import Override, Precision, Recipe
-
-RECIPE = Recipe.load("w4a8")
+from qsjax.quant import Override, Precision
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +28,6 @@ def samples():
 @jax.jit
 def velocity(dit, samples):
     return dit(*samples)
-
-
-METHOD = replace(METHODS["msad"], epochs=3)
 
 
 def distance(one, other, samples):
@@ -68,9 +63,7 @@ def test_sixteen_bits_change_nothing(dit, samples):
 
 def test_training_beats_round_to_nearest(made, dit, samples):
     quantized, reports = made
-    assert [one["block"] for one in reports] == [
-        *("double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1")
-    ]
+    assert [one["block"] for one in reports] == BLOCKS
     for one in reports:
         assert len(one["loss"]) == METHOD.epochs
         assert one["end"]["output"] < one["round_to_nearest"]["output"]
@@ -87,7 +80,7 @@ def test_weights_are_packed_and_rotations_orthogonal(made):
         np.testing.assert_allclose(
             rotation @ rotation.T, np.eye(len(rotation)), atol=FLOAT32_NETWORK
         )
-        assert np.abs(np.abs(rotation) - 48**-0.5).max() > 1e-3  # no longer the Hadamard
+        assert np.abs(np.abs(rotation) - 8**-0.5).max() > 1e-3  # no longer the Hadamard
 
 
 def test_the_seed_decides(made, dit, samples):

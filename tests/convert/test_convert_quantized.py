@@ -1,9 +1,6 @@
 """Quantization on the way from PyTorch files: the right numbers, everything that a conversion promises, nothing else touched."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import convert_models as models
 import jax.numpy as jnp
@@ -277,37 +274,3 @@ def test_command_line(source, tmp_path, capsys):
     assert "it is quantized" in capsys.readouterr().err
     assert main([*arguments, "--export"]) == 2
     assert "run it without --quantize" in capsys.readouterr().err
-
-
-MEASURE = """
-import dataclasses, json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import convert_models as models
-import numpy as np
-from convert import Sources, convert
-from convert.containers import TensorInfo, write_safetensors
-from convert.keymaps import expand
-from convert.memory import peak_memory
-peaks = []
-for blocks in (2, 8):
-    config = dataclasses.replace(models.DIT, hidden_size=384, num_heads=3, rope_axes_dim=(32, 48, 48),
-                                 num_single_blocks=blocks, num_double_blocks=1)
-    folder = Path(sys.argv[2]) / str(blocks)
-    infos = {n: TensorInfo(s, np.dtype("float32"))
-             for row in expand("dit", config, "diffusers") for n, s in row.sources.items()}
-    folder.mkdir()
-    write_safetensors(folder / "diffusion_pytorch_model.safetensors", infos,
-                      lambda name: np.ones(infos[name].shape, np.float32))
-    (folder / "config.json").write_text(json.dumps(config.to_diffusers()))
-    convert(Sources(transformer=folder), folder / "c", quantize="quarot-w4a8", progress=False, item_bytes=4 << 20)
-    peaks.append(peak_memory())
-print(*peaks)
-"""
-
-
-def test_peak_memory_does_not_grow_with_the_number_of_blocks(tmp_path):
-    command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    few, many = map(int, result.stdout.split())
-    assert many - few < 30e6

@@ -1,4 +1,4 @@
-"""The grid of experiments: rows as data, results row by row, resumption; with a calibrator that only rounds."""
+"""The grid of experiments: rows as data, results row by row, resumption; with a calibrator that only rounds, some methods finer."""
 
 import json
 import re
@@ -26,7 +26,7 @@ FAKE = ("latents", "timestep", "text", "mask", "pooled", "guidance")
 
 
 class Rounding:
-    """Stands for the calibration; counts what it was asked."""
+    """Stands for the calibration: weights in the recipe's bits, in two more for a method that learns; counts what it was asked."""
 
     def __init__(self, broken=()):
         self.captions, self.done, self.broken = [], [], broken
@@ -42,7 +42,7 @@ class Rounding:
         if method.name in self.broken:
             raise InputError(f"{method.name} is broken")
         blocks = [{"end": {"shift": end}, "round_to_nearest": {"shift": 4.0}} for end in (1.0, 2.0)]
-        return rounded(dit, recipe.blocks.weights), blocks
+        return rounded(dit, recipe.blocks.weights + 2 * method.learns), blocks
 
 
 def experiment(pipeline, folder, tools, **changes):
@@ -148,8 +148,16 @@ def test_a_report(finished):
     row = report["rows"][1]
     assert row["attention_shift"] == [1.5, 4.0]
     assert (row["group"], row["label"]) == ("W4A8", "msad")
-    assert row["psnr_difference"]["mean"] == 0  # the stand-in does not look at the method
     assert row["psnr"]["count"] == 2
+    # Of msad over round-to-nearest, clip by clip: every group has its own baseline, and finer weights are nearer.
+    psnr = {outcome.row.name: outcome.comparison.psnr for outcome in outcomes}
+    for row in report["rows"]:
+        baseline = f"{row['group']}/rtn"
+        gain = psnr[f"{row['group']}/{row['label']}"] - psnr[baseline]
+        assert ("psnr_difference" in row) == (row["label"] == "msad")
+        if row["label"] == "msad":
+            assert (gain > 3).all()
+            np.testing.assert_allclose(row["psnr_difference"]["mean"], gain.mean(), rtol=1e-6)
 
 
 def test_blocks_in_sixteen_bits_shift_nothing(finished):
