@@ -45,42 +45,28 @@ def test_sample_writes_a_video_and_reports_json(capsys, tmp_path, tiny_checkpoin
 def test_prompts_are_encoded_once_and_sampled_without_the_encoder(
     capsys, tmp_path, tiny_checkpoint
 ):
-    saved, out = tmp_path / "p.safetensors", tmp_path / "a.mp4"
+    """With options from a file, over which typed ones win."""
+    saved, out, file = (tmp_path / name for name in ("p.safetensors", "a.mp4", "options.toml"))
     model = ["sample", "--model", str(tiny_checkpoint)]
     assert main([*model, "--prompt", CAPTION, "--save-prompt", str(saved)]) == 0
-    assert (
-        main(
-            [
-                *model,
-                *SMALL,
-                "--true-cfg",
-                "1",
-                "--encoded-prompt",
-                str(saved),
-                "--out",
-                str(out),
-                "--json",
-            ]
-        )
-        == 0
-    )
-    report = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    capsys.readouterr()
+    file.write_text("steps = 9\nframes = 5\nheight = 16\nwidth = 16\ntrue-cfg = 1.0\njson = true\n")
+    given = ["--encoded-prompt", saved, "--steps", "1", "--out", out, "--config", file]
+    assert main([*model, *map(str, given)]) == 0
+    report = json.loads(capsys.readouterr().out)
     assert "encode" not in report["seconds"]
+    assert (report["steps"], report["frames"], report["height"]) == (1, 5, 16)
     assert out.is_file()
 
 
-def test_options_from_a_file_and_typed_ones_win(capsys, tmp_path, tiny_checkpoint):
+def test_options_in_a_file_are_checked(capsys, tmp_path, tiny_checkpoint):
     file = tmp_path / "options.toml"
-    file.write_text("steps = 9\nframes = 5\nheight = 16\nwidth = 16\ntrue-cfg = 1.0\njson = true\n")
-    out = tmp_path / "a.mp4"
-    arguments = ["--model", tiny_checkpoint, "--prompt", CAPTION, "--steps", "1", "--out", out]
-    assert main(["sample", *map(str, arguments), "--config", str(file)]) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 1
+    arguments = ["--model", tiny_checkpoint, "--prompt", CAPTION, "--out", tmp_path / "a.mp4"]
     file.write_text("stps = 9\n")
-    message = refused(capsys, "sample", *arguments, "--config", file, "--overwrite")
+    message = refused(capsys, "sample", *arguments, "--config", file)
     assert "did you mean 'steps'" in message
     file.write_text('frames = "many"\n')
-    assert "does not fit" in refused(capsys, "sample", *arguments, "--config", file, "--overwrite")
+    assert "does not fit" in refused(capsys, "sample", *arguments, "--config", file)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pallas_kernels.quantized_matmul import PackedWeight, pack, unpack
 
@@ -23,12 +21,16 @@ def test_every_value_in_every_place_comes_back(bits, layout):
     np.testing.assert_array_equal(jax.jit(unpack)(packed), values)
 
 
-@given(st.sampled_from(FORMS), st.integers(1, 33), st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_any_shape(form, rows, columns, seed):
+# A program for each: numbers of rows that leave 0 to 3 over when they are divided by the four of a byte.
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 9), (2, 5), (3, 1), (4, 3), (33, 2)])
+def test_any_shape(form, rows, columns):
     bits, layout = form
     limit = 2 ** (bits - 1)
-    values = np.random.default_rng(seed).integers(-limit, limit, (rows, columns), np.int8)
-    np.testing.assert_array_equal(unpack(pack(values, bits=bits, layout=layout)), values)
+    opened = jax.jit(unpack)
+    for seed in range(3):
+        values = np.random.default_rng(seed).integers(-limit, limit, (rows, columns), np.int8)
+        np.testing.assert_array_equal(opened(pack(values, bits=bits, layout=layout)), values)
 
 
 def test_bytes_are_what_the_format_says():

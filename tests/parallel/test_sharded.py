@@ -85,7 +85,7 @@ def test_the_pipeline_makes_the_same_video_on_two_devices(runs):
 
 
 def test_tiles_decoded_in_turns_are_the_same(runs):
-    assert runs["tiles"] == {"apart": 0.0, "shape": [1, 3, 5, 24, 32]}
+    assert runs["tiles"] == {"apart": 0.0, "shape": [1, 3, 5, 8, 48]}
 
 
 def test_matrices_are_cut_along_rows_or_columns():

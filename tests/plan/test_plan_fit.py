@@ -106,7 +106,6 @@ def test_advice_names_the_largest_video_that_fits(run):
     found = advice(run, 16 * GB)
     videos = [text for text in found if text.startswith("a smaller video")]
     assert len(videos) == 1
-    assert advice(run, GB) == []
     with pytest.raises(InputError, match="no single change"):
         require_room(run, GB, where="this chip")
 
@@ -121,6 +120,7 @@ def test_text_encoders_may_be_what_does_not_fit(run):
 
 
 def test_what_is_within_the_doubt_of_the_estimate_is_tried(run):
+    run = replace(run, settings=replace(run.settings, frames=5, height=64, width=64))
     needed = run.largest().total
     require_room(run, needed, where="here")
     require_room(run, int((1 - DOUBT) * needed) + 1, where="here")
@@ -141,4 +141,6 @@ def test_sampling_is_refused_before_anything_is_loaded(
     assert "does not fit this cpu with 0.0 GB" in capsys.readouterr().err
     assert not out.exists()
     monkeypatch.setattr(pipeline_module, "device_room", lambda: 10**10)
-    assert pipeline("a red circle moves left", frames=5, height=16, width=24, steps=2).any()
+    # What is looked at next.
+    with pytest.raises(InputError, match="the prompt is empty"):
+        pipeline(" ", frames=5, height=16, width=24, steps=2)

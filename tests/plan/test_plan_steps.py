@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache as remember
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +24,21 @@ from qsjax.sample import Plan, SparsePlan
 from qsjax.sparse import Pattern, Sparsity
 
 V5E, INTERPRET = TARGETS["v5e"], TARGETS["interpret"]
+needs_libtpu = pytest.mark.skipif(missing(V5E) is not None, reason="libtpu is not installed")
 SMALL = DiTConfig(
     in_channels=4, out_channels=4, hidden_size=256, num_heads=2, num_double_blocks=1, num_single_blocks=1,
     num_refiner_blocks=1, mlp_ratio=2.0, patch_size=(1, 2, 2), rope_axes_dim=(16, 56, 56), rope_theta=256.0,
     text_dim=32, pooled_dim=16, guidance_embeds=True,
 )  # fmt: skip
 SPARSE = SparsePlan(sparsity=Sparsity(mask="topk", density=0.25, block=128), interval=2)
+RESIDUAL = Residual(store="int8")
 
 
 @pytest.mark.parametrize("mask", ["svg", "topk", "dense"])
 def test_density_is_counted_from_the_lists(mask):
     pattern = Pattern(Sparsity(mask=mask, density=0.25, block=16), (4, 8, 8), 20)
     q = jax.random.normal(jax.random.key(0), (1, 276, 2, 8))
-    choice = pattern.choose(q, q, q, jnp.ones((1, 276), jnp.bool_))
+    choice = jax.jit(pattern.choose)(q, q, q, jnp.ones((1, 276), jnp.bool_))
     counts = pattern.lists(choice).counts.mean(axis=(0, 1)).sum()
     # Sixteen blocks of video and two of text.
     assert executed_density(pattern) == pytest.approx((float(counts) + 2 * 18) / 18**2)
@@ -43,21 +46,27 @@ def test_density_is_counted_from_the_lists(mask):
         assert executed_density(pattern) == 1
 
 
+@jax.jit
+def executed_by_kernels(rows, q, valid, lists):
+    """Tiles that the GPU's kernel multiplies and blocks that the TPU's does."""
+    operands = (rows, q, q, valid, lists, None)
+    counted = {"scale": 0.25, "target": INTERPRET, "count_blocks": True}
+    *_, tiles = attention_gpu.launch(*operands, **counted)
+    arranged = attention_tpu.arrange(*operands, gather=2)
+    *_, blocks = attention_tpu.launch(arranged, lists, gather=2, **counted)
+    return tiles, blocks
+
+
 @pytest.mark.parametrize("mask", ["svg", "topk"])
 def test_kernels_multiply_as_many_blocks_as_the_plan_counts(mask):
     pattern = Pattern(Sparsity(mask=mask, density=0.3, block=128), (4, 16, 16), 150)
     q = jax.random.normal(jax.random.key(0), (1, 1174, 1, 128))
     valid = jnp.ones((1, 1174), jnp.bool_)
-    choice = pattern.choose(q, q, q, valid)
+    choice = jax.jit(pattern.choose)(q, q, q, valid)
     executed = {}
     for part, lists in (("video", pattern.lists(choice)), ("text", pattern.text_lists())):
         rows = q[:, :1024] if part == "video" else q[:, 1024:]
-        operands = (rows, q, q, valid, lists, None)
-        *_, tiles = attention_gpu.launch(*operands, scale=0.25, target=INTERPRET, count_blocks=True)
-        arranged = attention_tpu.arrange(*operands, gather=2)
-        *_, blocks = attention_tpu.launch(
-            arranged, lists, gather=2, scale=0.25, target=INTERPRET, count_blocks=True
-        )
+        tiles, blocks = executed_by_kernels(rows, q, valid, lists)
         executed[part] = int(blocks.sum())
         assert int(tiles.sum()) == executed[part]
     # Eight blocks of video and two of text.
@@ -86,7 +95,7 @@ def test_a_sampling_recipe_is_planned_with_its_weights(capsys):
     assert values < kinds["sparse"]["cache_bytes"] < 1.12 * values
     floors = [kinds[kind]["floor_seconds"]["v5e-1"] for kind in ("dense", "sparse")]
     assert floors[0] > 2 * floors[1]
-    assert main(["plan", "--recipe", "svg-d25"]) == 0
+    assert main(["plan", "--recipe", "svg-d25", *size]) == 0
     text = capsys.readouterr().out
     assert "steps by kind" in text
     assert "recipe bf16" in text
@@ -99,11 +108,20 @@ def test_an_assumed_target_is_current_only_inside():
     assert targets.current() == here
 
 
+@remember
+def small_steps(place):
+    """Programs of refresh and sparse steps, by the place of the cache."""
+    # libtpu refuses to slice what is on the host in a loop of one layer.
+    config = replace(SMALL, num_double_blocks=2, num_single_blocks=2)
+    plan = Plan(steps=4, sparse=replace(SPARSE, residual=replace(RESIDUAL, place=place)))
+    size = {"latents": (2, 16, 32), "text_tokens": 32}
+    return compile_steps(config, Recipe.load("w4a8"), plan, V5E, **size)
+
+
+@needs_libtpu
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.skipif(missing(V5E) is not None, reason="libtpu is not installed")
 def test_small_steps_are_compiled_for_a_tpu():
-    plan = Plan(steps=4, sparse=SPARSE)
-    made = compile_steps(SMALL, Recipe.load("w4a8"), plan, V5E, latents=(2, 16, 32), text_tokens=32)
+    made = small_steps("device")
     assert set(made) == {"refresh", "sparse"}
     for step in made.values():
         assert 0 < step.argument_bytes < step.peak_bytes < 2e8
@@ -112,8 +130,22 @@ def test_small_steps_are_compiled_for_a_tpu():
         assert 0 < step.trace_seconds < step.seconds
 
 
+@needs_libtpu
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.skipif(missing(V5E) is not None, reason="libtpu is not installed")
+def test_a_cache_on_the_host_takes_no_room_on_a_tpu():
+    made = {place: small_steps(place) for place in ("device", "host")}
+    assert set(made["host"]) == {"refresh", "sparse"}
+    # Four layers: 256 tokens of bytes with a scale a head and two log-sum-exps, and factors of rank 16 in two dtypes.
+    heads = SMALL.num_heads
+    cached = 4 * (256 * (256 + 4 * heads + 2 * 4 * heads) + 16 * (2 * 256 + 4 * 256))
+    for kind, there in made["host"].items():
+        here = made["device"][kind]
+        assert here.argument_bytes - there.argument_bytes == pytest.approx(cached, rel=0.05)
+        assert there.host_bytes >= cached
+
+
+@needs_libtpu
+@pytest.mark.usefixtures("optimized")
 def test_eight_tpus_share_integer_weights():
     config = replace(SMALL, num_heads=8, rope_axes_dim=(8, 12, 12), num_single_blocks=3)
     size = {"latents": (2, 16, 32), "text_tokens": 32, "chips": 8, "cut": True}
@@ -122,26 +154,6 @@ def test_eight_tpus_share_integer_weights():
     # Embedders of time and pooled text are not among a step's arguments.
     assert weights.resident_on(8) / 2 < made.argument_bytes < weights.resident_on(8)
     assert made.argument_bytes < weights.resident - weights.matrices["blocks"] / 2
-
-
-@pytest.mark.usefixtures("optimized")
-@pytest.mark.skipif(missing(V5E) is not None, reason="libtpu is not installed")
-def test_a_cache_on_the_host_takes_no_room_on_a_tpu():
-    # libtpu refuses to slice what is on the host in a loop of one layer.
-    config = replace(SMALL, num_double_blocks=2, num_single_blocks=2)
-    residual = Residual(store="int8", rank=0, policy="first")
-    size = {"latents": (4, 32, 32), "text_tokens": 32}  # 1,024 tokens
-    made = {}
-    # Once is the last step a refresh, so that nothing else is compiled.
-    for place, steps in (("device", 1), ("host", 2)):
-        sparse = replace(SPARSE, residual=replace(residual, place=place))
-        plan = Plan(steps=steps, sparse=sparse)
-        made[place] = compile_steps(config, Recipe.load("bf16"), plan, V5E, **size)
-    assert set(made["host"]) == {"refresh", "sparse"}
-    cached = 4 * 1024 * (256 + 4 * config.num_heads)  # four layers: bytes, and a scale a head
-    here, there = made["device"]["refresh"], made["host"]["refresh"]
-    assert here.argument_bytes - there.argument_bytes == pytest.approx(cached, rel=0.05)
-    assert all(step.host_bytes >= cached for step in made["host"].values())
 
 
 def test_compiling_needs_one_device(capsys):

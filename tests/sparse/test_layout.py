@@ -13,10 +13,28 @@ SIZES = st.tuples(*[st.integers(1, 5)] * 3)
 
 
 @given(grid=SIZES, tile=SIZES, block=st.integers(1, 7))
-def test_arranging_follows_the_order_and_comes_back(grid, tile, block):
+def test_every_token_has_one_slot(grid, tile, block):
     layout = Layout(grid, tile, block)
     assert sorted(layout.order[layout.valid]) == list(range(layout.tokens))
     assert layout.slots % block == 0
+
+
+# Each compiles: one token, the model's own order, tiles that fit, that do not along one or all of three, or hold all.
+@pytest.mark.parametrize(
+    ("grid", "tile", "block"),
+    [
+        ((1, 1, 1), (1, 1, 1), 1),
+        ((2, 3, 5), (1, 1, 1), 7),
+        ((1, 1, 1), (2, 3, 4), 5),
+        ((4, 2, 3), (2, 1, 3), 6),
+        ((5, 4, 3), (1, 3, 1), 4),
+        ((4, 5, 2), (5, 1, 1), 2),
+        ((3, 5, 4), (2, 4, 3), 7),
+        ((2, 3, 4), (5, 5, 5), 3),
+    ],
+)
+def test_arranging_follows_the_order_and_comes_back(grid, tile, block):
+    layout = Layout(grid, tile, block)
     x = jnp.arange(1, 2 * layout.tokens + 1, dtype=jnp.int32).reshape(1, layout.tokens, 2)
     found = layout.arrange(x)
     expected = np.where(layout.valid[:, None], np.asarray(x)[0, layout.order], 0)

@@ -59,7 +59,7 @@ def test_density_one_is_dense_attention(mask, grid):
     q, k, v = tensors(grid=grid)
     kv_valid = validity([5, 2], video)
     expected, _ = dense_attention(q, k, v, kv_valid)
-    found = attend(pattern, q, k, v, kv_valid)
+    found = jax.jit(partial(attend, pattern))(q, k, v, kv_valid)
     np.testing.assert_allclose(found, expected[:, :video], atol=FLOAT32_NETWORK)
 
 
@@ -99,7 +99,7 @@ def test_profiling_tells_spatial_heads_from_temporal_ones():
     v = jnp.asarray(random.standard_normal(q.shape), jnp.float32)
     q = jnp.asarray(q)
     pattern = Pattern(Sparsity(mask="svg", density=0.2, block=16), grid, 8)
-    choice = pattern.choose(q, q, v, jnp.arange(520)[None] < 515)
+    choice = jax.jit(pattern.choose)(q, q, v, jnp.arange(520)[None] < 515)
     assert choice.second.tolist() == [[False, True]]
     video = q[:, :512]
     arranged = pattern.arrange(video, choice)
@@ -112,7 +112,7 @@ def test_a_sink_is_in_every_list():
     for mask in ("band", "topk"):
         pattern = Pattern(config(mask, density=0.2, tile=(1, 1, 1), sink_frames=1), GRID, TEXT)
         q, k, v = tensors()
-        lists = pattern.lists(pattern.choose(q, k, v, validity([5, 2])))
+        lists = pattern.lists(jax.jit(pattern.choose)(q, k, v, validity([5, 2])))
         assert lists.block_map()[..., :4].all()
 
 
