@@ -5,6 +5,7 @@ little, and what one process has compiled the others read. Where JAX_COMPILATION
 reads it too.
 """
 
+import gc
 import os
 import tempfile
 
@@ -35,6 +36,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# Tracing makes many small objects that live; to look through all of them every 700 would take a tenth of the suite's time.
+gc.set_threshold(50_000, 20, 50)
 # The first example of a shape compiles, so that times say nothing; the same examples in every run.
 settings.register_profile("qsjax", deadline=None, derandomize=True)
 settings.load_profile("qsjax")

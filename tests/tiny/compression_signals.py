@@ -78,11 +78,12 @@ def videos(
     *,
     seed: int = 0,
     steps: int = 30,
+    frames: int = 33,
     dit: Any = None,
     attention: Any = dense_attention,
 ) -> np.ndarray:
-    """Sample at the default size with another DiT or attention; frames in [0, 1], [B, F, H, W, 3]."""
-    settings = pipeline.resolve(steps=steps)
+    """Sample with another DiT or attention; frames in [0, 1], [B, F, H, W, 3]."""
+    settings = pipeline.resolve(steps=steps, frames=frames)
     plan, text = settings.plan(), pipeline.encode(captions)
     dit = pipeline.dit if dit is None else dit
     conditions = jax.jit(partial(prepare, plan))(dit, text)
@@ -101,17 +102,20 @@ def psnr(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return -10 * np.log10(np.maximum(error, 1e-10))
 
 
-def signals(pipeline: qsjax.Pipeline, clips: int, *, more: bool = False) -> dict[str, np.ndarray]:
+def signals(
+    pipeline: qsjax.Pipeline, clips: int, *, steps: int = 30, frames: int = 33, more: bool = False
+) -> dict[str, np.ndarray]:
     """PSNR of every clip against full precision, under each change.
 
     Args:
         pipeline: the tiny model.
         clips: held-out captions; batched.
+        steps, frames: of each video; the defaults are the bundle's own.
         more: besides what the tests look at, other bit widths and densities.
     """
     captions = [scene.caption for scene in sampling.held_out(99, clips)]
-    make = partial(videos, pipeline, captions)
-    shape = pipeline.latent_shape(pipeline.resolve())
+    make = partial(videos, pipeline, captions, frames=frames)
+    shape = pipeline.latent_shape(pipeline.resolve(frames=frames))
     sparse = partial(
         block_sparse,
         tuple(n // p for n, p in zip(shape[2:], pipeline.dit_config.patch_size, strict=True)),
@@ -119,7 +123,7 @@ def signals(pipeline: qsjax.Pipeline, clips: int, *, more: bool = False) -> dict
     changes: dict[str, dict[str, Any]] = {
         "W4A8": {"dit": quantized(pipeline.dit, 4, 8)},
         "sparse 15 %": {"attention": sparse(0.15)},
-        "60 steps": {"steps": 60},
+        "twice the steps": {"steps": 2 * steps},
         "another seed": {"seed": 1000},
     }
     if more:
@@ -129,8 +133,8 @@ def signals(pipeline: qsjax.Pipeline, clips: int, *, more: bool = False) -> dict
             "sparse 25 %": {"attention": sparse(0.25)},
             "sparse 40 %": {"attention": sparse(0.40)},
         }
-    full = make()
-    return {name: psnr(full, make(**change)) for name, change in changes.items()}
+    full = make(steps=steps)
+    return {name: psnr(full, make(**{"steps": steps} | change)) for name, change in changes.items()}
 
 
 def _step(attention: Any) -> Callable[..., jax.Array]:
