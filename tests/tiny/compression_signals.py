@@ -9,7 +9,7 @@ readable; the real ones come with their own rooms. As a script it prints the tab
 import argparse
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -137,6 +137,7 @@ def signals(
     return {name: psnr(full, make(**{"steps": steps} | change)) for name, change in changes.items()}
 
 
+@cache
 def _step(attention: Any) -> Callable[..., jax.Array]:
     @jax.jit
     def step(dit: Any, x: jax.Array, numbers: Any, text: Any, row: Any) -> jax.Array:

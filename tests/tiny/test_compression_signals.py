@@ -14,10 +14,10 @@ from qsjax.dit.attention import dense_attention
 )
 def test_signals(tiny_checkpoint, frames, steps):
     pipeline = qsjax.Pipeline.from_checkpoint(tiny_checkpoint, progress=False)
-    found = signals(pipeline, 4, frames=frames, steps=steps)
+    found = signals(pipeline, 3, frames=frames, steps=steps)
     mean = {name: values.mean() for name, values in found.items()}
     assert 18 <= mean["W4A8"] <= 32
-    assert mean["sparse 15 %"] < 18  # 15 over many clips, +- 1 over four
+    assert mean["sparse 15 %"] < 18  # 15 over many clips, +- 1 over three
     assert mean["twice the steps"] >= 35
     assert mean["another seed"] < 20
 
