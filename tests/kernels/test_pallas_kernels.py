@@ -188,8 +188,13 @@ def test_attention(kernel, samples, heads):
 
 
 @BOTH
-@pytest.mark.parametrize("kind", ["additive", "additive_int8", "complement", "following_int8"])
-@pytest.mark.parametrize("rank", [0, 16])
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [
+        *(("additive", 0), ("additive_int8", 16), ("complement", 16)),
+        *(("following_int8", 0), ("following_int8", 16)),
+    ],
+)
 def test_attention_applies_the_cache(kernel, kind, rank):
     q, k, v, valid = attention_operands()
     found, expected = (

@@ -41,8 +41,9 @@ def by_hand(x, shift, scale, smoothing, rotation):
 
 
 @pytest.mark.parametrize("implementation", ALL)
-@pytest.mark.parametrize("bits", [4, 6, 8])
-@pytest.mark.parametrize(("groups", "rotated"), [(1, 128), (2, 384), (5, 0)])
+@pytest.mark.parametrize(
+    ("bits", "groups", "rotated"), [(8, 1, 128), (4, 1, 128), (6, 2, 384), (8, 2, 384), (4, 5, 0)]
+)
 def test_integers_and_scales(implementation, bits, groups, rotated):
     if implementation.startswith("gpu") and rotated == 384:
         rotated = 64  # a power of two
