@@ -22,8 +22,8 @@ pytest_plugins = ["preflight"]
 
 # Read when the first array is made. Threads that share a program's code among them cost more than a small program has.
 _FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
-if jax.__version_info__ < (0, 12):
-    # The quick emitters of fusions, which jaxlib 0.12 no longer has: it ends a process that asks for them.
+if jax.__version_info__ < (0, 11):
+    # The quick emitters of fusions, which jaxlib 0.11 no longer has: it ends a process that asks for them.
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -41,6 +41,11 @@ gc.set_threshold(50_000, 20, 50)
 # The first example of a shape compiles, so that times say nothing; the same examples in every run.
 settings.register_profile("qsjax", deadline=None, derandomize=True)
 settings.load_profile("qsjax")
+
+
+def pytest_collection_finish():
+    """What the imports made stays; nobody need look through it again."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
