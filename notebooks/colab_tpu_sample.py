@@ -88,8 +88,9 @@ from convert.bundled import tiny_model_directory
 from pallas_kernels import targets
 from qsjax.cli import main
 
-# The tests run this notebook too, with few steps.
+# The tests run this notebook too, with a small video and few steps; else the tiny model's own size is taken.
 QUICK = "QSJAX_QUICK" in os.environ
+TINY_SIZE = {"frames": 9, "height": 32, "width": 32, "steps": 3} if QUICK else {}
 GB = 1e9
 
 
@@ -151,7 +152,7 @@ print("13B model:", "x".join(map(str, size)) if size else "not on this machine")
 PROMPT = "a red circle moves left over dark stripes"
 
 pipeline = qsjax.Pipeline.tiny(progress=False)
-video = pipeline(PROMPT, steps=2 if QUICK else None, seed=0)
+video = pipeline(PROMPT, seed=0, **TINY_SIZE)
 print(video.shape, {stage: round(seconds, 1) for stage, seconds in pipeline.timings.items()})
 path = qsjax.write_video(video, "tiny.mp4", fps=pipeline.settings.fps, comment=PROMPT)
 LOOP = "controls loop autoplay muted playsinline"
@@ -177,7 +178,9 @@ def make_video(source, checkpoint, prompt, out, *options):
 
 
 # A small video has few tokens, and all of them matter to each other: 40 % of attention.
-options = ("--recipe", "quantsparse-w4a8-d40", *(("--steps", 3) if QUICK else ()))
+options = ["--recipe", "quantsparse-w4a8-d40"]
+for name, value in TINY_SIZE.items():
+    options += [f"--{name}", value]
 make_video(tiny_model_directory(), "tiny-w4a8", PROMPT, "tiny-w4a8.mp4", *options)
 display(Video("tiny-w4a8.mp4", embed=True, width=256, html_attributes=LOOP))
 

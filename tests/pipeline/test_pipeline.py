@@ -96,6 +96,15 @@ def test_step_by_step_equals_the_whole_sampler(pipeline):
     np.testing.assert_allclose(sampler(pipeline.dit, noise, text), stepwise, atol=1e-4)
 
 
+@pytest.fixture
+def only_new_garbage():
+    """Garbage is looked for among what the test makes: all that a long run of tests left alive would take a second each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def live_bytes():
     gc.collect()
     return sum(array.nbytes for array in jax.live_arrays())
@@ -130,6 +139,7 @@ def test_steps_are_left_out_and_counted(pipeline):
     assert (found != expected).any()
 
 
+@pytest.mark.usefixtures("only_new_garbage")
 def test_staged_models_are_in_memory_one_at_a_time(pipeline, tiny_checkpoint):
     staged = qsjax.Pipeline.from_checkpoint(tiny_checkpoint, staged=True, progress=False)
     settings, before = staged.resolve(**SIZE), live_bytes()
@@ -156,6 +166,7 @@ def test_models_are_staged_where_they_would_fill_the_device(tiny_checkpoint, mon
         assert qsjax.Pipeline.from_checkpoint(tiny_checkpoint, dtype="float32").staged == staged
 
 
+@pytest.mark.usefixtures("only_new_garbage")
 def test_modulation_weights_leave_the_memory(pipeline, tiny_checkpoint):
     """While steps run, memory is smaller by them, and the latents are the same bit for bit, for one prompt after the other."""
     released = qsjax.Pipeline.from_checkpoint(
