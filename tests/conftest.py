@@ -43,6 +43,15 @@ settings.register_profile("qsjax", deadline=None, derandomize=True)
 settings.load_profile("qsjax")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Between files a process that holds many programs lets them go: one that has no memory mapping left is ended."""
+    from qsjax.evaluate.mappings import forget_programs
+
+    if nextitem is None or nextitem.path != item.path:
+        forget_programs()
+
+
 def pytest_collection_finish():
     """What the imports made stays; nobody need look through it again."""
     gc.freeze()
