@@ -1,6 +1,6 @@
 """What the suite cannot do without, named in one sentence: a compiler that is not installed, a worker that died at its start.
 
-A plugin of pytest, which conftest.py takes part in; tests/test_preflight.py starts it by itself.
+A plugin of pytest, which conftest.py takes part in; tests/test_preflight.py runs it alone.
 """
 
 import importlib.metadata
