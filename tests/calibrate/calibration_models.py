@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from dit.dit_pairs import SMALL
 from flax import nnx
 
 from convert import Sources, convert
@@ -13,27 +14,12 @@ from convert.bundled import tiny_model_directory
 from convert.containers import TensorInfo, write_safetensors
 from convert.keymaps import expand
 from qsjax.calibrate import METHODS, Samples
-from qsjax.dit import DiT, DiTConfig
+from qsjax.dit import DiT
 from qsjax.quant import Recipe
 from qsjax.vae.config import VAEConfig
 
 # Two blocks of each kind.
-CONFIG = DiTConfig(
-    in_channels=4,
-    out_channels=4,
-    hidden_size=48,
-    num_heads=3,
-    num_double_blocks=2,
-    num_single_blocks=2,
-    num_refiner_blocks=2,
-    mlp_ratio=2.0,
-    patch_size=(1, 2, 2),
-    rope_axes_dim=(4, 6, 6),
-    rope_theta=256.0,
-    text_dim=20,
-    pooled_dim=12,
-    guidance_embeds=True,
-)
+CONFIG = replace(SMALL, num_single_blocks=2, mlp_ratio=2.0)
 VAE = VAEConfig(
     block_out_channels=(4, 4, 8),
     layers_per_block=1,
