@@ -63,18 +63,20 @@ class BlockLists:
         if min(block_q, block_kv) < 1 or (longest is not None and longest < 1):
             raise ValueError(f"{block_q=}, {block_kv=}, {longest=}: all must be 1 or more")
         traced = isinstance(block_map, jax.core.Tracer)
-        block_map = jnp.asarray(block_map)
+        # NumPy's map is listed by NumPy: there is nothing to compile for its shape.
+        xp: Any = np if isinstance(block_map, np.ndarray) else jnp
         if block_map.ndim == 3:
             block_map = block_map[None]
         kv_blocks = block_map.shape[-1]
-        counts = block_map.sum(axis=-1, dtype=jnp.int32)
+        counts = block_map.sum(axis=-1, dtype=xp.int32)
         if longest is None:
             longest = kv_blocks if traced else max(1, int(counts.max()))
         longest = min(longest, kv_blocks)
         # A stable sort of "is not listed" puts the listed ones in front, in order.
-        order = jnp.argsort(~block_map, axis=-1, stable=True)[..., :longest].astype(jnp.int32)
-        counts = jnp.minimum(counts, longest)
-        return cls(_repeat_last(order, counts), counts, block_q, block_kv, kv_blocks)
+        order = xp.argsort(~block_map, axis=-1, stable=True)[..., :longest].astype(xp.int32)
+        counts = xp.minimum(counts, xp.int32(longest))
+        indices = _repeat_last(order, counts, xp)
+        return cls(jnp.asarray(indices), jnp.asarray(counts), block_q, block_kv, kv_blocks)
 
     @classmethod
     def from_ranges(
@@ -167,9 +169,9 @@ class BlockLists:
         return self.counts.astype(jnp.float32).mean() / jnp.float32(self.kv_blocks)
 
 
-def _repeat_last(indices: Int[Array, "*n K"], counts: Int[Array, "*n"]) -> Int[Array, "*n K"]:
-    places = jnp.arange(indices.shape[-1], dtype=jnp.int32)
+def _repeat_last(indices: Any, counts: Any, xp: Any) -> Any:
+    places = xp.arange(indices.shape[-1], dtype=xp.int32)
     places = places.reshape((1,) * counts.ndim + (-1,))
-    last = jnp.maximum(counts - 1, 0)[..., None]
-    repeated = jnp.take_along_axis(indices, jnp.minimum(places, last), axis=-1)
-    return jnp.where(counts[..., None] > 0, repeated, 0)
+    last = xp.maximum(counts - 1, 0)[..., None]
+    repeated = xp.take_along_axis(indices, xp.minimum(places, last), axis=-1)
+    return xp.where(counts[..., None] > 0, repeated, xp.int32(0))

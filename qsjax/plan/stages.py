@@ -79,7 +79,6 @@ def text_bytes(llama: LlamaConfig, clip: ClipConfig, storage: str | None) -> dic
     return parts
 
 
-@lru_cache(maxsize=8)
 def decoder_bytes(
     config: VAEConfig, latents: tuple[int, int, int], tiling: Tiling
 ) -> dict[str, int]:
@@ -90,7 +89,6 @@ def decoder_bytes(
         latents: frames, height, width.
         tiling: how they are cut.
     """
-    whole = nnx.eval_shape(lambda: VAE(config, dtype=_STORED, rngs=nnx.Rngs(0)))
     frames, height, width = (
         size if side is None else min(size, side)
         for size, side in zip(latents, tile_sides(config, tiling), strict=True)
@@ -99,9 +97,15 @@ def decoder_bytes(
     values = (1 + config.temporal_compression_ratio * (frames - 1)) * pixels
     channels = config.block_out_channels[min(1, len(config.block_out_channels) - 1)]
     return {
-        "autoencoder_weights": _bytes(nnx.state(whole)),
+        "autoencoder_weights": _autoencoder_bytes(config),
         "a_tile": MAPS * channels * values * _STORED.itemsize,
     }
+
+
+@lru_cache(maxsize=8)
+def _autoencoder_bytes(config: VAEConfig) -> int:
+    whole = nnx.eval_shape(lambda: VAE(config, dtype=_STORED, rngs=nnx.Rngs(0)))
+    return _bytes(nnx.state(whole))
 
 
 def tile_sides(config: VAEConfig, tiling: Tiling) -> tuple[int | None, int | None, int | None]:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ from qsjax.sample.plan import Plan
 from qsjax.sample.skip import nothing_skipped
 from qsjax.sample.sparse import DENSE, REFRESH, SparsePlan
 from qsjax.sample.step import Conditions, Memory, Step, euler_step
-from qsjax.sparse import Pattern
+from qsjax.sparse import Pattern, Sparsity
 from qsjax.sparse.layout import Sizes
 
 
@@ -57,8 +57,13 @@ def pattern_for(
         latents: shape [B, C, T, H, W].
         text: tokens of the prompt, padding included.
     """
-    sizes: Sizes = _grid(config, latents)
-    return Pattern(plan.sparsity, sizes, text)
+    return _pattern(plan.sparsity, _grid(config, latents), text)
+
+
+@lru_cache(maxsize=8)
+def _pattern(sparsity: Sparsity, grid: Sizes, text: int) -> Pattern:
+    """Kept: a run asks for its pattern in every trace, and a memory plan for every change that it tries."""
+    return Pattern(sparsity, grid, text)
 
 
 def _grid(config: DiTConfig, latents: tuple[int, ...]) -> Any:

@@ -218,8 +218,7 @@ class Pattern:
         if not self.frozen:
             return None, text
         # Of both orders the lists are the same.
-        seen = jnp.asarray(self._maps[0])[None, None]
-        return pooled.lists_of(seen, self.text_blocks, block=block), text
+        return pooled.lists_of(self._maps[0][None, None], self.text_blocks, block=block), text
 
     def _map(self, layout: Layout) -> masks.BlockMap:
         config = self.config

@@ -6,6 +6,7 @@ attention; a row then takes the best so many, or the best until their share of t
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import BlockLists
@@ -65,7 +66,11 @@ def share(
 
 
 def lists_of(
-    seen: Bool[Array, "B H N N"], text_blocks: int, *, block: int, longest: int | None = None
+    seen: Bool[Array | np.ndarray, "B H N N"],
+    text_blocks: int,
+    *,
+    block: int,
+    longest: int | None = None,
 ) -> BlockLists:
     """Lists of a map of video blocks, with all blocks of text behind them.
 
@@ -75,9 +80,10 @@ def lists_of(
         block: tokens in a block.
         longest: video blocks that a list has room for; None is the longest row, or all where the map is traced.
     """
-    text = jnp.ones((*seen.shape[:-1], text_blocks), jnp.bool_)
+    xp = np if isinstance(seen, np.ndarray) else jnp
+    text = xp.ones((*seen.shape[:-1], text_blocks), bool)
     return BlockLists.from_block_map(
-        jnp.concatenate([seen, text], axis=-1),
+        xp.concatenate([seen, text], axis=-1),
         block_q=block,
         block_kv=block,
         longest=None if longest is None else longest + text_blocks,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -54,6 +55,7 @@ def tokenize(captions: Sequence[str], length: int | None = None) -> Tokens:
     return Tokens(ids, pooled_ids)
 
 
+@jax.jit
 def encode_tokens(tokens: Tokens) -> EncodedPrompt:
     """What the shipped encoders make of token ids; works inside `jax.jit`.
 

@@ -43,11 +43,7 @@ MATMULS = [
     (119056, 3072, 21504, 4), (119056, 12288, 3072, 6),
 ]  # fmt: skip
 # Of every number of bits one, and the largest tiles. A v6e has tiles of its own for one layer, a v5p those of a v5e.
-CHOSEN = [
-    *((MATMULS[n], "v5e") for n in (3, 4, 5)),
-    *((MATMULS[n], "v6e") for n in (1, 2, 7)),
-    (MATMULS[6], "v5p"),
-]
+CHOSEN = [*((MATMULS[n], "v5e") for n in (4, 5)), *((MATMULS[n], "v6e") for n in (1, 2, 7))]
 
 
 def chosen(chosen, *everything):
@@ -127,7 +123,7 @@ ATTENTION = {
     ("name", "target"),
     # A v5e's fine lists are in the whole steps of tests/plan.
     chosen(
-        [("int8", "v5e"), ("plain", "v6e"), ("fine", "v6e"), ("720p", "v6e"), ("int8", "v5p")],
+        [("int8", "v5e"), ("plain", "v6e"), ("fine", "v6e"), ("720p", "v6e")],
         ATTENTION,
         TPUS,
     ),
