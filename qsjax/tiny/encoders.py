@@ -65,8 +65,8 @@ def llama(seed: int = 0) -> Llama:
         "down_proj": 0.5,
     }
     with jax.ensure_compile_time_eval():  # the first call may come from inside a jitted step
-        module = Llama(LLAMA_CONFIG, rngs=nnx.Rngs(seed))
-        return _looking_back(_filled(module, seed, gains))
+        abstract = nnx.eval_shape(lambda: Llama(LLAMA_CONFIG, rngs=nnx.Rngs(0)))
+        return _looking_back(_filled(abstract, seed, gains))
 
 
 @functools.cache
@@ -74,7 +74,8 @@ def clip(seed: int = 1) -> Clip:
     """The frozen CLIP-shaped encoder; its attention is loud, so that the pooled vector is a bag of words."""
     gains = {"token_embed.embedding": 1.0, "position_embed.embedding": 0.1, "out_proj": 4.0}
     with jax.ensure_compile_time_eval():
-        module = _filled(Clip(CLIP_CONFIG, rngs=nnx.Rngs(seed)), seed, gains)
+        abstract = nnx.eval_shape(lambda: Clip(CLIP_CONFIG, rngs=nnx.Rngs(0)))
+        module = _filled(abstract, seed, gains)
         table = module.token_embed.embedding
         table.set_value(table.get_value().at[CLIP_CONFIG.eos_token_id].multiply(0.1))
         return module
@@ -111,10 +112,10 @@ def _looking_back(module: Llama) -> Llama:
     return module
 
 
-def _filled(module: Any, seed: int, gains: dict[str, float]) -> Any:
-    """Gaussian weights of standard deviation gain / sqrt(inputs) (embeddings: gain); norms and biases stay."""
+def _filled(abstract: Any, seed: int, gains: dict[str, float]) -> Any:
+    """Gaussian weights of standard deviation gain / sqrt(inputs) (embeddings: gain); norms are the identity."""
     random = np.random.default_rng(seed)
-    graph, state = nnx.split(module)
+    graph, state = nnx.split(abstract)
     flat = []
     for path, variable in nnx.to_flat_state(state):
         name = ".".join(map(str, path))
@@ -122,6 +123,8 @@ def _filled(module: Any, seed: int, gains: dict[str, float]) -> Any:
         if name.endswith(("kernel", "embedding")):
             gain = next((g for part, g in gains.items() if part in name), 1.0)
             spread = gain if name.endswith("embedding") else gain / np.sqrt(value.shape[-2])
-            value = jnp.asarray(spread * random.standard_normal(value.shape), jnp.float32)
-        flat.append((path, variable.replace(value)))
+            filled = spread * random.standard_normal(value.shape)
+        else:
+            filled = np.ones(value.shape) if name.endswith("scale") else np.zeros(value.shape)
+        flat.append((path, variable.replace(jnp.asarray(filled, jnp.float32))))
     return nnx.merge(graph, nnx.from_flat_state(flat))

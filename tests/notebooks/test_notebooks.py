@@ -1,8 +1,8 @@
 """The notebooks: each is what its text source says, holds no outputs, and runs from top to bottom with the tiny model."""
 
 import json
-import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -118,34 +118,17 @@ def test_in_colab_the_first_cell_installs_for_the_accelerator(tmp_path, libtpu, 
     assert kept.startswith("numpy==")
 
 
-def surroundings(folder):
-    """This process's, told what conftest.py tells JAX; warnings are errors, the tiny model is converted in the folder."""
-    return {
-        **os.environ,
-        "QSJAX_QUICK": "1",
-        "QSJAX_CACHE": str(folder / "cache"),
-        "PYTHONWARNINGS": "error,ignore:Error reading persistent compilation cache entry",
-        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
-        "JAX_NUMPY_RANK_PROMOTION": "raise",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_from_top_to_bottom(name, tmp_path):
+def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch, capsys):
+    """In a namespace and a folder of its own, with the programs that this process has compiled."""
     code = [cell.source for cell in of_notebook(name) if cell.kind == "code"]
     script = tmp_path / f"{name}.py"
     script.write_text("\n\n".join(code), encoding="utf-8")
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env=surroundings(tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QSJAX_QUICK", "1")
+    monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
+    runpy.run_path(str(script))
+    shown = re.findall(
+        r"^<IPython\.core\.display\.(?:Image|Video) object>$", capsys.readouterr().out, re.M
     )
-    assert run.returncode == 0, run.stderr[-4000:]
-    shown = re.findall(r"^<IPython\.core\.display\.(?:Image|Video) object>$", run.stdout, re.M)
     assert len(shown) == SHOWN[name]

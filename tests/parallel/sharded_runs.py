@@ -44,7 +44,7 @@ DEEP = replace(CONFIG, num_double_blocks=2, num_single_blocks=2)
 SHAPE = (1, 4, 3, 16, 12)
 TOKENS, TEXT = 3 * 8 * 6, 5
 SVG = Sparsity(mask="svg", density=0.3, block=4, profiled_rows=24)
-SPARSE = SparsePlan(sparsity=SVG, residual=Residual(store="float32", rank=2), interval=2, dense_steps=2)  # fmt: skip
+SPARSE = SparsePlan(sparsity=SVG, residual=Residual(store="float32", rank=2), interval=3)
 """Stored in floats: an int8 cache rounds a value halfway between two integers to either, as partial sums fall."""
 PLANS = {
     "dense": Plan(steps=3, shift=3.0),

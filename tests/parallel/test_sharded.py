@@ -42,13 +42,13 @@ def test_several_devices_sample_what_one_does(runs, name):
     expected = np.array(one["latents"])
     np.testing.assert_allclose(eight["latents"], expected, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)  # fmt: skip
     assert np.abs(expected).max() > 0.5
-    assert eight["skipped"] == one["skipped"]
+    assert eight["skipped"] == one["skipped"] != 0
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_no_device_has_the_tokens_of_the_whole_video(runs, name):
     _, eight = runs[name]
-    assert set(eight["full_size"]) == ({"dense"} if name == "dense" else {"dense", "refresh", "sparse"})  # fmt: skip
+    assert set(eight["full_size"]) == ({"dense"} if name == "dense" else {"refresh", "sparse"})
     assert not any(eight["full_size"].values())
 
 
