@@ -59,7 +59,7 @@ def pytest_collection_finish():
 
 def pytest_collection_modifyitems(items):
     """The files that take minutes first: the last worker would else run them alone (the sort keeps all other order)."""
-    first = ("test_compression_signals.py", "test_demo.py", "test_notebooks.py")
+    first = ("test_compression_signals.py", "test_whole_runs.py")
     items.sort(key=lambda item: item.path.name not in first)
 
 

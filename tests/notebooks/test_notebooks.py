@@ -1,38 +1,16 @@
-"""The notebooks: each is what its text source says, holds no outputs, and runs from top to bottom with the tiny model."""
+"""The notebooks: each is what its text source says and holds no outputs. They run in tests/end_to_end."""
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from notebooks.cells import FOLDER, NAMES, Cell, notebook, of_notebook
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FOLDER = ROOT / "notebooks"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-SHOWN = {"colab_tpu_sample": 2, "convert_and_calibrate": 5, "kernels_tour": 0}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:content|home|mnt|opt|root|tmp|usr|work|Users)\b|[A-Z]:\\")
-
-
-class Cell(NamedTuple):
-    kind: str
-    tags: list
-    source: str
-
-
-def of_notebook(name):
-    """Cells of the .ipynb."""
-    return [
-        Cell(cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"]))
-        for cell in notebook(name)["cells"]
-    ]
-
-
-def notebook(name):
-    return json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
 
 
 def of_text(name):
@@ -50,7 +28,11 @@ def of_text(name):
 
 
 def test_every_notebook_has_a_text_source_and_a_line_in_the_readme():
-    assert sorted(path.stem for path in FOLDER.glob("*.py")) == NAMES == sorted(SHOWN)
+    assert (
+        sorted(path.stem for path in FOLDER.glob("*.py"))
+        == NAMES
+        == ["colab_tpu_sample", "convert_and_calibrate", "kernels_tour"]
+    )
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"notebooks/{name}.ipynb" in readme for name in NAMES)
 
@@ -116,19 +98,3 @@ def test_in_colab_the_first_cell_installs_for_the_accelerator(tmp_path, libtpu, 
     assert f"qsjax{extra} @ file:///qsjax jax==0.11.2" in done.stdout
     kept = (tmp_path / "kept.txt").read_text(encoding="utf-8")
     assert kept.startswith("numpy==")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch, capsys):
-    """In a namespace and a folder of its own, with the programs that this process has compiled."""
-    code = [cell.source for cell in of_notebook(name) if cell.kind == "code"]
-    script = tmp_path / f"{name}.py"
-    script.write_text("\n\n".join(code), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("QSJAX_QUICK", "1")
-    monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
-    runpy.run_path(str(script))
-    shown = re.findall(
-        r"^<IPython\.core\.display\.(?:Image|Video) object>$", capsys.readouterr().out, re.M
-    )
-    assert len(shown) == SHOWN[name]

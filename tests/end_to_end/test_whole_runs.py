@@ -1,13 +1,22 @@
-"""The demo, as the README's first command runs it, with shorter videos, fewer of them, and a shorter calibration."""
+"""What people run first: the demo of the README, and the notebooks, with less of everything.
+
+In one process, which compiles for all of them what loading, quantizing and saving need.
+"""
 
 import json
+import re
+import runpy
 import shutil
 
 import av
+import pytest
+from notebooks.cells import NAMES, of_notebook
 from PIL import Image
 
 from convert import bundled
 from qsjax.cli import demo, main
+
+PICTURES = {"colab_tpu_sample": 2, "convert_and_calibrate": 5, "kernels_tour": 0}
 
 
 def short_videos(folder):
@@ -54,3 +63,19 @@ def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path, monkeypatc
     assert "compile" not in report["seconds_of_last_video"]
     assert main(["demo", "--out", str(out), "--steps", "1"]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch, capsys):
+    """In a namespace and a folder of its own, with the programs that this process has compiled."""
+    code = [cell.source for cell in of_notebook(name) if cell.kind == "code"]
+    script = tmp_path / f"{name}.py"
+    script.write_text("\n\n".join(code), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QSJAX_QUICK", "1")
+    monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
+    runpy.run_path(str(script))
+    shown = re.findall(
+        r"^<IPython\.core\.display\.(?:Image|Video) object>$", capsys.readouterr().out, re.M
+    )
+    assert len(shown) == PICTURES[name]
