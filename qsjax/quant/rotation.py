@@ -6,6 +6,7 @@ factor [K/R, K/R] mixes the runs (Kronecker form, as FlatQuant's); with Hadamard
 transform of QuaRot.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class Rotation(NamedTuple):
     mix: Any = None
 
 
+@lru_cache(maxsize=32)
 def hadamard(size: int) -> Float[np.ndarray, "n n"]:
     """An orthogonal matrix whose entries are all +-1 / sqrt(size), float32.
 
@@ -49,7 +51,9 @@ def hadamard(size: int) -> Float[np.ndarray, "n n"]:
         raise InputError(f"no Hadamard matrix of order {size} is known; choose a power of two")
     for _ in range(doublings):
         matrix = np.kron(np.array([[1, 1], [1, -1]]), matrix)
-    return (matrix / np.sqrt(size)).astype(np.float32)
+    made = (matrix / np.sqrt(size)).astype(np.float32)
+    made.setflags(write=False)  # all callers share it
+    return made
 
 
 def cayley(generator: Float[Array, "R R"]) -> Float[Array, "R R"]:

@@ -47,23 +47,23 @@ class Layout:
         """All frames of a place, then the next place."""
         return cls(grid, (grid[0], 1, 1), block)
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """In the video."""
         return int(np.prod(self.grid))
 
-    @property
+    @cached_property
     def tiles(self) -> Sizes:
         """Along time, height and width, the last ones maybe partial."""
         t, h, w = (-(-size // tile) for size, tile in zip(self.grid, self.tile, strict=True))
         return t, h, w
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """In the sequence."""
         return -(-int(np.prod(self.tiles) * np.prod(self.tile)) // self.block)
 
-    @property
+    @cached_property
     def slots(self) -> int:
         """Length of the sequence, padding included."""
         return self.blocks * self.block
@@ -79,7 +79,7 @@ class Layout:
         index = index.reshape(parts).transpose(0, 2, 4, 1, 3, 5).reshape(-1)
         return np.pad(index, (0, self.slots - len(index)), constant_values=-1)
 
-    @property
+    @cached_property
     def valid(self) -> np.ndarray:
         """Which slots hold a token, bool [slots]."""
         return self.order >= 0

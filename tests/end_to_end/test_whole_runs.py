@@ -20,10 +20,10 @@ PICTURES = {"colab_tpu_sample": 2, "convert_and_calibrate": 5, "kernels_tour": 0
 
 
 def short_videos(folder):
-    """The bundle, whose videos are of 9 frames by default."""
+    """The bundle, whose videos are of 5 frames by default."""
     shutil.copytree(bundled.tiny_model_directory(), folder)
     settings = folder / "qsjax.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"frames": 9}))
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"frames": 5}))
     return folder
 
 
@@ -44,8 +44,8 @@ def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path, monkeypatc
     assert list(ways) == ["full precision", "W4A8", "W4A8 + 15 %, no cache", "QuantSparse"]
     assert [way["psnr"] is None for way in ways.values()] == [True, False, False, False]
     assert ways["W4A8"]["density"] == 1
-    # Twelve blocks of video see three each, two of text see all and are seen by all.
-    assert ways["QuantSparse"]["density"] == round((12 * 3 + 2 * 14) / 14**2, 4)
+    # Eight blocks of video see three each, two of text see all and are seen by all.
+    assert ways["QuantSparse"]["density"] == round((8 * 3 + 2 * 10) / 10**2, 4)
     assert ways["QuantSparse"]["mean_density"] > ways["QuantSparse"]["density"]
     assert ways["QuantSparse"]["cache_bytes"] > ways["W4A8 + 15 %, no cache"]["cache_bytes"]
     videos = sorted(out.glob("*.mp4"))
