@@ -23,6 +23,7 @@ from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, to_mapping
 from qsjax.dit import DiT
 from qsjax.errors import InputError
+from qsjax.params import parameters
 from qsjax.quant import SITES, Recipe, Site, Transform, with_quantized_layers
 from qsjax.quant.sites import mergeable, start_rotation
 from qsjax.quant.storage import bias_leaves, input_leaves, kernel_leaves, linear_leaves
@@ -158,10 +159,9 @@ class QuantizedDiT(Component):
             dit = DiT(self.config, rngs=nnx.Rngs(0))
             return with_quantized_layers(dit, self._recipe, clipped=False)
 
-        state = nnx.to_flat_state(nnx.state(nnx.eval_shape(build)))
-        arrays = {".".join(map(str, path)): value.get_value() for path, value in state}
         return {
-            name: TensorInfo(array.shape, np.dtype(array.dtype)) for name, array in arrays.items()
+            name: TensorInfo(array.shape, np.dtype(array.dtype))
+            for name, array in parameters(nnx.eval_shape(build)).items()
         }
 
     @cached_property

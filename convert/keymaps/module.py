@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from convert.keymaps.detect import Layout, check, detect
 from qsjax.errors import CheckpointError
+from qsjax.params import find_parameter, map_parameters, parameters
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -36,24 +38,25 @@ def load_module(
     Raises:
         CheckpointError: tensors are missing, surplus or of another shape, or the module has other parameters.
     """
-    found = detect(component, config, state_dict, source="state dict")
-    if layout is not None and found.name != layout:
-        found = Layout(layout)
+    detected = detect(component, config, state_dict, source="state dict")
+    if layout is not None and detected.name != layout:
+        detected = Layout(layout)
     shapes = {name: array.shape for name, array in state_dict.items()}
-    rows, _ = check(component, config, found, shapes, source="state dict")
-    state = nnx.state(module)
-    variables = {
-        ".".join(map(str, path)): (path, value) for path, value in nnx.to_flat_state(state)
-    }
+    rows, _ = check(component, config, detected, shapes, source="state dict")
+    wanted = parameters(module)
     arrays: dict[str, np.ndarray] = {}
     left = {
-        name: set(range(value.get_value().shape[0])) if value.get_value().ndim else {0}
-        for name, (_, value) in variables.items()
+        name: set(range(target.shape[0])) if target.ndim else {0} for name, target in wanted.items()
     }
     for row in rows:
         leaf = row.to_leaf(state_dict.__getitem__)
-        parameter, index = place(row.leaf, variables)
-        target = variables[parameter][1].get_value()
+        found = find_parameter(row.leaf, wanted)
+        if found is None:
+            raise CheckpointError(
+                f"the module has no parameter for {row.leaf}; build it from the same config"
+            )
+        parameter, index = found
+        target = wanted[parameter]
         expected = target.shape if index is None else target.shape[1:]
         if leaf.shape != expected:
             raise CheckpointError(
@@ -70,26 +73,9 @@ def load_module(
         raise CheckpointError(
             f"the key table leaves parameters unfilled: {', '.join(missing)}; build the module from the same config"
         )
-    flat = [
-        (path, value.replace(jnp.asarray(arrays[name]).astype(value.get_value().dtype)))
-        for name, (path, value) in variables.items()
-        if name in arrays
-    ]
-    nnx.update(module, nnx.from_flat_state(flat))
+
+    def fill(name: str, old: Any) -> jax.Array:
+        return jnp.asarray(arrays[name]).astype(old.dtype)
+
+    nnx.update(module, nnx.state(map_parameters(fill, module)))
     return module
-
-
-def place(leaf: str, parameters: Mapping[str, Any]) -> tuple[str, int | None]:
-    """The parameter a leaf fills: itself, or index i of a stacked one ("blocks.3.a" -> "blocks.a", 3).
-
-    Raises:
-        CheckpointError: there is no such parameter.
-    """
-    if leaf in parameters:
-        return leaf, None
-    parts = leaf.split(".")
-    for position, part in enumerate(parts):
-        stacked = ".".join(parts[:position] + parts[position + 1 :])
-        if part.isdecimal() and stacked in parameters:
-            return stacked, int(part)
-    raise CheckpointError(f"the module has no parameter for {leaf}; build it from the same config")

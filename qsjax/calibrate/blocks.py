@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from qsjax.calibrate.variables import Learned, transforms
 from qsjax.dit import DiTConfig
 from qsjax.dit.blocks import Context, DoubleBlock, SingleBlock
+from qsjax.params import map_parameters
 from qsjax.quant import SITES, Recipe, Rotation, Site, Transform
 from qsjax.quant.fake import FakeJoinedLinear, FakeLinear, clip_of
 from qsjax.quant.sites import has_bias, merged_bias, merged_kernel
@@ -29,14 +30,8 @@ class Tokens(NamedTuple):
 def float_block(kind: str, leaves: Leaves, config: DiTConfig) -> Any:
     """The block of `qsjax.dit.blocks` around leaves that are named as in it ("img.qkv.kernel")."""
     build = KINDS[kind]
-    graph, state = nnx.split(
-        nnx.eval_shape(lambda: build(config, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0)))
-    )
-    filled = [
-        (path, variable.replace(leaves[".".join(map(str, path))]))
-        for path, variable in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(filled))
+    block = nnx.eval_shape(lambda: build(config, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0)))
+    return map_parameters(lambda name, _: leaves[name], block)
 
 
 def modulation_rows(kind: str, block: Any, active: Float[Array, "B D"]) -> Any:

@@ -6,12 +6,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
 from qsjax.calibrate.loop import Source, calibrate_blocks
 from qsjax.calibrate.methods import Method
 from qsjax.calibrate.samples import Samples
 from qsjax.calibrate.variables import effective_recipe
 from qsjax.dit import DiT
+from qsjax.params import map_parameters, parameters
 from qsjax.quant import Recipe, with_quantized_layers
 from qsjax.quant.storage import linear_leaves
 from qsjax.quant.surgery import iterate_linears
@@ -25,10 +27,8 @@ class ModuleSource(Source):
 
     def leaves(self, kind: str, index: int) -> dict[str, np.ndarray]:
         """One block's float weights."""
-        state = nnx.to_flat_state(nnx.state(getattr(self.ends, kind)))
-        return {
-            ".".join(map(str, path)): np.asarray(value.get_value())[index] for path, value in state
-        }
+        stacks = parameters(getattr(self.ends, kind))
+        return {name: np.asarray(stack)[index] for name, stack in stacks.items()}
 
 
 def calibrate_module(
@@ -91,16 +91,12 @@ def ends_leaves(dit: DiT, recipe: Recipe) -> dict[str, np.ndarray]:
 
 def filled(abstract: Any, dit: Any, leaves: Mapping[str, np.ndarray]) -> Any:
     """The module with its quantized leaves, and all others from the float one."""
-    old = {
-        ".".join(map(str, path)): value.get_value()
-        for path, value in nnx.to_flat_state(nnx.state(dit))
-    }
-    graph, state = nnx.split(abstract)
-    flat = []
-    for path, variable in nnx.to_flat_state(state):
-        name, shape = ".".join(map(str, path)), variable.get_value().shape
+    old = parameters(dit)
+
+    def fill(name: str, wanted: Any) -> Array:
         value = jnp.asarray(leaves[name]) if name in leaves else old[name]
-        if value.shape != shape:
-            raise ValueError(f"{name} has shape {value.shape}, the module wants {shape}")
-        flat.append((path, variable.replace(value)))
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+        if value.shape != wanted.shape:
+            raise ValueError(f"{name} has shape {value.shape}, the module wants {wanted.shape}")
+        return value
+
+    return map_parameters(fill, abstract)

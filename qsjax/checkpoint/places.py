@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from qsjax.checkpoint.manifest import Manifest
 from qsjax.errors import CheckpointError
+from qsjax.params import find_parameter
 
 
 class Place(NamedTuple):
@@ -21,7 +22,7 @@ def find_places(
     manifest: Manifest,
     component: str,
     shapes: Mapping[str, tuple[int, ...]],
-    wanted: Callable[[str], bool] | None,
+    wanted: Callable[[str], bool] | None = None,
 ) -> dict[tuple[str, str], Place]:
     """The place of each (item, leaf).
 
@@ -40,11 +41,15 @@ def find_places(
     for item, leaf, spec in manifest.leaves(component):
         if wanted is not None and not wanted(leaf):
             continue
-        name, index = _parameter_of(leaf, shapes)
-        if name is None:
+        found = find_parameter(leaf, shapes)
+        if found is None:
             problems.append(f"surplus {leaf}")
             continue
+        name, index = found
         shape = shapes[name]
+        if index is not None and index >= shape[0]:
+            problems.append(f"surplus {leaf}")
+            continue
         if index is not None:
             place, expected = Place(name, index, index + 1, False, True), shape[1:]
         elif "rows" in spec:
@@ -71,16 +76,3 @@ def find_places(
             f"{manifest.directory}: {component} does not fit its own configuration: {shown}"
         )
     return places
-
-
-def _parameter_of(
-    leaf: str, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[str | None, int | None]:
-    if leaf in shapes:
-        return leaf, None
-    parts = leaf.split(".")
-    for position, part in enumerate(parts):
-        stacked = ".".join(parts[:position] + parts[position + 1 :])
-        if part.isdecimal() and stacked in shapes and int(part) < shapes[stacked][0]:
-            return stacked, int(part)
-    return None, None

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from qsjax.checkpoint.manifest import Manifest
 from qsjax.checkpoint.places import Place, find_places
 from qsjax.errors import CheckpointError
+from qsjax.params import map_parameters, parameters
 from qsjax.progress import Progress
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -95,11 +96,8 @@ def restore(
     Raises:
         CheckpointError: a parameter is missing, surplus or of another shape.
     """
-    graph, state = nnx.split(nnx.eval_shape(build))
-    variables = {
-        ".".join(map(str, path)): (path, value) for path, value in nnx.to_flat_state(state)
-    }
-    abstract = {name: value.get_value() for name, (_, value) in variables.items()}
+    module = nnx.eval_shape(build)
+    abstract = parameters(module)
     items: dict[str, dict[str, Any]] = {}
     for item, leaf, specification in manifest.leaves(component):
         if wanted is None or wanted(leaf):
@@ -129,8 +127,7 @@ def restore(
                     arrays[name] = jnp.zeros(target.shape, kind, device=sharding)
                 arrays[name] = _writer(sharding)(arrays[name], value, np.int32(part.start))
             bar.advance(sum(_bytes(spec) for spec in specifications.values()))
-    flat = [(path, value.replace(arrays[name])) for name, (path, value) in variables.items()]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    return map_parameters(lambda name, _: arrays[name], module)
 
 
 def stored_bytes(manifest: Manifest, component: str | None = None) -> int:

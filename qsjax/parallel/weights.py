@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qsjax.dit import DiT
 from qsjax.dit.shards import Shards
 from qsjax.parallel.mesh import AXIS
+from qsjax.params import map_parameters
 
 STACKS = ("double_blocks", "single_blocks")
 MATRICES = ("kernel", "packed", "low_bits")
@@ -39,18 +39,11 @@ def weight_specs(dit: DiT, devices: int | None = None) -> Any:
         dit: of arrays on a mesh; or of shapes, with `devices`.
         devices: that share the blocks' matrices; None says how the arrays lie.
     """
-    graph, state = nnx.split(dit)
 
-    def spec(path: tuple[Any, ...], leaf: Any) -> P:
-        if devices is None:
-            return leaf.sharding.spec
-        return _spec(".".join(map(str, path)), leaf.shape, devices)
+    def spec(name: str, leaf: Any) -> P:
+        return leaf.sharding.spec if devices is None else _spec(name, leaf.shape, devices)
 
-    flat = [
-        (path, variable.replace(spec(path, variable.get_value())))
-        for path, variable in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    return map_parameters(spec, dit)
 
 
 def gathering(dit: DiT, specs: Any) -> DiT:

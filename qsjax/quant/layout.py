@@ -18,6 +18,7 @@ from jaxtyping import Array
 from pallas_kernels import PackedWeight, unpack
 from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL
 from pallas_kernels.targets import current
+from qsjax.params import dotted
 from qsjax.quant.linear import QuantizedLinear
 from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.quant.recipe import Precision
@@ -78,7 +79,7 @@ def arrange(
             if plane is not None:
                 one, find = plane.get_value(), None
                 if place is not None:
-                    find = partial(place, ".".join(map(str, (*path, name))))
+                    find = partial(place, dotted(*path, name))
                 plane.set_value(_rearranged(one, layout, linear.rows, find))
         linear.layout = layout
     return module

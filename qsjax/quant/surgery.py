@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from qsjax.errors import InputError
+from qsjax.params import dotted
 from qsjax.quant.branched import BranchedLinear
 from qsjax.quant.linear import JoinedLinear, QuantizedLinear
 from qsjax.quant.recipe import Precision, Recipe
@@ -58,7 +59,7 @@ def iterate_linears(module: nnx.Module) -> Iterator[tuple[str, tuple[Any, str, n
     for path, parent in list(nnx.iter_modules(module)):
         for name, child in list(vars(parent).items()):
             if isinstance(child, nnx.Linear):
-                yield ".".join(map(str, (*path, name))), (parent, name, child)
+                yield dotted(*path, name), (parent, name, child)
 
 
 def _empty_site(

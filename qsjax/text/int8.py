@@ -5,7 +5,7 @@ The 8B LLaMA then takes 7.6 GB of memory instead of 14.1 in bfloat16. Weights be
 inside the scan over layers; activations, norms and embeddings stay as they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,7 +17,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
 from qsjax.checkpoint import Manifest, load_item
-from qsjax.errors import CheckpointError
+from qsjax.checkpoint.places import find_places
+from qsjax.params import map_parameters, parameters
 from qsjax.progress import Progress
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -87,24 +88,23 @@ def restore_int8(
     Raises:
         CheckpointError: a parameter is missing, surplus or of another shape.
     """
-    shapes = {name: leaf.shape for name, (_, leaf) in _leaves(nnx.eval_shape(build)).items()}
-    _require_whole(manifest, component, shapes)
+    shapes = {name: leaf.shape for name, leaf in parameters(nnx.eval_shape(build)).items()}
+    places = find_places(manifest, component, shapes)
     module = nnx.eval_shape(lambda: store_int8(build()))
-    variables = _leaves(module)
+    abstract = parameters(module)
     arrays = {
         name: jnp.zeros(
             leaf.shape,
             dtype if dtype is not None and name in shapes and _floats(leaf) else leaf.dtype,
         )
-        for name, (_, leaf) in variables.items()
+        for name, leaf in abstract.items()
     }
     items = manifest.data["components"][component]["items"]
     with Progress(len(items), f"load {component}", unit="item", enabled=progress) as bar:
-        for item, specifications in items.items():
+        for item in items:
             for leaf, value in load_item(manifest, component, item).items():
-                name, first = _place(leaf, specifications[leaf])
-                row = np.int32(first)
-                if _floats(variables[name][1]):
+                name, row = places[item, leaf].parameter, np.int32(places[item, leaf].start)
+                if _floats(abstract[name]):
                     arrays[name] = _write(arrays[name], value, row)
                 else:
                     scale = name.removesuffix("kernel") + "scale"
@@ -112,8 +112,7 @@ def restore_int8(
                         arrays[name], arrays[scale], value, row
                     )
             bar.advance()
-    flat = [(path, leaf.replace(arrays[name])) for name, (path, leaf) in variables.items()]
-    return nnx.merge(nnx.graphdef(module), nnx.from_flat_state(flat))
+    return map_parameters(lambda name, _: arrays[name], module)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -129,43 +128,5 @@ def _write_int8(integers: Array, scales: Array, kernel: Array, first: Array) -> 
     return _write(integers, quantized, first), _write(scales, scale, first)
 
 
-def _leaves(module: nnx.Module) -> dict[str, tuple[tuple[Any, ...], Any]]:
-    return {
-        ".".join(map(str, path)): (path, leaf)
-        for path, leaf in nnx.to_flat_state(nnx.state(module))
-    }
-
-
 def _floats(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def _place(leaf: str, specification: Mapping[str, Any]) -> tuple[str, int]:
-    """The parameter that a stored leaf belongs to, and its first row there."""
-    group, _, rest = leaf.partition(".")
-    index, _, rest = rest.partition(".")
-    if group == "layers" and index.isdecimal():
-        return f"{group}.{rest}", int(index)
-    return leaf, specification.get("rows", [0])[0]
-
-
-def _require_whole(
-    manifest: Manifest, component: str, shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    left = {name: set(range(shape[0])) for name, shape in shapes.items()}
-    problems = []
-    for _, leaf, specification in manifest.leaves(component):
-        name, first = _place(leaf, specification)
-        shape = tuple(specification["shape"])
-        shape = shape if name == leaf else (1, *shape)
-        rows = set(range(first, first + shape[0]))
-        if name not in shapes or shape[1:] != shapes[name][1:] or not rows <= left[name]:
-            problems.append(f"unexpected {leaf} of shape {tuple(specification['shape'])}")
-        else:
-            left[name] -= rows
-    problems += [f"missing {name} from index {min(rows)} on" for name, rows in left.items() if rows]
-    if problems:
-        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
-        raise CheckpointError(
-            f"{manifest.directory}: {component} does not fit its own configuration ({shown}); convert it again"
-        )

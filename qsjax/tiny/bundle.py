@@ -17,6 +17,7 @@ from convert.keymaps import expand
 from qsjax.checkpoint import write_atomically
 from qsjax.dit import DiT
 from qsjax.errors import InputError
+from qsjax.params import find_parameter, map_parameters, parameters
 from qsjax.sample.settings import FILE, Settings
 from qsjax.tiny import encoders, words
 from qsjax.vae import VAE
@@ -100,8 +101,7 @@ def write_bundle(
 
 def leaves(module: nnx.Module) -> dict[str, np.ndarray]:
     """Parameters of a module by their dotted path; stacked blocks stay stacked."""
-    state = nnx.to_flat_state(nnx.split(module)[1])
-    return {".".join(map(str, path)): np.asarray(value.get_value()) for path, value in state}
+    return {name: np.asarray(value) for name, value in parameters(module).items()}
 
 
 def with_leaves(module: Any, values: Mapping[str, np.ndarray]) -> Any:
@@ -110,17 +110,15 @@ def with_leaves(module: Any, values: Mapping[str, np.ndarray]) -> Any:
     Raises:
         InputError: the names or shapes are not those of the module.
     """
-    graph, state = nnx.split(module)
-    flat = {".".join(map(str, path)): (path, value) for path, value in nnx.to_flat_state(state)}
-    if set(flat) != set(values):
-        raise InputError(f"parameters differ: {', '.join(sorted(set(flat) ^ set(values))[:8])}")
-    filled = []
-    for name, (path, variable) in flat.items():
-        old = variable.get_value()
+    if differing := set(parameters(module)) ^ set(values):
+        raise InputError(f"parameters differ: {', '.join(sorted(differing)[:8])}")
+
+    def fill(name: str, old: Any) -> Any:
         if old.shape != values[name].shape:
             raise InputError(f"{name} has shape {values[name].shape}, the module wants {old.shape}")
-        filled.append((path, variable.replace(jnp.asarray(values[name], old.dtype))))
-    return nnx.merge(graph, nnx.from_flat_state(filled))
+        return jnp.asarray(values[name], old.dtype)
+
+    return map_parameters(fill, module)
 
 
 def _tensors(component: str, layout: str, module: Any, dtype: np.dtype) -> dict[str, np.ndarray]:
@@ -132,14 +130,11 @@ def _tensors(component: str, layout: str, module: Any, dtype: np.dtype) -> dict[
 
 
 def _leaf(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    if name in arrays:
-        return arrays[name]
-    parts = name.split(".")
-    for position, part in enumerate(parts):
-        stacked = ".".join(parts[:position] + parts[position + 1 :])
-        if part.isdecimal() and stacked in arrays:
-            return arrays[stacked][int(part)]
-    raise InputError(f"the module has no parameter for {name}")
+    found = find_parameter(name, arrays)
+    if found is None:
+        raise InputError(f"the module has no parameter for {name}")
+    stack, row = found
+    return arrays[stack] if row is None else arrays[stack][row]
 
 
 def _write_text(destination: Path) -> None:

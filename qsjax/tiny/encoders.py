@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array
 
+from qsjax.params import map_parameters
 from qsjax.text import Clip, ClipConfig, Llama, LlamaConfig
 from qsjax.tiny.scenes import VOCABULARY
 
@@ -115,16 +117,15 @@ def _looking_back(module: Llama) -> Llama:
 def _filled(abstract: Any, seed: int, gains: dict[str, float]) -> Any:
     """Gaussian weights of standard deviation gain / sqrt(inputs) (embeddings: gain); norms are the identity."""
     random = np.random.default_rng(seed)
-    graph, state = nnx.split(abstract)
-    flat = []
-    for path, variable in nnx.to_flat_state(state):
-        name = ".".join(map(str, path))
-        value = variable.get_value()
+
+    def fill(name: str, parameter: Any) -> Array:
+        shape = parameter.shape
         if name.endswith(("kernel", "embedding")):
             gain = next((g for part, g in gains.items() if part in name), 1.0)
-            spread = gain if name.endswith("embedding") else gain / np.sqrt(value.shape[-2])
-            filled = spread * random.standard_normal(value.shape)
+            spread = gain if name.endswith("embedding") else gain / np.sqrt(shape[-2])
+            value = spread * random.standard_normal(shape)
         else:
-            filled = np.ones(value.shape) if name.endswith("scale") else np.zeros(value.shape)
-        flat.append((path, variable.replace(jnp.asarray(filled, jnp.float32))))
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+            value = np.ones(shape) if name.endswith("scale") else np.zeros(shape)
+        return jnp.asarray(value, jnp.float32)
+
+    return map_parameters(fill, abstract)

@@ -16,6 +16,7 @@ import optax.contrib
 from flax import nnx
 from jaxtyping import Array
 
+from qsjax.params import map_parameters
 from qsjax.tiny import data, latents
 from qsjax.tiny.latents import Basis
 from qsjax.tiny.loop import Figures, uniforms
@@ -87,10 +88,9 @@ def new_vae(seed: int) -> VAE:
     """
     # Drawn on the host: compiling a random generator for every shape takes longer than some trainings.
     random = np.random.default_rng(seed)
-    graph, state = nnx.split(nnx.eval_shape(lambda: VAE(VAE_CONFIG, rngs=nnx.Rngs(0))))
-    flat = []
-    for path, variable in nnx.to_flat_state(state):
-        name, shape = ".".join(map(str, path)), variable.get_value().shape
+
+    def fill(name: str, abstract: Any) -> Array:
+        shape = abstract.shape
         if name.endswith("kernel"):
             value = random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
             value = 0 * value if name.endswith(("conv2.kernel", "to_out.kernel")) else value
@@ -99,8 +99,9 @@ def new_vae(seed: int) -> VAE:
         strength = _offset_strength(name)
         if strength:
             value = value + strength * _offsets(shape[0])
-        flat.append((path, variable.replace(jnp.asarray(value, jnp.float32))))
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+        return jnp.asarray(value, jnp.float32)
+
+    return map_parameters(fill, nnx.eval_shape(lambda: VAE(VAE_CONFIG, rngs=nnx.Rngs(0))))
 
 
 def halves(vae: VAE, half: Half) -> tuple[nnx.Module, nnx.Module]:

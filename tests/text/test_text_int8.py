@@ -117,14 +117,14 @@ def test_loading_quantizes_as_storing_does(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda leaves: leaves | {"layers.1.k_proj.bias": np.ones(3)}, "unexpected layers.1.k_proj.bias of shape (3,)"),
+        (lambda leaves: leaves | {"layers.1.k_proj.bias": np.ones(3)}, "surplus layers.1.k_proj.bias"),
         (
             lambda leaves: {k: v for k, v in leaves.items() if k != "layers.1.q_proj.kernel"},
             "missing layers.q_proj.kernel from index 1 on",
         ),
         (
             lambda leaves: leaves | {"layers.0.q_proj.kernel": leaves["layers.0.q_proj.kernel"].T},
-            "unexpected layers.0.q_proj.kernel of shape (48, 42)",
+            "layers.0.q_proj.kernel has shape (48, 42) instead of (42, 48)",
         ),
     ],
     ids=["surplus", "missing", "transposed"],
