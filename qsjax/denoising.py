@@ -1,7 +1,7 @@
 """All steps of a run, one compiled program after the other, on one device or on a mesh."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,25 +12,26 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from qsjax.dit import DiT
-from qsjax.errors import Cancelled
 from qsjax.models import Models
 from qsjax.parallel import replicated, weight_specs
 from qsjax.progress import Progress
 from qsjax.sample import (
     Conditions,
     Plan,
+    StepResult,
+    denoise,
+    denoise_step,
     empty_cache,
     prepare,
     schedule,
     sharded_cache,
     sharded_prepare,
     sharded_step,
-    step_of_kind,
 )
+from qsjax.sample.loop import step_at
 from qsjax.sample.sparse import KINDS
+from qsjax.sample.steps import CACHE
 from qsjax.text import EncodedPrompt
-
-Callback = Callable[[int, Array], bool | None]
 
 
 class Denoiser:
@@ -63,50 +64,41 @@ class Denoiser:
         prompt: EncodedPrompt,
         negative: EncodedPrompt | None,
         latents: Float[Array, "B C T H W"] | np.ndarray,
-        callback: Callback | None,
-    ) -> tuple[Float[Array, "B C T H W"], Any]:
-        """Latents and cache behind the last step.
+    ) -> Iterator[StepResult]:
+        """The steps of a run, each when it is asked for.
 
         Args:
             plan: of the run.
             prompt, negative: encoded; `negative` where the plan uses one.
             latents: noise.
-            callback: called after each step with its number (from 1) and the latents; False cancels.
-
-        Raises:
-            Cancelled: the callback said so; carries the latents.
         """
-        # The step donates its latents; a caller's array must stay his.
-        x = self._everywhere(jnp.array(latents, jnp.float32, copy=True))
+        x = self._everywhere(jnp.asarray(latents, jnp.float32))
         prepared = self._prepare(plan, *self._everywhere((prompt, negative)))
-        dit, steps, total = self._models.dit, self._everywhere(schedule(plan)), plan.steps
+        dit, numbers = self._models.dit, self._everywhere(schedule(plan))
         cache: Any = None
         if plan.remembers and self._mesh is not None:
             cache = sharded_cache(plan, self._mesh, dit, x.shape, prepared)
         elif plan.remembers:
             make = self._compiled("cache", plan, partial(_cache, plan), dit, x, prepared)
             cache = make(dit, x, prepared)
-        first = jax.tree.map(lambda leaf: leaf[0], steps)
+        first = step_at(numbers, 0)
         programs = {}
         for kind in dict.fromkeys(plan.kinds):
-            step: Any = partial(step_of_kind, plan, kind)
+            step: Any = partial(denoise_step, plan, kind)
             if self._mesh is not None:
                 step = sharded_step(plan, kind, self._mesh, cache, weight_specs(dit))
-            programs[kind] = self._compiled(kind, plan, step, dit, (x, cache), first, prepared)
+            programs[kind] = self._compiled(kind, plan, step, dit, x, cache, first, prepared)
+        results = denoise(plan, programs, dit, x, cache, prepared, numbers=numbers)
+        del x, cache, first
         start = time.perf_counter()
-        with Progress(total, "denoise", unit="step", enabled=self._progress) as bar:
-            for index, kind in enumerate(plan.kinds):
-                numbers = jax.tree.map(lambda leaf, index=index: leaf[index], steps)
-                x, cache = jax.block_until_ready(programs[kind](dit, (x, cache), numbers, prepared))
-                bar.advance(1, **({} if plan.sparse is None else {"kind": kind}))
-                if callback is not None and callback(index + 1, x) is False:
-                    raise Cancelled(
-                        f"sampling was cancelled after step {index + 1} of {total}",
-                        step=index + 1,
-                        latents=x,
-                    )
-        self._add("denoise", start)
-        return x, cache
+        try:
+            with Progress(plan.steps, "denoise", unit="step", enabled=self._progress) as bar:
+                for result in results:
+                    jax.block_until_ready((result.latents, result.cache))
+                    bar.advance(1, **({} if plan.sparse is None else {"kind": result.kind}))
+                    yield result
+        finally:
+            self._add("denoise", start)
 
     def _prepare(
         self, plan: Plan, prompt: EncodedPrompt, negative: EncodedPrompt | None
@@ -123,12 +115,12 @@ class Denoiser:
     ) -> Callable[..., Any]:
         """The program of a function for these shapes, compiled when it is first asked for; that time is kept apart.
 
-        Steps donate what they change: latents and cache.
+        Steps overwrite their cache in place.
         """
         key = (name, plan, *(leaf.shape for leaf in jax.tree.leaves(given[1:])))
         if key not in self.programs:
             start = time.perf_counter()
-            jitted = jax.jit(function, donate_argnums=1 if name in KINDS else ())
+            jitted = jax.jit(function, donate_argnums=CACHE if name in KINDS else ())
             self.programs[key] = jitted.lower(*given).compile()
             self._add("compile", start)
         return self.programs[key]

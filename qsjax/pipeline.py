@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, UInt8
 
 from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, nearest
-from qsjax.denoising import Callback, Denoiser
+from qsjax.denoising import Denoiser
 from qsjax.dit import DiT, DiTConfig
-from qsjax.errors import InputError
+from qsjax.errors import Cancelled, InputError
 from qsjax.models import Models, device_room
 from qsjax.parallel import check_heads, gathered, make_mesh
 from qsjax.plan import PlannedModel, Weights
@@ -26,6 +26,7 @@ from qsjax.plan.run import Run
 from qsjax.plan.steps import describe
 from qsjax.sample import (
     Heads,
+    StepResult,
     heads_of,
     initial_noise,
     within_budget,
@@ -37,6 +38,8 @@ from qsjax.vae import VAE, Tiling, VAEConfig
 logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[str] | EncodedPrompt
+Callback = Callable[[int, Array], bool | None]
+"""Called after a step with its number, from 1, and its latents."""
 
 MODULATION = ("resident", "released")
 """Where the modulation weights are while steps run: in memory, or only on disk."""
@@ -101,7 +104,7 @@ class Pipeline:
             progress=progress,
             add=self._add,
         )
-        self._denoise = Denoiser(self._models, self.mesh, progress=progress, add=self._add)
+        self._denoiser = Denoiser(self._models, self.mesh, progress=progress, add=self._add)
         self.timings: dict[str, float] = {}
         self.skipped = 0
         self.heads: Heads | None = None
@@ -302,32 +305,64 @@ class Pipeline:
             float32 latents as the DiT sees them (multiplied by the VAE's scaling factor).
         """
         settings = self.settings if settings is None else settings
+        last = None
+        for last in self.denoise(
+            prompt, settings=settings, negative=negative, seed=seed, latents=latents
+        ):
+            number = last.index + 1
+            if callback is not None and callback(number, last.latents) is False:
+                raise Cancelled(
+                    f"sampling was cancelled after step {number} of {settings.steps}",
+                    step=number,
+                    latents=last.latents,
+                )
+        assert last is not None  # a plan has at least one step
+        self._look_back(settings, prompt, last)
+        return last.latents if self.mesh is None else gathered(self.mesh, last.latents)
+
+    def denoise(
+        self,
+        prompt: EncodedPrompt,
+        *,
+        settings: Settings | None = None,
+        negative: EncodedPrompt | None = None,
+        seed: int = 0,
+        latents: Float[Array, "B C T H W"] | np.ndarray | None = None,
+    ) -> Iterator[StepResult]:
+        """Denoise step by step: a caller that has seen enough leaves the loop. Arguments as of `sample`.
+
+        >>> for result in pipeline.denoise(pipeline.encode("a red circle")):
+        ...     if result.index == 3:
+        ...         break
+        """
+        settings = self.settings if settings is None else settings
         self._require_room(settings, encodes=False)
-        plan, shape = settings.plan(), self.latent_shape(settings, prompt.pooled.shape[0])
+        shape, text = self.latent_shape(settings, prompt.pooled.shape[0]), prompt.text.shape[1]
         if latents is None:
             latents = initial_noise(seed, shape)
         elif latents.shape != shape:
             raise InputError(
                 f"latents have shape {list(latents.shape)}, this prompt and size need {list(shape)}"
             )
-        plan = within_budget(self.dit_config, plan, shape, prompt.text.shape[1])
-        if self._progress and (
-            said := describe(self.dit_config, plan, shape, prompt.text.shape[1])
-        ):
+        plan = within_budget(self.dit_config, settings.plan(), shape, text)
+        if self._progress and (said := describe(self.dit_config, plan, shape, text)):
             logger.info("%s", said)
-        x, cache = self._denoise(plan, prompt, negative, latents, callback)
-        self.skipped = 0 if plan.skip is None else int(cache[0].skipped.count)
+        return self._denoiser(plan, prompt, negative, latents)
+
+    def _look_back(self, settings: Settings, prompt: EncodedPrompt, last: StepResult) -> None:
+        """Keep what the last step knows of the whole run: steps that were left out, and what the heads computed."""
+        self.skipped = 0 if settings.skip is None else int(last.cache[0].skipped.count)
         self.heads = None
-        if plan.sparse is not None:
-            text = prompt.text.shape[1]
-            slot = cache[0].slot
+        if settings.sparse is not None:
+            slot = last.cache[0].slot
             if self.mesh is not None:
                 seen = slot.layer._replace(
                     cached=None, change=None, bend=None, lse=None, lse_change=None
                 )
                 slot = slot._replace(layer=gathered(self.mesh, seen))
-            self.heads = heads_of(plan.sparse, self.dit_config, shape, text, slot)
-        return x if self.mesh is None else gathered(self.mesh, x)
+            self.heads = heads_of(
+                settings.sparse, self.dit_config, last.latents.shape, prompt.text.shape[1], slot
+            )
 
     def decode(self, latents: Float[Array, "B C T H W"]) -> Float[np.ndarray, "B F Y X 3"]:
         """Latents of `sample` to float32 frames in [0, 1]."""

@@ -19,14 +19,17 @@ from qsjax.residual import Residual
 from qsjax.sample import (
     Plan,
     SparsePlan,
+    denoise,
+    denoise_step,
     empty_cache,
     initial_noise,
+    pattern_for,
     prepare,
     schedule,
-    step_of_kind,
 )
-from qsjax.sample.cached import pattern_for
+from qsjax.sample.loop import step_at
 from qsjax.sample.sparse import KINDS, SPARSE
+from qsjax.sample.steps import CACHE
 from qsjax.sparse import Sparsity
 from qsjax.text import EncodedPrompt
 
@@ -117,23 +120,24 @@ def _run(
     plan: Plan, dit: DiT, latents: tuple[int, ...], prompt: EncodedPrompt, name: str, progress: bool
 ) -> tuple[list[tuple[str, float]], np.ndarray]:
     conditions, numbers = jax.jit(partial(prepare, plan))(dit, prompt), schedule(plan)
-    rows = [jax.tree.map(lambda leaf, i=i: leaf[i], numbers) for i in range(plan.steps)]
     x, cache = initial_noise(0, latents), None
     if plan.remembers:
         cache = jax.jit(lambda dit, given: empty_cache(plan, dit, latents, given))(dit, conditions)
 
     def function(kind: str) -> Any:
-        given = (dit, (x, cache), rows[0], conditions)
-        return jax.jit(partial(step_of_kind, plan, kind), donate_argnums=1).lower(*given).compile()
+        given = (dit, x, cache, step_at(numbers, 0), conditions)
+        jitted = jax.jit(partial(denoise_step, plan, kind), donate_argnums=CACHE)
+        return jitted.lower(*given).compile()
 
     programs = {kind: function(kind) for kind in KINDS if kind in plan.kinds}
     found = []
     with Progress(plan.steps, name, unit="step", enabled=progress) as bar:
-        for kind, now in zip(plan.kinds, rows, strict=True):
-            start = time.perf_counter()
-            x, cache = jax.block_until_ready(programs[kind](dit, (x, cache), now, conditions))
-            found.append((kind, time.perf_counter() - start))
+        start = time.perf_counter()
+        for result in denoise(plan, programs, dit, x, cache, conditions):
+            x, _ = jax.block_until_ready((result.latents, result.cache))
+            found.append((result.kind, time.perf_counter() - start))
             bar.advance()
+            start = time.perf_counter()
     return found, np.asarray(x)
 
 

@@ -70,26 +70,19 @@ def collect(
         one = EncodedPrompt(*(jnp.asarray(part[number : number + 1]) for part in prompt))
         noise = initial_noise(seed + number, pipeline.latent_shape(chosen))
         last = max(same)
-
-        def keep(done: int, x: Any, same: Any = same, last: int = last) -> bool:
+        for index in same.get(0, ()):
+            latents[index] = np.asarray(noise[0])
+        if last == 0:
+            continue
+        for result in pipeline.denoise(one, settings=chosen, latents=noise):
+            done = result.index + 1
             for index in same.get(done, ()):
-                latents[index] = np.asarray(x[0])
-            return done < last
-
-        if keep(0, noise):
-            _run(pipeline, one, chosen, noise, keep)
+                latents[index] = np.asarray(result.latents[0])
+            if done == last:
+                break
     timestep = np.asarray(schedule(plan).timestep)[wanted]
     guidance = None
     if pipeline.dit_config.guidance_embeds:
         guidance = np.full(samples, 1000 * plan.guidance, np.float32)
     text, mask, pooled = (part[of] for part in prompt)
     return Samples(np.stack(latents), timestep, text, mask, pooled, guidance)
-
-
-def _run(pipeline: Any, prompt: EncodedPrompt, settings: Any, noise: Any, keep: Any) -> None:
-    from qsjax.errors import Cancelled
-
-    try:
-        pipeline.sample(prompt, settings=settings, latents=noise, callback=keep)
-    except Cancelled:
-        return  # the last step that anybody wanted

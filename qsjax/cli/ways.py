@@ -9,7 +9,8 @@ from qsjax.evaluate.metrics import psnr, ssim
 from qsjax.pipeline import Pipeline
 from qsjax.plan.steps import executed_density
 from qsjax.sample import Settings, SparsePlan
-from qsjax.sample.cached import cache_bytes, pattern_for
+from qsjax.sample.budget import cache_bytes
+from qsjax.sample.patterns import pattern_for
 from qsjax.sample.sparse import SPARSE
 
 

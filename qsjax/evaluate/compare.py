@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from qsjax.dit import DiT
 from qsjax.errors import CheckpointError, InputError
 from qsjax.evaluate.metrics import psnr, relative_error, ssim
-from qsjax.evaluate.reference import Reference, stepper
+from qsjax.evaluate.reference import Reference, dense_programs
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.progress import Progress
+from qsjax.sample import DENSE, denoise, schedule
+from qsjax.sample.loop import step_at
 
 _FIGURES = ("psnr", "ssim", "velocity")
 
@@ -86,17 +89,21 @@ def compare(
         InputError: the DiT takes other latents or another text, or its output is not finite.
     """
     _check(dit, pipeline.dit_config)
-    plan, batches = reference.settings.plan(), reference.batches
+    plan, batches = reference.settings.plan().dense, reference.batches
+    numbers = schedule(plan)
     found: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
     videos: list[np.ndarray] = []
     with Progress(plan.steps * len(batches), label, unit="step", enabled=progress) as bar:
         for batch in batches:
-            step = stepper(plan, dit, batch.prompt, batch.negative)
-            x, errors = batch.trajectory[0], []
-            for index in range(plan.steps):
-                before, after = batch.trajectory[index : index + 2]
-                errors.append(relative_error(np.asarray(step(before, index)), after, before))
-                x = step(x, index)
+            make_conditions, steps = dense_programs(plan)
+            conditions = make_conditions(dit, batch.prompt, batch.negative)
+            x, errors = jnp.asarray(batch.trajectory[0]), []
+            for result in denoise(plan, steps, dit, x, None, conditions):
+                before, after = batch.trajectory[result.index : result.index + 2]
+                now = step_at(numbers, result.index)
+                forced, _ = steps[DENSE](dit, jnp.asarray(before), None, now, conditions)
+                errors.append(relative_error(np.asarray(forced), after, before))
+                x = result.latents
                 bar.advance()
             frames = pipeline.decode(x)
             found["velocity"].append(np.stack(errors))

@@ -1,6 +1,6 @@
 """What compressed models are measured against: full-precision videos, and the latents of every step on the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -14,7 +14,16 @@ from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
-from qsjax.sample import Plan, Settings, denoise_step, initial_noise, prepare, schedule
+from qsjax.sample import (
+    DENSE,
+    Plan,
+    Settings,
+    StepResult,
+    denoise,
+    denoise_step,
+    initial_noise,
+    prepare,
+)
 from qsjax.text import EncodedPrompt
 
 BATCH = 8
@@ -99,33 +108,32 @@ def reference_run(
             if chosen.plan().uses_negative:
                 negative = pipeline.text_encoder([chosen.negative_prompt] * len(some))
             noise = initial_noise(seed + first, pipeline.latent_shape(chosen, len(some)))
-            step, latents = stepper(chosen.plan(), pipeline.dit, prompt, negative), [noise]
-            for index in range(chosen.steps):
-                latents.append(step(latents[-1], index))
+            latents = [noise]
+            for result in denoise_densely(chosen.plan(), pipeline.dit, noise, prompt, negative):
+                latents.append(result.latents)
                 bar.advance()
             trajectory = np.stack([np.asarray(x) for x in latents])
             made.append(Batch(prompt, negative, trajectory, pipeline.decode(latents[-1])))
     return Reference(tuple(captions), chosen, seed, tuple(made))
 
 
-def stepper(
-    plan: Plan, dit: DiT, prompt: EncodedPrompt, negative: EncodedPrompt | None
-) -> Callable[[Any, int], Array]:
-    """The denoising step of a model and its prompts, `(latents, index) -> latents`.
+def denoise_densely(
+    plan: Plan,
+    dit: DiT,
+    latents: Float[Array | np.ndarray, "B C T H W"],
+    prompt: EncodedPrompt,
+    negative: EncodedPrompt | None,
+) -> Iterator[StepResult]:
+    """Dense steps of a model, all of them computed, whatever else the plan says.
 
-    Models of the same structure (of all bits and transforms alike) share a compiled program.
+    Models of the same structure (of all bits and transforms alike) share a program.
     """
-    make_conditions, step = programs(plan)
-    conditions, numbers = make_conditions(dit, prompt, negative), schedule(plan)
-
-    def run(latents: Any, index: int) -> Array:
-        now = jax.tree.map(lambda leaf: leaf[index], numbers)
-        return step(dit, jnp.asarray(latents), now, conditions)
-
-    return run
+    make_conditions, steps = dense_programs(plan.dense)
+    conditions = make_conditions(dit, prompt, negative)
+    return denoise(plan.dense, steps, dit, jnp.asarray(latents), None, conditions)
 
 
 @lru_cache(maxsize=8)
-def programs(plan: Plan) -> tuple[Any, Any]:
-    """The jitted `prepare` and `denoise_step` of a plan; each keeps a program for every structure of model it has seen."""
-    return jax.jit(partial(prepare, plan)), jax.jit(partial(denoise_step, plan))
+def dense_programs(plan: Plan) -> tuple[Any, dict[str, Any]]:
+    """The jitted `prepare` and dense step of a plan; each keeps a program for every structure of model it has seen."""
+    return jax.jit(partial(prepare, plan)), {DENSE: jax.jit(partial(denoise_step, plan, DENSE))}

@@ -20,15 +20,14 @@ from qsjax.dit import DiT
 from qsjax.errors import CheckpointError
 from qsjax.evaluate.metrics import psnr, ssim
 from qsjax.evaluate.quantization import calibration_captions, digest
-from qsjax.evaluate.reference import Batch, Reference, reference_run
-from qsjax.evaluate.reference import programs as dense_programs
+from qsjax.evaluate.reference import Batch, Reference, dense_programs, reference_run
 from qsjax.evaluate.results import Results
 from qsjax.evaluate.sparse_grid import SparseRow
 from qsjax.evaluate.tables import versions
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.progress import Progress
 from qsjax.quant import Recipe
-from qsjax.sample import Heads, Plan, SparsePlan, empty_cache, heads_of, schedule, step_of_kind
+from qsjax.sample import Heads, Plan, SparsePlan, denoise, denoise_step, empty_cache, heads_of
 from qsjax.sample.sparse import KINDS, SPARSE
 from qsjax.tiny import sampling
 from qsjax.tiny.evaluate import HELD_OUT
@@ -227,15 +226,14 @@ def _density(plan: Plan, heads: Sequence[Heads]) -> float:
 
 
 def sampled(plan: Plan, dit: DiT, batch: Batch, bar: Progress) -> tuple[np.ndarray, Any]:
-    """The last latents of a batch from the reference's noise, and the cache behind the last step."""
-    make_conditions, _ = dense_programs(replace(plan, sparse=None, skip=None))
+    """The last latents of a batch from the reference's noise, and the cache after the last step."""
+    make_conditions, _ = dense_programs(plan.dense)
     make_cache, steps = cached_programs(_static(plan))
     conditions = make_conditions(dit, batch.prompt, batch.negative)
-    numbers, x = schedule(plan), jnp.asarray(batch.trajectory[0])
+    x = jnp.asarray(batch.trajectory[0])
     cache: Any = make_cache(dit, x, conditions) if plan.remembers else None
-    for index, kind in enumerate(plan.kinds):
-        now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
-        x, cache = steps[kind](dit, (x, cache), now, conditions)
+    for result in denoise(plan, steps, dit, x, cache, conditions):
+        x, cache = result.latents, result.cache
         bar.advance()
     return np.asarray(x), cache
 
@@ -247,7 +245,7 @@ def cached_programs(plan: Plan) -> tuple[Any, dict[str, Any]]:
     Few are kept: each holds a thousand mappings of memory on a CPU, and a process may have 65,530.
     """
     cache = jax.jit(lambda dit, x, given: empty_cache(plan, dit, x.shape, given))
-    return cache, {kind: jax.jit(partial(step_of_kind, plan, kind)) for kind in KINDS}
+    return cache, {kind: jax.jit(partial(denoise_step, plan, kind)) for kind in KINDS}
 
 
 def _static(plan: Plan) -> Plan:

@@ -20,8 +20,9 @@ from qsjax.dit.halves import keep
 from qsjax.parallel import check_heads, make_mesh, weight_specs
 from qsjax.plan.size import TEXT_TOKENS
 from qsjax.quant import Recipe, arrange, with_quantized_layers
-from qsjax.sample import Plan, empty_cache, prepare, schedule, sharded_step, step_of_kind
+from qsjax.sample import Plan, denoise_step, empty_cache, prepare, schedule, sharded_step
 from qsjax.sample.sharded import cache_specs
+from qsjax.sample.steps import CACHE
 from qsjax.text import EncodedPrompt
 
 _KINDS = {jax.memory.Space.Device: "device", jax.memory.Space.Host: "pinned_host"}
@@ -132,12 +133,12 @@ class _Shapes:
             check_heads(mesh, self.dit.config.num_heads)
         whole = partial(jax.tree.map, lambda _: PartitionSpec())
         weights = weight_specs(self.dit, self.chips) if self.cut else whole(self.dit)
-        function: Any = partial(step_of_kind, plan, kind)
+        function: Any = partial(denoise_step, plan, kind)
         if self.chips > 1:
             function = sharded_step(plan, kind, mesh, cache, weights)
-        given: Any = (self.dit, (self.latents, cache), self.step, self.conditions)
+        given: Any = (self.dit, self.latents, cache, self.step, self.conditions)
         shared = cache_specs(cache) if self.chips > 1 else whole(cache)
-        specs = (weights, (whole(self.latents), shared), *map(whole, given[2:]))
+        specs = (weights, whole(self.latents), shared, *map(whole, given[3:]))
         flat = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
         before = len(jax.tree.leaves((self.dit, self.latents)))
         kinds = ["device"] * before + [_KINDS[space] for space in spaces]
@@ -152,7 +153,7 @@ class _Shapes:
         given = jax.tree.unflatten(structure, placed)
         start = time.perf_counter()
         with targets.assumed(self.target):
-            jitted = jax.jit(function, donate_argnums=1)
+            jitted = jax.jit(function, donate_argnums=CACHE)
             lowered = jitted.lower(*given)
             traced = time.perf_counter()
             memory: Any = lowered.compile().memory_analysis()

@@ -12,7 +12,7 @@ from qsjax.plan.models import PlannedModel
 from qsjax.plan.sampling import sampling_bytes
 from qsjax.plan.size import Size
 from qsjax.sample import Plan
-from qsjax.sample.cached import cache_bytes
+from qsjax.sample.budget import cache_bytes
 from qsjax.text.clip import Clip
 from qsjax.text.config import ClipConfig, LlamaConfig
 from qsjax.text.int8 import store_int8

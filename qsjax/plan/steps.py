@@ -13,7 +13,8 @@ from qsjax.plan.size import Size
 from qsjax.plan.weights import Weights
 from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.sample import Plan
-from qsjax.sample.cached import cache_bytes, pattern_for
+from qsjax.sample.budget import cache_bytes
+from qsjax.sample.patterns import pattern_for
 from qsjax.sample.sparse import DENSE, REFRESH, SPARSE
 from qsjax.sparse import Pattern
 

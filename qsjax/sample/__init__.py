@@ -1,10 +1,13 @@
 """Sampling: the schedule, the plan of a run, and the pure functions that follow it."""
 
-from qsjax.sample.cached import empty_cache as empty_cache
-from qsjax.sample.cached import step_of_kind as step_of_kind
-from qsjax.sample.cached import within_budget as within_budget
+from qsjax.sample.budget import cache_bytes as cache_bytes
+from qsjax.sample.budget import within_budget as within_budget
+from qsjax.sample.cache import empty_cache as empty_cache
 from qsjax.sample.heads import Heads as Heads
 from qsjax.sample.heads import heads_of as heads_of
+from qsjax.sample.loop import StepResult as StepResult
+from qsjax.sample.loop import denoise as denoise
+from qsjax.sample.patterns import pattern_for as pattern_for
 from qsjax.sample.plan import Plan as Plan
 from qsjax.sample.sampler import make_sampler as make_sampler
 from qsjax.sample.schedule import sigmas as sigmas
@@ -16,7 +19,7 @@ from qsjax.sample.skip import Skip as Skip
 from qsjax.sample.sparse import DENSE as DENSE
 from qsjax.sample.sparse import SparsePlan as SparsePlan
 from qsjax.sample.step import Conditions as Conditions
-from qsjax.sample.step import denoise_step as denoise_step
 from qsjax.sample.step import initial_noise as initial_noise
 from qsjax.sample.step import prepare as prepare
 from qsjax.sample.step import schedule as schedule
+from qsjax.sample.steps import denoise_step as denoise_step

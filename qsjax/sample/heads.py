@@ -7,8 +7,9 @@ from jaxtyping import Float
 
 from qsjax.dit import DiTConfig
 from qsjax.residual import LayerState
-from qsjax.sample.cached import Slot, pattern_for
+from qsjax.sample.patterns import pattern_for
 from qsjax.sample.sparse import SparsePlan
+from qsjax.sample.state import Slot
 
 
 class Heads(NamedTuple):

@@ -1,6 +1,6 @@
 """What to do in each denoising step, as data that is known before anything runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qsjax.errors import InputError
 from qsjax.sample.schedule import SHIFT, sigmas
@@ -44,6 +44,11 @@ class Plan:
     def remembers(self) -> bool:
         """Whether steps hand each other more than latents."""
         return self.sparse is not None or self.skip is not None
+
+    @property
+    def dense(self) -> "Plan":
+        """The same with dense attention and every step computed."""
+        return replace(self, sparse=None, skip=None)
 
     @property
     def kinds(self) -> tuple[str, ...]:

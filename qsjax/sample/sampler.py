@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import InputError
-from qsjax.sample.cached import empty_cache, step_of_kind
+from qsjax.sample.cache import empty_cache
 from qsjax.sample.plan import Plan
 from qsjax.sample.step import prepare, schedule
+from qsjax.sample.steps import denoise_step
 from qsjax.text import EncodedPrompt
 
 
@@ -40,7 +41,7 @@ def make_sampler(config: DiTConfig, plan: Plan) -> Callable[..., Float[Array, "B
 
         def body(kind: str) -> Callable[..., Any]:
             def step(carry: tuple[Array, Any], now: Any) -> tuple[tuple[Array, Any], None]:
-                return step_of_kind(plan, kind, dit, carry, now, conditions), None
+                return denoise_step(plan, kind, dit, *carry, now, conditions), None
 
             return step
 

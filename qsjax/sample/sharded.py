@@ -11,10 +11,11 @@ from jax.sharding import PartitionSpec as P
 from qsjax.dit import DiT
 from qsjax.parallel import AXIS, check_heads, gathering
 from qsjax.residual import LayerState
-from qsjax.sample.cached import Cache, Slot, empty_cache, step_of_kind
+from qsjax.sample.cache import empty_cache
 from qsjax.sample.plan import Plan
-from qsjax.sample.skip import Skipped
-from qsjax.sample.step import Conditions, Memory, prepare
+from qsjax.sample.state import Cache, Memory, Skipped, Slot
+from qsjax.sample.step import Conditions, prepare
+from qsjax.sample.steps import denoise_step
 from qsjax.text import EncodedPrompt
 
 _BY_HEAD = P(None, None, AXIS)
@@ -22,7 +23,7 @@ _BY_HEAD = P(None, None, AXIS)
 
 
 def sharded_step(plan: Plan, kind: str, mesh: Mesh, cache: Any, weights: Any) -> Callable[..., Any]:
-    """`step_of_kind` on a mesh, to be jitted; arguments and results are global arrays.
+    """`denoise_step` on a mesh, to be jitted; arguments and results are global arrays.
 
     Args:
         plan: of the run.
@@ -32,16 +33,16 @@ def sharded_step(plan: Plan, kind: str, mesh: Mesh, cache: Any, weights: Any) ->
         weights: how they are cut, of `qsjax.parallel.weight_specs`.
 
     Returns:
-        `step(dit, (latents, cache), step, conditions)`. Raises InputError where the video's tokens do not divide among the devices.
+        `step(dit, latents, cache, step, conditions)`. Raises InputError where the video's tokens do not divide among the devices.
     """
 
     def one(dit: DiT, *given: Any) -> Any:
-        return step_of_kind(plan, kind, gathering(dit, weights), *given, axis=AXIS)
+        return denoise_step(plan, kind, gathering(dit, weights), *given, axis=AXIS)
 
-    carry = (P(), cache_specs(cache))
     # Text is whole on every device; latents too, which are some megabytes.
+    carry = (P(), cache_specs(cache))
     return jax.shard_map(
-        one, mesh=mesh, in_specs=(weights, carry, P(), P()), out_specs=carry, check_vma=False
+        one, mesh=mesh, in_specs=(weights, *carry, P(), P()), out_specs=carry, check_vma=False
     )
 
 

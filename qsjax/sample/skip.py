@@ -5,7 +5,6 @@ change of the output, adds up; a step is computed when the sum reaches a thresho
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qsjax.dit import DiT, Modulation
-from qsjax.dit.blocks import Attention
+from qsjax.dit.blocks import Context
 from qsjax.dit.norms import modulate
 from qsjax.errors import InputError
-from qsjax.text import EncodedPrompt
+from qsjax.sample.state import Blocks, Memory, Skipped
 
 _SMALLEST = 1e-12
 
@@ -41,22 +40,6 @@ class Skip:
             )
 
 
-class Skipped(NamedTuple):
-    """What is known of the steps before; one for each prompt.
-
-    Attributes:
-        seen: the first block's modulated input in the last step, [B, N, D].
-        added: by all blocks in the last step that was computed, [B, N, D].
-        change: summed since then, float32.
-        count: of steps left out so far, int32.
-    """
-
-    seen: Any
-    added: Any
-    change: Any
-    count: Any
-
-
 def nothing_skipped(dit: DiT, batch: int, tokens: int) -> Skipped:
     """Before the first step.
 
@@ -76,57 +59,47 @@ def may_skip(kinds: tuple[str, ...], always: tuple[str, ...]) -> np.ndarray:
     return allowed
 
 
-def skipping_forward(
-    skip: Skip,
-    allowed: Array,
-    dit: DiT,
-    latents: Float[Array, "B C T H W"],
-    timestep: Float[Array, " B"],
-    prompt: EncodedPrompt,
-    row: Modulation,
-    attention: Attention | None,
-    slot: Any,
-    before: Skipped,
-    *,
-    writes: bool = False,
-    axis: str | None = None,
-) -> tuple[Float[Array, "B C T H W"], Any, Skipped]:
-    """The velocity, computed or not, and the states of the attention slot and of this.
+def skipping(
+    blocks: Blocks, skip: Skip, allowed: Array, *, writes: bool = False, axis: str | None = None
+) -> Blocks:
+    """The blocks of a step, computed or not.
 
     A batch is left out as a whole: where every one of its samples would be.
 
     Args:
-        skip: when.
-        allowed: whether this step may be, bool.
-        dit, latents, timestep, prompt: of the model's call.
-        row: this step's modulation.
-        attention, slot: of the attention slot.
-        before: of the step before.
-        writes: whether the slot's state changes; then the step is computed.
+        blocks: of the step.
+        skip: when they are left out.
+        allowed: whether they may be in this step, bool.
+        writes: whether the attention slot's state changes; then they are computed.
         axis: of devices that share the tokens; they decide alike.
     """
-    img, txt, context = dit.embed(
-        latents, timestep, prompt.text, prompt.mask, attention=attention, axis=axis
-    )
-    shift, scale = jnp.split(row.img[0], 6, axis=-1)[:2]
-    seen = modulate(img, shift, scale)
-    change = before.change + _rescaled(skip, _relative_change(seen, before.seen, axis))
 
-    def computed() -> tuple[Array, Array, Any]:
-        out, later = dit.through_blocks(img, txt, context, row, slot)
-        return out, out - img, later
+    def computed_or_not(
+        img: Array, txt: Array, context: Context, row: Modulation, memory: Memory
+    ) -> tuple[Array, Memory]:
+        before = memory.skipped
+        assert before is not None  # `empty_cache` makes it where steps may be left out
+        shift, scale = jnp.split(row.img[0], 6, axis=-1)[:2]
+        seen = modulate(img, shift, scale)
+        change = before.change + _rescaled(skip, _relative_change(seen, before.seen, axis))
 
-    if writes:
-        leave_out = jnp.zeros((), jnp.bool_)
-        out, added, slot = computed()
-    else:
-        leave_out = allowed & (change < skip.threshold)
-        out, added = jax.lax.cond(
-            leave_out, lambda: (img + before.added, before.added), lambda: computed()[:2]
-        )
-    change = jnp.where(leave_out, change, 0.0)
-    after = Skipped(seen, added, change, before.count + leave_out.astype(jnp.int32))
-    return dit.velocity(out, row, latents, axis=axis), slot, after
+        def computed() -> tuple[Array, Array, Memory]:
+            out, later = blocks(img, txt, context, row, memory)
+            return out, out - img, later
+
+        if writes:
+            leave_out = jnp.zeros((), jnp.bool_)
+            out, added, memory = computed()
+        else:
+            leave_out = allowed & (change < skip.threshold)
+            out, added = jax.lax.cond(
+                leave_out, lambda: (img + before.added, before.added), lambda: computed()[:2]
+            )
+        change = jnp.where(leave_out, change, 0.0)
+        count = before.count + leave_out.astype(jnp.int32)
+        return out, memory._replace(skipped=Skipped(seen, added, change, count))
+
+    return computed_or_not
 
 
 def _relative_change(now: Array, before: Array, axis: str | None) -> Float[Array, ""]:

@@ -1,6 +1,6 @@
 """One step of flow-match Euler sampling as a pure function, and what all steps of a prompt share."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ from qsjax.parallel import by_heads, by_tokens
 from qsjax.residual import Gains
 from qsjax.sample.plan import Plan
 from qsjax.sample.schedule import sigmas, timesteps
-from qsjax.sample.skip import Skipped, may_skip, skipping_forward
+from qsjax.sample.skip import may_skip
 from qsjax.sample.sparse import REFRESH, gains
+from qsjax.sample.state import Blocks, Cache, Memory
 from qsjax.text import EncodedPrompt
 
 
@@ -94,89 +95,55 @@ def schedule(plan: Plan) -> Step:
     )
 
 
-class Memory(NamedTuple):
-    """What a step hands the next one, of one prompt.
-
-    Attributes:
-        slot: the attention slot's state; () where there is none.
-        skipped: of steps that are left out; None where none are.
-    """
-
-    slot: Any = ()
-    skipped: Skipped | None = None
-
-
-def denoise_step(
-    plan: Plan, dit: DiT, latents: Float[Array, "B C T H W"], step: Step, conditions: Conditions
-) -> Float[Array, "B C T H W"]:
-    """One Euler step with dense attention, `x + (sigma' - sigma) v`, in float32 whatever the model's dtype is."""
-    latents, _ = euler_step(plan, dit, latents, step, conditions, None, (Memory(), Memory()))
-    return latents
-
-
 def euler_step(
     plan: Plan,
     dit: DiT,
     latents: Float[Array, "B C T H W"],
     step: Step,
     conditions: Conditions,
-    attention: Attention | None,
-    memories: tuple[Any, Any],
+    memories: Cache,
     *,
-    writes: bool = False,
+    blocks: Blocks,
+    attention: Attention | None = None,
     axis: str | None = None,
-) -> tuple[Float[Array, "B C T H W"], tuple[Any, Any]]:
-    """The same with the attention slot open.
+) -> tuple[Float[Array, "B C T H W"], Cache]:
+    """One Euler step, `x + (sigma' - sigma) v`, in float32 whatever the model's dtype is.
 
     Args:
         plan, dit, latents, step, conditions: of the step.
-        attention: for the slot; None is dense.
         memories: of the prompt and of the negative prompt.
-        writes: whether the slot's state changes; such a step is never left out.
+        blocks: all blocks of the transformer.
+        attention: for their slot; None is dense.
         axis: of devices that share the video's tokens, inside `jax.shard_map`; see `DiT.forward`.
     """
+    times = jnp.full(latents.shape[0], step.timestep)
 
     def velocity(prompt: EncodedPrompt, table: Modulation, memory: Memory) -> tuple[Array, Memory]:
         row = jax.tree.map(lambda leaf: leaf[step.index], table)
-        times = jnp.full(latents.shape[0], step.timestep)
-        slot = () if attention is None else memory.slot
         attend = attention
         if axis is not None:
-            words, heads = prompt.text.shape[1], dit.config.num_heads
-            if heads % jax.lax.axis_size(axis) == 0:
-                attend = by_heads(attention or dense_attention, axis, words)
-            else:
-                assert attention is None  # `sharded_cache` has seen to it
-                attend = by_tokens(axis, words)
-        if memory.skipped is not None:
-            assert plan.skip is not None
-            assert step.allowed is not None
-            given = (dit, latents, times, prompt, row, attend, slot, memory.skipped)
-            found, later, skipped = skipping_forward(
-                plan.skip, step.allowed, *given, writes=writes, axis=axis
-            )
-        else:
-            found, later = dit.forward(
-                latents,
-                times,
-                prompt.text,
-                prompt.mask,
-                prompt.pooled,
-                modulation=row,
-                attention=attend,
-                state=slot,
-                axis=axis,
-            )
-            skipped = None
-        return found, Memory(memory.slot if attention is None else later, skipped)
+            attend = among_devices(attention, axis, prompt.text.shape[1], dit.config.num_heads)
+        img, txt, context = dit.embed(
+            latents, times, prompt.text, prompt.mask, attention=attend, axis=axis
+        )
+        img, memory = blocks(img, txt, context, row, memory)
+        return dit.velocity(img, row, latents, axis=axis), memory
 
-    ours, theirs = memories
-    towards, ours = velocity(conditions.text, conditions.modulation, ours)
+    cond_memory, uncond_memory = memories
+    cond, cond_memory = velocity(conditions.text, conditions.modulation, cond_memory)
     negative, table = conditions.negative, conditions.negative_modulation
     if negative is not None and table is not None:
-        away, theirs = velocity(negative, table, theirs)
-        towards = away + jnp.float32(plan.true_cfg) * (towards - away)
-    return latents + step.delta * towards, (ours, theirs)
+        uncond, uncond_memory = velocity(negative, table, uncond_memory)
+        cond = uncond + jnp.float32(plan.true_cfg) * (cond - uncond)
+    return latents + step.delta * cond, (cond_memory, uncond_memory)
+
+
+def among_devices(attention: Attention | None, axis: str, text: int, heads: int) -> Attention:
+    """The attention slot on devices that share the tokens: by heads where they divide, else by tokens, which is dense."""
+    if heads % jax.lax.axis_size(axis) == 0:
+        return by_heads(attention or dense_attention, axis, text)
+    assert attention is None  # `sharded_cache` has seen to it
+    return by_tokens(axis, text)
 
 
 def _guidance(plan: Plan, config: DiTConfig, prompt: EncodedPrompt) -> Float[Array, " B"] | None:

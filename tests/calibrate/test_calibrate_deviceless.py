@@ -12,6 +12,7 @@ from qsjax.calibrate.blocks import KINDS, Tokens
 from qsjax.calibrate.programs import Programs, Sample, Shared
 from qsjax.calibrate.variables import effective_recipe, initial, start_rotations, used_transforms
 from qsjax.dit import DiTConfig
+from qsjax.params import parameters
 from qsjax.plan import CalibrationPlan
 from qsjax.plan.size import Size
 from qsjax.quant import SITES, Recipe
@@ -34,10 +35,7 @@ def step_of(kind):
     block = nnx.eval_shape(
         lambda: KINDS[kind](CONFIG, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
     )
-    leaves = {
-        ".".join(map(str, path)): spec(*variable.get_value().shape)
-        for path, variable in nnx.to_flat_state(nnx.split(block)[1])
-    }
+    leaves = {name: spec(*leaf.shape) for name, leaf in parameters(block).items()}
     outputs = {site.layer: leaves[f"{site.linear}.kernel"].shape[1] for site in SITES[kind]}
     inputs = {site.transform: channels(site, width, CONFIG.mlp_size) for site in SITES[kind]}
 

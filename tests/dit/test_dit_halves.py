@@ -10,26 +10,22 @@ from flax import nnx
 from qsjax.dit import DiT
 from qsjax.dit.halves import PARTS, belongs_to, keep
 from qsjax.errors import InputError
+from qsjax.params import map_parameters, parameters
 
 
 def build(part):
     """Equal weights where parts share a parameter, none of them zero."""
     dit = keep(nnx.eval_shape(lambda: DiT(SMALL, rngs=nnx.Rngs(0))), part)
-    graph, state = nnx.split(dit)
-    flat = [
-        (path, variable.replace(_random(path, variable.get_value())))
-        for path, variable in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    return map_parameters(_random, dit)
 
 
-def _random(path, like):
-    seed = sum(map(ord, ".".join(map(str, path))))
+def _random(name, like):
+    seed = sum(map(ord, name))
     return jnp.asarray(0.2 * np.random.default_rng(seed).standard_normal(like.shape), like.dtype)
 
 
 def names(dit):
-    return {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(dit))}
+    return set(parameters(dit))
 
 
 def test_every_parameter_is_in_one_half():

@@ -15,12 +15,15 @@ from flax import nnx
 from qsjax import Pipeline
 from qsjax.dit import DiT, DiTConfig
 from qsjax.parallel import make_mesh, replicated, weight_placement, weight_specs
+from qsjax.params import map_parameters
 from qsjax.quant import Recipe, arrange, with_quantized_layers
 from qsjax.residual import Residual
 from qsjax.sample import (
     Plan,
     Skip,
     SparsePlan,
+    denoise,
+    denoise_step,
     empty_cache,
     initial_noise,
     prepare,
@@ -28,8 +31,8 @@ from qsjax.sample import (
     sharded_cache,
     sharded_prepare,
     sharded_step,
-    step_of_kind,
 )
+from qsjax.sample.loop import step_at
 from qsjax.sparse import Sparsity
 from qsjax.text import EncodedPrompt
 from qsjax.vae import Tiling, load_vae
@@ -115,20 +118,18 @@ def whole_stacks(dit: DiT, compiled: str) -> list[str]:
 def spread(dit: DiT, mesh: Any, cut: bool) -> DiT:
     """The model's arrays where `qsjax.dit.load_dit` would put them."""
     place = weight_placement(mesh, cut)
-    flat = [(path, variable.replace(jax.device_put(variable.get_value(), place(".".join(map(str, path)), variable.shape))))
-            for path, variable in nnx.to_flat_state(nnx.state(dit))]  # fmt: skip
-    return nnx.merge(nnx.graphdef(dit), nnx.from_flat_state(flat))
+    return map_parameters(lambda name, leaf: jax.device_put(leaf, place(name, leaf.shape)), dit)
 
 
 def run(plan: Plan, dit: DiT, devices: int, cut: bool) -> dict:
-    """Latents behind the last step; on several devices also what its programs hold, and how cache and weights lie."""
+    """Latents after the last step; on several devices also what its programs hold, and how cache and weights lie."""
     negative = prompt(2, TEXT + 2) if plan.uses_negative else None  # its cache has its own length
     numbers, x = schedule(plan), initial_noise(7, SHAPE)
     found, stacks = {}, {}
     if devices == 1:
         known = jax.jit(partial(prepare, plan))(dit, prompt(1), negative)
         cache = empty_cache(plan, dit, SHAPE, known) if plan.remembers else None
-        steps = {kind: jax.jit(partial(step_of_kind, plan, kind)) for kind in set(plan.kinds)}
+        steps = {kind: jax.jit(partial(denoise_step, plan, kind)) for kind in set(plan.kinds)}
     else:
         mesh = make_mesh(devices)
         numbers, x, words = replicated(mesh, (numbers, x, (prompt(1), negative)))
@@ -139,14 +140,14 @@ def run(plan: Plan, dit: DiT, devices: int, cut: bool) -> dict:
         known = jax.jit(sharded_prepare(plan, mesh, weights))(dit, *words)
         cache = sharded_cache(plan, mesh, dit, SHAPE, known) if plan.remembers else None
         steps = {kind: jax.jit(sharded_step(plan, kind, mesh, cache, weights)) for kind in set(plan.kinds)}  # fmt: skip
-    for index, kind in enumerate(plan.kinds):
-        now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
-        given = (dit, (x, cache), now, known)
-        if devices > 1 and kind not in found:
-            steps[kind] = steps[kind].lower(*given).compile()
+    if devices > 1:
+        given = (dit, x, cache, step_at(numbers, 0), known)
+        for kind, step in steps.items():
+            steps[kind] = step.lower(*given).compile()
             program = steps[kind].as_text()
             found[kind], stacks[kind] = full_size(program), whole_stacks(dit, program)
-        x, cache = steps[kind](*given)
+    for result in denoise(plan, steps, dit, x, cache, known, numbers=numbers):
+        x, cache = result.latents, result.cache
     return {
         "latents": np.asarray(x).ravel().tolist(),
         "full_size": found,

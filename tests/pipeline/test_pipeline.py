@@ -87,6 +87,19 @@ def test_callback_sees_each_step_and_can_cancel(pipeline):
     assert caught.value.latents.shape == (1, 16, 2, 4, 6)
 
 
+def test_a_caller_who_has_seen_enough_stops_and_latents_stay_readable(pipeline):
+    text, settings = pipeline.encode(CAPTION), pipeline.resolve(**SIZE)
+    kept = [result.latents for result in pipeline.denoise(text, settings=settings, seed=4)]
+    for result in pipeline.denoise(text, settings=settings, seed=4):
+        first = result
+        break
+    assert (first.index, first.kind) == (0, "dense")
+    np.testing.assert_array_equal(first.latents, kept[0])
+    sampled = pipeline.sample(text, settings=settings, seed=4)
+    np.testing.assert_array_equal(sampled, kept[1])
+    assert (np.asarray(kept[0]) != kept[1]).any()
+
+
 def test_step_by_step_equals_the_whole_sampler(pipeline):
     settings = pipeline.resolve(**SIZE, true_cfg=1.0)
     text = pipeline.encode(CAPTION)
@@ -116,7 +129,7 @@ def test_sparse_attention_compiles_three_programs_and_at_density_one_is_dense(pi
     expected = pipeline(CAPTION, seed=1, **SIZE | {"steps": 4})
     found = pipeline(CAPTION, seed=1, **size)
     assert np.abs(found.astype(int) - expected).max() <= 1  # a level of 8 bits
-    assert {name for name, *_ in pipeline._denoise.programs} >= {
+    assert {name for name, *_ in pipeline._denoiser.programs} >= {
         "dense",
         "refresh",
         "sparse",

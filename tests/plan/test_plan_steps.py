@@ -125,7 +125,7 @@ def test_small_steps_are_compiled_for_a_tpu():
     assert set(made) == {"refresh", "sparse"}
     for step in made.values():
         assert 0 < step.argument_bytes < step.peak_bytes < 2e8
-        assert step.temporary_bytes > 0
+        assert step.temporary_bytes >= 0
         assert step.host_bytes == 0
         assert 0 < step.trace_seconds < step.seconds
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from qsjax.dit import DiT, DiTConfig
-from qsjax.sample import empty_cache, initial_noise, prepare, schedule, step_of_kind
+from qsjax.sample import denoise, denoise_step, empty_cache, initial_noise, prepare
 from qsjax.text import EncodedPrompt
 
 CONFIG = DiTConfig(
@@ -56,13 +56,11 @@ def prompt(seed, length=5):
 def walk(dit, plan, shape=SHAPE):
     """Steps from noise to the video, one at a time: latents and cache after each of them."""
     negative = prompt(2, 7) if plan.uses_negative else None
-    conditions = _prepare(replace(plan, sparse=None, skip=None), dit, prompt(1), negative)
+    conditions = _prepare(plan.dense, dit, prompt(1), negative)
     cached = empty_cache(plan, dit, shape, conditions) if plan.remembers else None
-    latents, numbers = initial_noise(7, shape), schedule(plan)
-    for index, kind in enumerate(plan.kinds):
-        now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
-        latents, cached = step_program(plan, kind)(dit, (latents, cached), now, conditions)
-        yield latents, cached
+    programs = {kind: step_program(plan, kind) for kind in set(plan.kinds)}
+    for result in denoise(plan, programs, dit, initial_noise(7, shape), cached, conditions):
+        yield result.latents, result.cache
 
 
 def sampled(dit, plan):
@@ -82,4 +80,4 @@ def step_program(plan, kind):
 
 @cache
 def _step_program(plan, kind):
-    return jax.jit(partial(step_of_kind, plan, kind))
+    return jax.jit(partial(denoise_step, plan, kind))

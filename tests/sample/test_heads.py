@@ -10,7 +10,7 @@ from sample.sampled_models import CONFIG, SHAPE, prompt, random_dit, walk
 from qsjax.plan.steps import executed_density
 from qsjax.residual import Residual
 from qsjax.sample import Plan, SparsePlan, heads_of
-from qsjax.sample.cached import pattern_for
+from qsjax.sample.patterns import pattern_for
 from qsjax.sparse import Sparsity
 
 SPARSE = SparsePlan(sparsity=Sparsity(density=0.4, block=4, profiled_rows=12), residual=Residual(policy="none"))  # fmt: skip

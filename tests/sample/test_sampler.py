@@ -12,7 +12,16 @@ from sample.sampled_models import CONFIG, prompt, random_dit
 from tolerances import FLOAT32_NETWORK
 
 from qsjax.errors import InputError
-from qsjax.sample import Plan, denoise_step, initial_noise, make_sampler, prepare, schedule, sigmas
+from qsjax.sample import (
+    DENSE,
+    Plan,
+    denoise,
+    denoise_step,
+    initial_noise,
+    make_sampler,
+    prepare,
+    sigmas,
+)
 
 SHAPE = (2, 4, 2, 4, 4)
 
@@ -47,13 +56,12 @@ def test_all_steps_at_once_equal_step_by_step(dit):
     text, noise = prompt(1), initial_noise(3, SHAPE)
     whole = jax.jit(make_sampler(CONFIG, plan))(dit, noise, text)
     conditions = jax.jit(partial(prepare, plan))(dit, text)
-    step, numbers, x = jax.jit(partial(denoise_step, plan)), schedule(plan), noise
+    programs = {DENSE: jax.jit(partial(denoise_step, plan, DENSE))}
     with compilations() as compiled:
-        for index in range(plan.steps):
-            now = jax.tree.map(lambda leaf, index=index: leaf[index], numbers)
-            x = step(dit, x, now, conditions)
+        *_, last = denoise(plan, programs, dit, noise, None, conditions)
     assert compiled["denoise_step"] == 1
-    np.testing.assert_allclose(whole, x, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)
+    assert (last.index, last.kind, last.cache) == (3, DENSE, None)
+    np.testing.assert_allclose(whole, last.latents, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)
 
 
 def test_noise_is_a_function_of_the_seed_alone():

@@ -24,7 +24,7 @@ from qsjax.sample import (
     sigmas,
     within_budget,
 )
-from qsjax.sample.cached import cache_bytes
+from qsjax.sample.budget import cache_bytes
 from qsjax.sample.sparse import KINDS, gains
 from qsjax.sparse import Sparsity
 
@@ -114,7 +114,7 @@ def test_all_steps_at_once_equal_step_by_step(dit):
     plan = replace(DENSE, steps=5, sparse=replace(SPARSE, interval=2))
     with compilations() as compiled:
         expected = sampled(dit, plan)
-    assert compiled["step_of_kind"] == len(KINDS) == len(set(plan.kinds))
+    assert compiled["denoise_step"] == len(KINDS) == len(set(plan.kinds))
     sampler = jax.jit(make_sampler(CONFIG, plan))
     near(sampler(dit, initial_noise(7, SHAPE), prompt(1)), expected)
 

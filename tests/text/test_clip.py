@@ -9,6 +9,7 @@ from flax import nnx
 from text_oracles import CLIP, our_clip, relative_error, torch_clip
 
 from qsjax.errors import InputError
+from qsjax.params import parameters
 from qsjax.text import Clip
 
 RELATIVE = 1e-5
@@ -67,10 +68,7 @@ def test_more_tokens_than_positions_are_refused():
 
 def test_parameters_are_named_and_shaped_as_documented():
     module = nnx.eval_shape(lambda: Clip(CLIP, rngs=nnx.Rngs(0)))
-    found = {
-        ".".join(map(str, path)): variable.get_value().shape
-        for path, variable in nnx.to_flat_state(nnx.state(module))
-    }
+    found = {name: leaf.shape for name, leaf in parameters(module).items()}
     n, width, inner = CLIP.num_hidden_layers, CLIP.hidden_size, CLIP.intermediate_size
     linears = {"q_proj": (width, width), "k_proj": (width, width), "v_proj": (width, width)}
     linears |= {"out_proj": (width, width), "fc1": (width, inner), "fc2": (inner, width)}

@@ -6,6 +6,7 @@ import torch
 from flax import nnx
 from text_oracles import LLAMA, our_llama, relative_error, torch_llama
 
+from qsjax.params import parameters
 from qsjax.text import Llama
 from qsjax.text.llama import rotary_tables
 
@@ -75,10 +76,7 @@ def test_rotary_tables_are_those_of_pytorch(head_dim, theta):
 
 def test_parameters_are_named_and_shaped_as_documented():
     module = nnx.eval_shape(lambda: Llama(LLAMA, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-    found = {
-        ".".join(map(str, path)): variable.get_value()
-        for path, variable in nnx.to_flat_state(nnx.state(module))
-    }
+    found = parameters(module)
     n, width = LLAMA.num_hidden_layers - 2, LLAMA.hidden_size
     shapes = {
         "embed.embedding": (LLAMA.vocab_size, width),

@@ -13,6 +13,7 @@ from vae_pairs import CONFIGS
 
 from qsjax.config import from_mapping, to_mapping
 from qsjax.errors import InputError
+from qsjax.params import parameters
 from qsjax.vae import VAE, Tiling, VAEConfig
 
 SMALL = CONFIGS["three levels, 4x4x4"]
@@ -20,10 +21,9 @@ SMALL = CONFIGS["three levels, 4x4x4"]
 
 def test_defaults_are_the_released_model():
     vae = nnx.eval_shape(lambda: VAE(VAEConfig(), rngs=nnx.Rngs(0)))
-    leaves = dict(nnx.to_flat_state(nnx.state(vae)))
-    names = {".".join(map(str, path)) for path in leaves}
-    assert len(names) == 248
-    assert sum(int(np.prod(leaf.get_value().shape)) for leaf in leaves.values()) == 246_478_803
+    leaves = parameters(vae)
+    assert len(leaves) == 248
+    assert sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) == 246_478_803
     assert {
         "encoder.conv_in.kernel",
         "encoder.down_blocks.2.downsampler.kernel",
@@ -32,7 +32,7 @@ def test_defaults_are_the_released_model():
         "decoder.up_blocks.3.resnets.0.conv_shortcut.kernel",
         "decoder.conv_norm_out.bias",
         "quant_conv.kernel",
-    } <= names
+    } <= set(leaves)
 
 
 def test_config_json_both_ways(tmp_path):

@@ -10,6 +10,7 @@ from vae_pairs import CONFIGS, latent, pair, video
 from qsjax.checkpoint import CheckpointWriter
 from qsjax.config import to_mapping
 from qsjax.errors import CheckpointError, InputError
+from qsjax.params import parameters
 from qsjax.vae import load_vae
 
 NAME = "three levels, 4x4x4"
@@ -22,10 +23,7 @@ def vae():
 
 
 def write(directory, vae, config):
-    leaves = {
-        ".".join(map(str, path)): np.asarray(leaf.get_value())
-        for path, leaf in nnx.to_flat_state(nnx.state(vae))
-    }
+    leaves = {name: np.asarray(leaf) for name, leaf in parameters(vae).items()}
     writer = CheckpointWriter(directory, identity="vae")
     writer.write_item("vae", "all", leaves)
     writer.finish({"components": {"vae": {"config": config}}}, {"vae": ["all"]})

@@ -1,0 +1,86 @@
+"""The cache that steps share, before the first of them: of sparse attention, and of steps that are left out."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import targets
+from qsjax.dit import DiT
+from qsjax.errors import InputError
+from qsjax.residual import empty_state, placed
+from qsjax.sample.patterns import pattern_for, token_grid
+from qsjax.sample.plan import Plan
+from qsjax.sample.skip import nothing_skipped
+from qsjax.sample.sparse import SparsePlan
+from qsjax.sample.state import Cache, Memory, Slot
+from qsjax.sample.step import Conditions
+
+
+def empty_cache(plan: Plan, dit: DiT, latents: tuple[int, ...], conditions: Conditions) -> Cache:
+    """A cache of the right shapes, before the first step.
+
+    Args:
+        plan: of the run.
+        dit: the transformer.
+        latents: shape [B, C, T, H, W].
+        conditions: of the run's prompts.
+
+    Raises:
+        InputError: a dense layer that the model does not have; a cache on the host of a GPU.
+    """
+
+    def memory(text: int) -> Memory:
+        slot, skipped = (), None
+        if plan.sparse is not None:
+            slot = _empty_slot(plan.sparse, dit, latents, text)
+        if plan.skip is not None:
+            skipped = nothing_skipped(dit, latents[0], math.prod(token_grid(dit.config, latents)))
+        return Memory(slot, skipped)
+
+    negative = conditions.negative
+    return (
+        memory(conditions.text.text.shape[1]),
+        Memory() if negative is None else memory(negative.text.shape[1]),
+    )
+
+
+def where_it_belongs(plan: Plan, cache: Cache) -> Cache:
+    """The cache where the plan wants it: on the device, or on its host.
+
+    Also inside a program that leaves it as it is: XLA rejects an input from the host that is returned without a placement.
+    """
+    if plan.sparse is None:
+        return cache
+    residual = plan.sparse.residual
+
+    def one(memory: Memory) -> Memory:
+        if not memory.slot:
+            return memory
+        layer = placed(residual, memory.slot.layer)
+        return memory._replace(slot=memory.slot._replace(layer=layer))
+
+    cond, uncond = cache
+    return one(cond), one(uncond)
+
+
+def _empty_slot(sparse: SparsePlan, dit: DiT, latents: tuple[int, ...], text: int) -> Slot:
+    if sparse.residual.place == "host" and targets.current().backend == "gpu":
+        raise InputError(
+            "the residual cache cannot be on a GPU's host: XLA copies it whole there before a loop over layers; leave it on the"
+            " device (residual.place), in a smaller store if need be (residual.store int4, residual.budget)"
+        )
+    config = dit.config
+    layers = config.num_blocks
+    wrong = [layer for layer in sparse.dense_layers if layer >= layers]
+    if wrong:
+        raise InputError(f"dense_layers={wrong}: the model has layers 0 to {layers - 1}")
+    pattern = pattern_for(sparse, config, latents, text)
+    one = empty_state(
+        sparse.residual, pattern, latents[0], config.num_heads, config.head_dim, dit.dtype
+    )
+    stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), one)
+    dense = None
+    if sparse.dense_layers:
+        dense = jnp.zeros(layers, jnp.bool_).at[jnp.asarray(sparse.dense_layers)].set(True)
+    return Slot(placed(sparse.residual, stacked), dense)

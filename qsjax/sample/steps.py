@@ -1,0 +1,120 @@
+"""A step of each kind: which attention it has, whether it may be left out, and what it writes."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+from qsjax.dit import DiT, DiTConfig, Modulation
+from qsjax.dit.attention import dense_attention
+from qsjax.dit.blocks import Attention, Context
+from qsjax.residual import Gains, LayerState, refresh_attention, sparse_attention
+from qsjax.sample.cache import where_it_belongs
+from qsjax.sample.patterns import pattern_for, token_grid
+from qsjax.sample.plan import Plan
+from qsjax.sample.skip import skipping
+from qsjax.sample.sparse import DENSE, REFRESH, SparsePlan
+from qsjax.sample.state import Blocks, Cache, Memory, Slot
+from qsjax.sample.step import Conditions, Step, euler_step
+
+CACHE = 2
+"""The argument of a step that may be overwritten, counted without `plan` and `kind`: jit with `donate_argnums=CACHE`."""
+
+
+def denoise_step(
+    plan: Plan,
+    kind: str,
+    dit: DiT,
+    latents: Float[Array, "B C T H W"],
+    cache: Cache | None,
+    step: Step,
+    conditions: Conditions,
+    *,
+    axis: str | None = None,
+) -> tuple[Float[Array, "B C T H W"], Cache | None]:
+    """One Euler step of a kind, a pure function: jit it with `plan` and `kind` fixed.
+
+    Args:
+        plan: of the run.
+        kind: "dense", "refresh" or "sparse".
+        dit: the transformer.
+        latents: before the step.
+        cache: of the step before, or of `empty_cache`; None where the plan remembers nothing.
+        step: its numbers, out of `schedule`.
+        conditions: of `prepare`.
+        axis: of devices that share the tokens; then this is one device's part (`qsjax.sample.sharded`).
+
+    Returns:
+        Latents and cache after the step.
+    """
+    memories = (Memory(), Memory()) if cache is None else where_it_belongs(plan, cache)
+    attention = None
+    if kind != DENSE:
+        assert plan.sparse is not None
+        assert step.gains is not None
+        attention = _attention(plan.sparse, kind, dit.config, latents.shape, step.gains, axis)
+    writes = kind == REFRESH
+    blocks = _blocks(dit, opens=attention is not None)
+    if plan.skip is not None:
+        assert step.allowed is not None
+        blocks = skipping(blocks, plan.skip, step.allowed, writes=writes, axis=axis)
+    latents, memories = euler_step(
+        plan,
+        dit,
+        latents,
+        step,
+        conditions,
+        memories,
+        blocks=blocks,
+        attention=attention,
+        axis=axis,
+    )
+    return latents, None if cache is None else memories
+
+
+def _blocks(dit: DiT, *, opens: bool) -> Blocks:
+    """All blocks; where a step `opens` the attention slot, its state goes through them."""
+
+    def blocks(
+        img: Array, txt: Array, context: Context, row: Modulation, memory: Memory
+    ) -> tuple[Array, Memory]:
+        img, slot = dit.through_blocks(img, txt, context, row, memory.slot if opens else ())
+        return img, memory._replace(slot=slot) if opens else memory
+
+    return blocks
+
+
+def _attention(
+    sparse: SparsePlan,
+    kind: str,
+    config: DiTConfig,
+    latents: tuple[int, ...],
+    gains: Gains,
+    axis: str | None,
+) -> Attention:
+    attend: Any = partial(refresh_attention, axis=axis) if kind == REFRESH else sparse_attention
+    video = math.prod(token_grid(config, latents))
+
+    def attention(
+        q: Float[Array, "B L H D"],
+        k: Float[Array, "B L H D"],
+        v: Float[Array, "B L H D"],
+        kv_valid: Bool[Array, "B L"],
+        state: Slot,
+    ) -> tuple[Array, Slot]:
+        pattern = pattern_for(sparse, config, latents, q.shape[1] - video)
+        run = partial(attend, pattern, sparse.residual, gains, scores=sparse.scores)
+        if state.dense is None:
+            out, layer = run(q, k, v, kv_valid, state.layer)
+            return out, state._replace(layer=layer)
+
+        def dense() -> tuple[Array, LayerState]:
+            return dense_attention(q, k, v, kv_valid)[0], state.layer
+
+        out, layer = jax.lax.cond(state.dense, dense, lambda: run(q, k, v, kv_valid, state.layer))
+        # A sparse step returns the state that it was given: the same object, so that the scan skips the write-back.
+        return out, state._replace(layer=layer) if kind == REFRESH else state
+
+    return attention
