@@ -50,9 +50,7 @@ def export(
         InputError: the destination exists or cannot be written.
     """
     manifest = Manifest.read(checkpoint)
-    readers = {
-        name: _Tensors(manifest, name) for name in FOLDERS if name in manifest.data["components"]
-    }
+    readers = {name: _Tensors(manifest, name) for name in FOLDERS if name in manifest.components}
     if not readers:
         raise CheckpointError(
             f"{checkpoint}: has neither a transformer nor a VAE, and text encoders are not exported; name another checkpoint"

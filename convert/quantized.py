@@ -19,7 +19,7 @@ from flax import nnx
 from convert.component import Component
 from convert.containers import TensorInfo
 from convert.keymaps import Row
-from qsjax.checkpoint import Manifest
+from qsjax.checkpoint import Manifest, StoredComponent
 from qsjax.config import from_mapping, to_mapping
 from qsjax.dit import DiT
 from qsjax.errors import InputError
@@ -65,20 +65,20 @@ class Quantization:
         return cls(method, recipe)
 
     @classmethod
-    def stored(cls, component: Mapping[str, Any], source: str) -> "Quantization | None":
+    def stored(cls, component: StoredComponent, source: str) -> "Quantization | None":
         """What a manifest says of its DiT; None if it is not quantized.
 
         Raises:
             InputError: it was calibrated, and cannot be made again from the PyTorch weights alone.
         """
-        if "recipe" not in component:
+        if component.recipe is None:
             return None
-        method = component.get("method")
+        method = component.method
         if method not in METHODS:
             raise InputError(
                 f"{source}: was calibrated, which the PyTorch weights alone do not repeat; verify it without sources, by its checksums"
             )
-        return cls(method, from_mapping(Recipe, component["recipe"], source=f"{source}: recipe"))
+        return cls(method, from_mapping(Recipe, component.recipe, source=f"{source}: recipe"))
 
     def to_mapping(self) -> dict[str, Any]:
         """What the manifest says of the DiT."""
@@ -216,9 +216,9 @@ def require(manifest: Manifest, quantize: str) -> None:
     Raises:
         InputError: it is not, or there is no such method or recipe.
     """
-    component = manifest.data["components"].get("dit", {})
-    again = component.get("method") in METHODS
-    found = Quantization.stored(component, str(manifest.directory)) if again else None
+    component, found = manifest.components.get("dit"), None
+    if component is not None and component.method in METHODS:
+        found = Quantization.stored(component, str(manifest.directory))
     if found != Quantization.named(quantize):
         raise InputError(
             f"{manifest.directory}: exists and its transformer is not {quantize}; leave --quantize out to verify it as it is, "

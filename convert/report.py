@@ -13,25 +13,25 @@ def describe(manifest: Manifest) -> dict[str, Any]:
     """The report as plain data: per component what was read and written, and the peak memory in bytes."""
     components = {
         name: {
-            **component["source"],
-            "parameters": component["parameters"],
-            "bytes_written": component["bytes"],
+            **component.source,
+            "parameters": component.parameters,
+            "bytes_written": component.bytes,
             "dtypes": sorted({spec["dtype"] for _, _, spec in manifest.leaves(name)}),
-            "items": len(component["items"]),
+            "items": len(component.items),
             **(
-                {"recipe": component["recipe"], "method": component["method"]}
-                if "recipe" in component
+                {"recipe": component.recipe, "method": component.method}
+                if component.recipe is not None
                 else {}
             ),
-            "seconds": component["seconds"],
+            "seconds": component.seconds,
         }
-        for name, component in manifest.data["components"].items()
+        for name, component in manifest.components.items()
     }
     return {
         "checkpoint": str(manifest.directory),
         "format_version": manifest.data["format_version"],
         "components": components,
-        "files": sorted(manifest.data["files"]),
+        "files": sorted(manifest.files),
         "peak_memory_bytes": manifest.data["peak_memory_bytes"],
     }
 

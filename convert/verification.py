@@ -54,19 +54,17 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
         if sources is not None:
             opened = stack.enter_context(open_components(sources, None))
             parts = with_quantization(opened, _quantization(manifest, opened))
-        if absent := sorted(set(parts) - set(manifest.data["components"])):
+        if absent := sorted(set(parts) - set(manifest.components)):
             raise CheckpointError(
                 f"{checkpoint}: has no {', '.join(absent)}, which the sources have; convert them with --overwrite"
             )
         remade = {name: _Remade(part) for name, part in parts.items()}
         total = sum(
-            _nbytes(spec)
-            for name in manifest.data["components"]
-            for _, _, spec in manifest.leaves(name)
+            _nbytes(spec) for name in manifest.components for _, _, spec in manifest.leaves(name)
         )
         bar = stack.enter_context(Progress(total, "verify", unit="B", enabled=progress))
-        for name, component in manifest.data["components"].items():
-            for item, specifications in component["items"].items():
+        for name, component in manifest.components.items():
+            for item, specifications in component.items.items():
                 loaded = load_item(manifest, name, item)
                 for leaf, spec in specifications.items():
                     leaves, nbytes = leaves + 1, nbytes + _nbytes(spec)
@@ -77,7 +75,7 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
                         if not remade[name].agrees(leaf, spec):
                             wrong.append(f"{name} {leaf} is not what the source holds")
                     bar.advance(_nbytes(spec))
-    files = manifest.data.get("files", {})
+    files = manifest.files
     wrong.extend(
         f"{path} is not what was written"
         for path, spec in files.items()
@@ -92,8 +90,8 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
 
 
 def _quantization(manifest: Manifest, opened: Mapping[str, Component]) -> Quantization | None:
-    stored = manifest.data["components"].get("dit", {}) if "dit" in opened else {}
-    return Quantization.stored(stored, str(manifest.directory))
+    stored = manifest.components.get("dit") if "dit" in opened else None
+    return None if stored is None else Quantization.stored(stored, str(manifest.directory))
 
 
 class _Remade:

@@ -89,9 +89,9 @@ class Pipeline:
             )
         self.mesh = make_mesh(devices) if devices != 1 else None
         self._cut = shard_weights
-        self.settings = Settings.of_manifest(manifest.data)
+        self.settings = Settings.of_manifest(manifest)
         self.tiling: Tiling | None = from_mapping(
-            Tiling, manifest.data.get("tiling", {}), source=f"{source}: tiling"
+            Tiling, manifest.tiling, source=f"{source}: tiling"
         )
         self._models = Models(
             manifest,
@@ -170,7 +170,7 @@ class Pipeline:
     @property
     def weights(self) -> str | None:
         """Name of the recipe that the DiT is quantized by; None in full precision."""
-        recipe = self._manifest.data["components"].get("dit", {}).get("recipe")
+        recipe = self._manifest.component("dit").recipe
         return None if recipe is None else recipe.get("name")
 
     @property

@@ -110,10 +110,10 @@ def calibrate_checkpoint(
         CheckpointError: the source is no checkpoint, or damaged.
     """
     manifest = Manifest.read(source)
-    component = manifest.data["components"].get("dit", {})
-    if "recipe" in component:
+    quantized = manifest.component("dit").recipe
+    if quantized is not None:
         raise InputError(
-            f"{source}: is quantized already ({component['recipe'].get('name')}); calibrate the checkpoint it was made from"
+            f"{source}: is quantized already ({quantized.get('name')}); calibrate the checkpoint it was made from"
         )
     dtype = jnp.dtype(jnp.bfloat16 if dtype is None else dtype)
     stored = effective_recipe(recipe, method)
@@ -160,9 +160,9 @@ def _copy_rest(
 ) -> dict[str, list[str]]:
     """Everything that is no block: taken over, the refiner's layers rounded to nearest. Returns component -> items."""
     finished, names = writer.finished_items(), {}
-    for component, description in manifest.data["components"].items():
+    for component, stored in manifest.components.items():
         names[component] = []
-        for item, specifications in description["items"].items():
+        for item, specifications in stored.items.items():
             if component == "dit" and any(map(_in_block, specifications)):
                 continue
             names[component].append(item)
@@ -174,7 +174,7 @@ def _copy_rest(
                 writer.write_item(component, item, _rounded(loaded, paths, recipe))
             else:
                 writer.copy_item(manifest.directory, component, item, specifications)
-    for relative in manifest.data.get("files", {}):
+    for relative in manifest.files:
         writer.write_file(relative, (manifest.directory / relative).read_bytes())
     return names
 

@@ -2,7 +2,9 @@
 
 from qsjax.checkpoint.manifest import FORMAT_VERSION as FORMAT_VERSION
 from qsjax.checkpoint.manifest import MANIFEST as MANIFEST
+from qsjax.checkpoint.manifest import Leaf as Leaf
 from qsjax.checkpoint.manifest import Manifest as Manifest
+from qsjax.checkpoint.manifest import StoredComponent as StoredComponent
 from qsjax.checkpoint.restore import Placement as Placement
 from qsjax.checkpoint.restore import load_item as load_item
 from qsjax.checkpoint.restore import restore as restore

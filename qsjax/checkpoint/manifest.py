@@ -12,9 +12,10 @@ large for one item is stored in row ranges.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from qsjax.errors import CheckpointError
 
@@ -22,13 +23,53 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 
+class Leaf(TypedDict):
+    """A stored piece: a parameter, or rows of a large one."""
+
+    shape: list[int]
+    dtype: str
+    sha256: str
+    rows: NotRequired[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredComponent:
+    """What the manifest says of a model; what it does not say has the default here, and nowhere else.
+
+    Attributes:
+        config: of the model.
+        items: item -> leaf -> what is stored.
+        recipe: by which a transformer is quantized, as plain data; None in full precision.
+        method: of `qsjax convert --quantize` that quantized it; None if calibration did, or nothing.
+        clipped: whether its quantized activations have a learned clip.
+        calibration: how it was calibrated; None if it was not.
+        parameters: their number.
+        bytes: of all leaves.
+        source: the PyTorch files it was converted from.
+        seconds: that its conversion took.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    items: Mapping[str, Mapping[str, Leaf]] = field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = None
+    method: str | None = None
+    clipped: bool = False
+    calibration: Mapping[str, Any] | None = None
+    parameters: int = 0
+    bytes: int = 0
+    source: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+_KNOWN = {one.name for one in fields(StoredComponent)}
+
+
 class Manifest:
     """The parsed `manifest.json` of a checkpoint directory.
 
     Attributes:
         directory: the checkpoint.
-        data: the whole manifest as plain data. `data["components"][name]` has `config` and `items`;
-            `items[item][leaf]` has `shape`, `dtype`, `sha256` and, for a part of a large leaf, `rows`.
+        data: the whole manifest as plain data, for what writes another one; readers ask the properties below.
     """
 
     def __init__(self, directory: Path, data: dict[str, Any]) -> None:
@@ -67,25 +108,58 @@ class Manifest:
             )
         return cls(path, data)
 
-    def config(self, component: str) -> dict[str, Any]:
+    @property
+    def components(self) -> dict[str, StoredComponent]:
+        """The models: "dit", "vae", "llama", "clip"."""
+        return {
+            name: StoredComponent(**{key: raw[key] for key in _KNOWN & set(raw)})
+            for name, raw in self.data["components"].items()
+        }
+
+    @property
+    def files(self) -> Mapping[str, Mapping[str, Any]]:
+        """Plain files (tokenizers): path -> size and sha256."""
+        return self.data.get("files", {})
+
+    @property
+    def generation(self) -> Mapping[str, Any]:
+        """How the model is best sampled: fields of `qsjax.sample.Settings`."""
+        return {**self.data.get("scheduler", {}), **self.data.get("generation", {})}
+
+    @property
+    def tiling(self) -> Mapping[str, Any]:
+        """How the autoencoder cuts a video: fields of `qsjax.vae.Tiling`."""
+        return self.data.get("tiling", {})
+
+    @property
+    def prompt(self) -> Mapping[str, Any] | None:
+        """The prompt template: fields of `qsjax.text.PromptTemplate`; None without text encoders."""
+        return self.data.get("prompt")
+
+    def component(self, name: str) -> StoredComponent:
+        """A model of the checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint has no such component.
+        """
+        components = self.components
+        if name not in components:
+            raise CheckpointError(
+                f"{self.directory}: has no {name!r} component, only {', '.join(sorted(components)) or 'none'};"
+                f" convert again with its source"
+            )
+        return components[name]
+
+    def config(self, component: str) -> Mapping[str, Any]:
         """The stored configuration of a component.
 
         Raises:
             CheckpointError: the checkpoint has no such component.
         """
-        return self._component(component)["config"]
+        return self.component(component).config
 
-    def leaves(self, component: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    def leaves(self, component: str) -> Iterator[tuple[str, str, Leaf]]:
         """Every stored piece as (item, leaf, specification), in the order it was written."""
-        for item, leaves in self._component(component)["items"].items():
+        for item, leaves in self.component(component).items.items():
             for leaf, specification in leaves.items():
                 yield item, leaf, specification
-
-    def _component(self, component: str) -> dict[str, Any]:
-        components = self.data["components"]
-        if component not in components:
-            raise CheckpointError(
-                f"{self.directory}: has no {component!r} component, only {', '.join(sorted(components)) or 'none'};"
-                f" convert again with its source"
-            )
-        return components[component]

@@ -43,7 +43,7 @@ def load_item(
     Raises:
         CheckpointError: the files on disk do not hold what the manifest says.
     """
-    specifications = manifest.data["components"][component]["items"][item]
+    specifications = manifest.component(component).items[item]
     if leaves is not None:
         specifications = {name: specifications[name] for name in specifications if name in leaves}
     placed = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
@@ -132,7 +132,7 @@ def restore(
 
 def stored_bytes(manifest: Manifest, component: str | None = None) -> int:
     """Bytes of a component's leaves as they are stored; None is all components."""
-    components = manifest.data["components"] if component is None else (component,)
+    components = manifest.components if component is None else (component,)
     return sum(_bytes(spec) for name in components for *_, spec in manifest.leaves(name))
 
 

@@ -99,13 +99,11 @@ def run(args: argparse.Namespace) -> int:
         seconds |= {f"{stage} {way.name}": spent for stage, spent in way.seconds.items()}
     files.append(write_contact_sheet(videos, names, sheet, zoom=2))
     seconds["all"] = time.perf_counter() - started
-    components = manifest.data["components"]
-    stored = [
-        Manifest.read(folder).data["components"]["dit"]["bytes"] for folder in folders.values()
-    ]
+    components = manifest.components
+    stored = [Manifest.read(folder).component("dit").bytes for folder in folders.values()]
     report = {
         "checkpoints": {name: str(folder) for name, folder in folders.items()},
-        "parameters": {name: part["parameters"] for name, part in components.items()},
+        "parameters": {name: part.parameters for name, part in components.items()},
         "dit_bytes": dict(zip(folders, stored, strict=True)),
         "calibration": summary(blocks),
         "ways": [way.report(ways[0], chosen, stored[min(n, 1)]) for n, way in enumerate(ways)],

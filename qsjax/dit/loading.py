@@ -40,7 +40,7 @@ def load_dit(
     manifest = Manifest.read(directory)
     config = from_mapping(DiTConfig, manifest.config("dit"), source=f"{directory}: dit config")
     chosen, recipe = jnp.dtype(jnp.bfloat16 if dtype is None else dtype), stored_recipe(manifest)
-    clipped = manifest.data["components"]["dit"].get("clipped", False)
+    clipped = manifest.component("dit").clipped
 
     def build() -> DiT:
         dit = DiT(config, dtype=chosen, rngs=nnx.Rngs(0))
@@ -59,7 +59,7 @@ def stored_recipe(manifest: Manifest) -> Recipe | None:
     Raises:
         CheckpointError: the manifest has a recipe that this version of qsjax does not know.
     """
-    values = manifest.data["components"].get("dit", {}).get("recipe")
+    values = manifest.component("dit").recipe
     if values is None:
         return None
     try:

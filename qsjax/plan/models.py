@@ -77,9 +77,9 @@ class PlannedModel:
     @classmethod
     def of_checkpoint(cls, manifest: Manifest, asked: str | None = None) -> "PlannedModel":
         """The model of an opened checkpoint; arguments and errors as of `find`."""
-        source, components = str(manifest.directory), manifest.data["components"]
+        source, components = str(manifest.directory), manifest.components
         dit = from_mapping(DiTConfig, manifest.config("dit"), source=f"{source}: dit config")
-        stored = components["dit"].get("recipe")
+        stored = manifest.component("dit").recipe
         if stored is None:
             recipe = Recipe.load(asked or DEFAULT_RECIPE)
         else:
@@ -96,8 +96,9 @@ class PlannedModel:
             dit=dit,
             vae=from_mapping(VAEConfig, vae, source=f"{source}: vae config"),
             recipe=recipe,
-            settings=Settings.of_manifest(manifest.data),
-            clipped=components["dit"].get("clipped", True),
+            settings=Settings.of_manifest(manifest),
+            # What is not quantized yet is planned as calibration makes it.
+            clipped=True if stored is None else components["dit"].clipped,
             **_text_encoders(
                 {name: manifest.config(name) for name in ("llama", "clip") if name in components},
                 source,

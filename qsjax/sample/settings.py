@@ -1,9 +1,8 @@
 """How a model is best sampled when the caller does not say: stored with its checkpoint."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping
 from qsjax.errors import InputError
 from qsjax.sample.plan import Plan
@@ -45,11 +44,9 @@ class Settings:
     skip: Skip | None = None
 
     @classmethod
-    def of_manifest(cls, manifest: Mapping[str, Any]) -> "Settings":
+    def of_manifest(cls, manifest: Manifest) -> "Settings":
         """The settings in a checkpoint's manifest; what it does not say is HunyuanVideo's."""
-        scheduler = manifest.get("scheduler", {})
-        values = {**scheduler, **manifest.get("generation", {})}
-        return from_mapping(cls, values, source="manifest: generation")
+        return from_mapping(cls, manifest.generation, source="manifest: generation")
 
     def plan(self) -> Plan:
         """The sampling plan of these settings."""

@@ -199,12 +199,12 @@ def _read_config(manifest: Manifest, component: str, kind: type) -> Any:
 
 
 def _read_template(manifest: Manifest) -> PromptTemplate:
-    if "prompt" not in manifest.data:
+    if manifest.prompt is None:
         raise CheckpointError(
             f"{manifest.directory}: has no prompt template; convert again with its text encoders"
         )
     source = f"{manifest.directory}: prompt"
-    return from_mapping(PromptTemplate, manifest.data["prompt"], source=source)
+    return from_mapping(PromptTemplate, manifest.prompt, source=source)
 
 
 def _stored_dtype(manifest: Manifest, component: str) -> str:

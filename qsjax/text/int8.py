@@ -99,7 +99,7 @@ def restore_int8(
         )
         for name, leaf in abstract.items()
     }
-    items = manifest.data["components"][component]["items"]
+    items = manifest.component(component).items
     with Progress(len(items), f"load {component}", unit="item", enabled=progress) as bar:
         for item in items:
             for leaf, value in load_item(manifest, component, item).items():

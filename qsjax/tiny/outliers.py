@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
             dit,
             vae,
             scaling_factor=vae.config.scaling_factor,
-            defaults=Settings.of_manifest(Manifest.read(source).data),
+            defaults=Settings.of_manifest(Manifest.read(source)),
         )
     except QsjaxError as error:
         print(f"qsjax.tiny.outliers: {error}", file=sys.stderr)

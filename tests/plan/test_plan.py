@@ -293,7 +293,7 @@ def test_a_float_checkpoint_is_planned_like_its_preset(capsys, tmp_path):
 
 
 def test_a_quantized_checkpoint_has_its_own_recipe(capsys, tmp_path):
-    folder = checkpoint(tmp_path, recipe=to_mapping(Recipe.load("w6a6")))
+    folder = checkpoint(tmp_path, recipe=to_mapping(Recipe.load("w6a6")), clipped=True)
     report = plan_json(capsys, "--model", folder)
     assert report["recipe"] == "w6a6"
     assert report == plan_json(capsys, "--model", folder, "--recipe", "w6a6")
