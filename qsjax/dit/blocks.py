@@ -6,6 +6,7 @@ It hands queries, keys and values to the attention slot; whether that is sparse 
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -65,15 +66,18 @@ class Stream(nnx.Module):
     def heads(self, x: Array, modulation: list[Array]) -> tuple[Array, Array, Array]:
         """Normed queries and keys, and values, [B, L, H, D] each."""
         shift, scale = modulation[:2]
-        q, k, v = _heads(self.qkv(modulated_input(self.qkv, x, shift, scale)), 3, self.head_dim)
-        return self.q_norm(q), self.k_norm(k), v
+        with jax.named_scope("qkv"):
+            q, k, v = _heads(self.qkv(modulated_input(self.qkv, x, shift, scale)), 3, self.head_dim)
+            return self.q_norm(q), self.k_norm(k), v
 
     def update(self, x: Array, attended: Array, modulation: list[Array]) -> Array:
         """Add the projected attention output, then the MLP's, each through its gate."""
         _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation
-        x = gated_sum(x, gate, self.proj, attended.reshape(x.shape))
-        hidden = self.fc1(modulated_input(self.fc1, x, mlp_shift, mlp_scale))
-        return gated_sum(x, mlp_gate, self.fc2, activated_input(self.fc2, hidden))
+        with jax.named_scope("proj"):
+            x = gated_sum(x, gate, self.proj, attended.reshape(x.shape))
+        with jax.named_scope("mlp"):
+            hidden = self.fc1(modulated_input(self.fc1, x, mlp_shift, mlp_scale))
+            return gated_sum(x, mlp_gate, self.fc2, activated_input(self.fc2, hidden))
 
 
 class DoubleBlock(nnx.Module):
@@ -97,13 +101,14 @@ class DoubleBlock(nnx.Module):
         txt_q, txt_k, txt_v = self.txt.heads(txt, txt_modulation)
         img_q = apply_rope(img_q, context.cos, context.sin)
         img_k = apply_rope(img_k, context.cos, context.sin)
-        attended, state = context.attention(
-            jnp.concatenate([img_q, txt_q], axis=1),
-            jnp.concatenate([img_k, txt_k], axis=1),
-            jnp.concatenate([img_v, txt_v], axis=1),
-            context.kv_valid,
-            state,
-        )
+        with jax.named_scope("attention"):
+            attended, state = context.attention(
+                jnp.concatenate([img_q, txt_q], axis=1),
+                jnp.concatenate([img_k, txt_k], axis=1),
+                jnp.concatenate([img_v, txt_v], axis=1),
+                context.kv_valid,
+                state,
+            )
         split = img.shape[1]
         img = self.img.update(img, attended[:, :split], img_modulation)
         txt = self.txt.update(txt, attended[:, split:], txt_modulation)
@@ -133,7 +138,8 @@ class SingleBlock(nnx.Module):
     ) -> tuple[Float[Array, "B L D"], Any]:
         """Update video and text tokens, video first; `modulation` is shift, scale, gate concatenated."""
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
-        projected = self.linear1(modulated_input(self.linear1, x, shift, scale))
+        with jax.named_scope("linear1"):
+            projected = self.linear1(modulated_input(self.linear1, x, shift, scale))
         q, k, v = _heads(projected[..., : 3 * self.width], 3, self.head_dim)
         q, k = self.q_norm(q), self.k_norm(k)
         video = context.cos.shape[0]
@@ -143,7 +149,9 @@ class SingleBlock(nnx.Module):
             )
             for part in (q, k)
         )
-        attended, state = context.attention(q, k, v, context.kv_valid, state)
+        with jax.named_scope("attention"):
+            attended, state = context.attention(q, k, v, context.kv_valid, state)
         hidden = projected[..., 3 * self.width :]
-        joined = joined_input(self.linear2, attended.reshape(x.shape), hidden)
-        return gated_sum(x, gate, self.linear2, joined), state
+        with jax.named_scope("linear2"):
+            joined = joined_input(self.linear2, attended.reshape(x.shape), hidden)
+            return gated_sum(x, gate, self.linear2, joined), state

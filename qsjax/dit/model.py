@@ -160,10 +160,12 @@ class DiT(nnx.Module):
         """The video's tokens behind the last block, and the attention slot's state; arguments are those of `embed`."""
 
         def double(block: DoubleBlock, streams: Any, rows: Any, mine: Any) -> tuple[Any, Any]:
-            return block(streams, rows, context, mine)
+            with jax.named_scope("double_block"):
+                return block(streams, rows, context, mine)
 
         def single(block: SingleBlock, x: Array, row: Array, mine: Any) -> tuple[Array, Any]:
-            return block(x, row, context, mine)
+            with jax.named_scope("single_block"):
+                return block(x, row, context, mine)
 
         tokens = img.shape[1]
         (img, txt), state = scan_layers(
@@ -179,6 +181,7 @@ class DiT(nnx.Module):
         )
         return x[:, :tokens], state
 
+    @jax.named_scope("final")
     def velocity(
         self,
         img: Float[Array, "B N D"],
@@ -194,6 +197,7 @@ class DiT(nnx.Module):
             patches = jax.lax.all_gather(patches, axis, axis=1, tiled=True)
         return self._unpatchify(patches, self._grid(latents)).astype(jnp.float32)
 
+    @jax.named_scope("embed")
     def embed(
         self,
         latents: Float[Array, "B C T H W"],

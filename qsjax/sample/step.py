@@ -20,6 +20,9 @@ from qsjax.sample.sparse import REFRESH, gains
 from qsjax.sample.state import Blocks, Cache, Memory
 from qsjax.text import EncodedPrompt
 
+SEEDS = 2**64
+"""How many there are."""
+
 
 class Conditions(NamedTuple):
     """Everything of a prompt that the steps need, computed once.
@@ -56,9 +59,30 @@ class Step(NamedTuple):
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Array, "B C T H W"]:
-    """Standard normal latents, float32, equal bits for equal seeds; sample b uses `seed + b`."""
-    keys = [jax.random.key(seed + sample, impl="threefry2x32") for sample in range(shape[0])]
-    return jnp.stack([jax.random.normal(key, shape[1:], jnp.float32) for key in keys])
+    """Standard normal latents, float32, equal bits for equal seeds; sample b uses `seed + b`.
+
+    Args:
+        seed: 0 to 2^64 - 1, all of whose bits count.
+        shape: [B, C, T, H, W].
+
+    Raises:
+        InputError: a seed, or that of the last sample, is out of range.
+    """
+    if not 0 <= seed <= SEEDS - shape[0]:
+        samples = f" for {shape[0]} samples" if shape[0] > 1 else ""
+        raise InputError(f"seed {seed}: must be from 0 to {SEEDS - shape[0]}{samples}")
+    return jnp.stack(
+        [
+            jax.random.normal(_key(seed + sample), shape[1:], jnp.float32)
+            for sample in range(shape[0])
+        ]
+    )
+
+
+def _key(seed: int) -> Array:
+    """`jax.random.key` of 64 bits, which keeps 32 where JAX has no 64-bit integers."""
+    words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def prepare(

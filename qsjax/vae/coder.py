@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -94,9 +95,12 @@ class Encoder(nnx.Module):
     def __call__(self, x: Float[Array, "B F H W 3"]) -> Float[Array, "B T h w moments"]:
         """Mean and log-variance side by side in the channels."""
         x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(nnx.silu(self.conv_norm_out(self.mid_block(x))))
+        for number, block in enumerate(self.down_blocks):
+            with jax.named_scope(f"down_block_{number}"):
+                x = block(x)
+        with jax.named_scope("mid_block"):
+            x = self.mid_block(x)
+        return self.conv_out(nnx.silu(self.conv_norm_out(x)))
 
 
 class Decoder(nnx.Module):
@@ -119,9 +123,11 @@ class Decoder(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T h w C"]) -> Float[Array, "B F H W 3"]:
         """The video, unclipped."""
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
+        with jax.named_scope("mid_block"):
+            x = self.mid_block(self.conv_in(x))
+        for number, block in enumerate(self.up_blocks):
+            with jax.named_scope(f"up_block_{number}"):
+                x = block(x)
         return self.conv_out(nnx.silu(self.conv_norm_out(x)))
 
 

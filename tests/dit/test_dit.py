@@ -59,6 +59,14 @@ def test_a_donated_attention_state_is_updated_in_place(dit):
     assert memory.alias_size_in_bytes >= np.prod(cache.shape) * 4
 
 
+def test_a_profile_names_blocks_and_their_parts(dit):
+    given = {k: None if v is None else jnp.asarray(v) for k, v in inputs(SMALL).items()}
+    text = jax.jit(lambda dit: dit(**given)).lower(dit).as_text(debug_info=True)
+    names = ("embed", "double_block/qkv", "double_block/attention", "double_block/mlp")
+    for name in (*names, "single_block/linear1", "single_block/attention", "final"):
+        assert f"{name}/" in text, name
+
+
 def test_linear_slot_asks_the_layer_for_its_input(dit):
     class Recording(nnx.Module):
         def __init__(self, inner):

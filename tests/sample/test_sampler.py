@@ -75,6 +75,21 @@ def test_noise_is_a_function_of_the_seed_alone():
     )
 
 
+@pytest.mark.parametrize("seed", [1, 2**31, 2**32 - 1])
+def test_small_seeds_are_those_of_jax(seed):
+    expected = jax.random.normal(jax.random.key(seed, impl="threefry2x32"), SHAPE[1:])
+    np.testing.assert_array_equal(initial_noise(seed, (1, *SHAPE[1:]))[0], expected)
+
+
+def test_all_64_bits_of_a_seed_count():
+    seeds = (5, 2**32 + 5, 2**63 + 5, 2**64 - 1)
+    made = [np.asarray(initial_noise(seed, (1, 1, 1, 2, 2))).tobytes() for seed in seeds]
+    assert len(set(made)) == len(seeds)
+    for seed, batch in ((-1, 1), (2**64, 1), (2**64 - 1, 2)):
+        with pytest.raises(InputError, match=f"seed {seed}: must be from 0 to"):
+            initial_noise(seed, (batch, 1, 1, 2, 2))
+
+
 def test_guidance_without_a_negative_prompt_is_refused(dit):
     with pytest.raises(InputError, match="needs a negative prompt"):
         prepare(Plan(steps=1, true_cfg=2.0), dit, prompt(1))
