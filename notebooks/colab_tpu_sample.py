@@ -90,7 +90,7 @@ from qsjax.cli import main
 
 # The tests run this notebook too, with a small video and few steps; else the tiny model's own size is taken.
 QUICK = "QSJAX_QUICK" in os.environ
-TINY_SIZE = {"frames": 5, "height": 32, "width": 32, "steps": 3} if QUICK else {}
+TINY_SIZE = {"frames": 5, "steps": 3} if QUICK else {}
 GB = 1e9
 
 

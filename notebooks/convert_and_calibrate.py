@@ -67,7 +67,7 @@ from qsjax.tiny.sampling import held_out
 # The tests run this notebook too, with as little as there can be.
 QUICK = "QSJAX_QUICK" in os.environ
 SAMPLES, EPOCHS, CLIPS, FRAMES, STEPS = (1, 1, 1, 5, 2) if QUICK else (8, 4, 4, 33, 30)
-EDGE = 32 if QUICK else 64
+EDGE = 64
 SIZE = ("--frames", FRAMES, "--height", EDGE, "--width", EDGE, "--steps", STEPS)
 WORK = Path("convert_and_calibrate")
 

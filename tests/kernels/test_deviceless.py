@@ -43,7 +43,7 @@ MATMULS = [
     (119056, 3072, 21504, 4), (119056, 12288, 3072, 6),
 ]  # fmt: skip
 # Of every number of bits one, and the largest tiles. A v6e has tiles of its own for one layer, a v5p those of a v5e.
-CHOSEN = [*((MATMULS[n], "v5e") for n in (4, 5)), *((MATMULS[n], "v6e") for n in (1, 2, 7))]
+CHOSEN = [*((MATMULS[n], "v5e") for n in (0, 4)), *((MATMULS[n], "v6e") for n in (1, 2, 5))]
 
 
 def chosen(chosen, *everything):
