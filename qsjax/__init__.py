@@ -24,6 +24,7 @@ _HOMES = {
     "load_prompts": "qsjax.text",
     "save_prompts": "qsjax.text",
     "Pipeline": "qsjax.pipeline",
+    "Result": "qsjax.generation",
     "Plan": "qsjax.sample",
     "make_sampler": "qsjax.sample",
     "write_contact_sheet": "qsjax.video",

@@ -1,7 +1,7 @@
 """All steps of a run, one compiled program after the other, on one device or on a mesh."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
@@ -64,7 +64,7 @@ class Denoiser:
         prompt: EncodedPrompt,
         negative: EncodedPrompt | None,
         latents: Float[Array, "B C T H W"] | np.ndarray,
-    ) -> Iterator[StepResult]:
+    ) -> Generator[StepResult, None, None]:
         """The steps of a run, each when it is asked for.
 
         Args:

@@ -3,10 +3,10 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from qsjax.config import from_mapping, nearest
 from qsjax.denoising import Denoiser
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import Cancelled, InputError
+from qsjax.generation import RecipeLike, Result, choose_settings, same_arguments
 from qsjax.models import Models, device_room
 from qsjax.parallel import check_heads, gathered, make_mesh
 from qsjax.plan import PlannedModel, Weights
@@ -26,6 +27,8 @@ from qsjax.plan.run import Run
 from qsjax.plan.steps import describe
 from qsjax.sample import (
     Heads,
+    Skip,
+    SparsePlan,
     StepResult,
     heads_of,
     initial_noise,
@@ -202,36 +205,69 @@ class Pipeline:
         """Drop every loaded model; each is read again when it is needed. What was compiled stays."""
         self._models.release()
 
-    def __call__(
+    def generate(
         self,
         prompt: Prompt,
         *,
         negative_prompt: str | EncodedPrompt | None = None,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        steps: int | None = None,
+        shift: float | None = None,
+        guidance: float | None = None,
+        true_cfg: float | None = None,
         seed: int = 0,
         latents: Float[Array, "B C T H W"] | np.ndarray | None = None,
+        recipe: RecipeLike | None = None,
+        sparse: SparsePlan | Literal[False] | None = None,
+        skip: Skip | Literal[False] | None = None,
         callback: Callback | None = None,
-        **settings: Any,
-    ) -> UInt8[np.ndarray, "... F Y X 3"]:
-        """Sample a video.
+    ) -> Result:
+        """Sample a video, and keep what is known of the run.
+
+        >>> result = pipeline.generate("a red circle moves left", steps=20, recipe="quantsparse-w4a8-d15")
+        >>> result.frames, result.latents, result.timings
+
+        What is None comes from the recipe, else from the checkpoint.
 
         Args:
             prompt: a text; several texts or an encoded prompt give a batch.
             negative_prompt: what true guidance moves away from; used with true_cfg > 1.
-            seed: same seed, same bits on the same machine; sample b of a batch uses `seed + b`.
+            frames: of the video, 4k + 1.
+            height, width: pixels, multiples of 16 for HunyuanVideo.
+            steps: Euler steps.
+            shift: of the noise schedule; larger spends more steps at high noise.
+            guidance: scale given to the guidance embedder of distilled models.
+            true_cfg: scale of classifier-free guidance with the negative prompt; 1 is off. Each step costs twice as much.
+            seed: 0 to 2^64 - 1; same seed, same bits on the same machine; sample b of a batch uses `seed + b`.
             latents: noise to start from instead of the seed's, float32 [B, C, T, H, W].
-            callback: called after each step with its number (from 1) and the latents; False cancels.
-            **settings: fields of `Settings`: frames, height, width, steps, shift, guidance, true_cfg, sparse, skip.
+            recipe: sparse attention and step skipping: a preset ("quantsparse-w4a8-d15"), a TOML file, or its contents.
+            sparse: sparse attention, in place of the recipe's; False is dense.
+            skip: steps that are left out, in place of the recipe's; False computes all.
+            callback: called after each step with its number (from 1) and its latents, which stay readable; False cancels.
 
         Returns:
-            uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
+            Frames, uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3]; and the rest of `Result`.
 
         Raises:
-            InputError: an empty prompt, a size the model cannot make, latents of another shape; sparse attention on a number of
-                devices that does not divide its heads.
+            InputError: an empty prompt, a size the model cannot make, latents of another shape, a recipe for other weights; sparse
+                attention on a number of devices that does not divide its heads.
             Cancelled: the callback said so; carries the latents.
         """
         self.timings = {}
-        chosen = self.resolve(**settings)
+        chosen = self.resolve(
+            frames=frames,
+            height=height,
+            width=width,
+            steps=steps,
+            shift=shift,
+            guidance=guidance,
+            true_cfg=true_cfg,
+            recipe=recipe,
+            sparse=sparse,
+            skip=skip,
+        )
         plan = chosen.plan()
         if self.mesh is not None and plan.sparse is not None:
             check_heads(self.mesh, self.dit_config.num_heads)
@@ -250,19 +286,62 @@ class Pipeline:
             callback=callback,
         )
         videos = to_uint8(self.decode(sampled))
-        return videos[0] if isinstance(prompt, str) else videos
+        return Result(
+            frames=videos[0] if isinstance(prompt, str) else videos,
+            latents=sampled,
+            seed=seed,
+            settings=chosen,
+            timings=dict(self.timings),
+            heads=self.heads,
+            skipped=self.skipped,
+            peak_memory_bytes=(jax.local_devices()[0].memory_stats() or {}).get(
+                "peak_bytes_in_use"
+            ),
+        )
 
-    def resolve(self, **changes: Any) -> Settings:
-        """The checkpoint's settings with changes, checked against the model.
+    @same_arguments(generate)
+    def __call__(self, prompt: Prompt, **arguments: Any) -> UInt8[np.ndarray, "... F Y X 3"]:
+        """Sample a video: the frames of `generate`, uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
+
+        >>> video = pipeline("a red circle moves left", steps=20, recipe="quantsparse-w4a8-d15")
+        """
+        return self.generate(prompt, **arguments).frames
+
+    def resolve(
+        self,
+        *,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        fps: int | None = None,
+        steps: int | None = None,
+        shift: float | None = None,
+        guidance: float | None = None,
+        true_cfg: float | None = None,
+        recipe: RecipeLike | None = None,
+        sparse: SparsePlan | Literal[False] | None = None,
+        skip: Skip | Literal[False] | None = None,
+    ) -> Settings:
+        """The settings that a call with these arguments has, checked against the model.
 
         Raises:
-            InputError: unknown setting, or a size the model cannot make.
+            InputError: a size the model cannot make, a recipe for other weights.
         """
-        known = [field.name for field in fields(Settings)]
-        for name in changes:
-            if name not in known:
-                raise InputError(f"unknown setting {name!r}; {nearest(name, known)}")
-        chosen = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
+        chosen = choose_settings(
+            self.settings,
+            self.weights,
+            frames=frames,
+            height=height,
+            width=width,
+            fps=fps,
+            steps=steps,
+            shift=shift,
+            guidance=guidance,
+            true_cfg=true_cfg,
+            recipe=recipe,
+            sparse=sparse,
+            skip=skip,
+        )
         check_size(
             chosen.frames,
             chosen.height,
@@ -305,17 +384,19 @@ class Pipeline:
             float32 latents as the DiT sees them (multiplied by the VAE's scaling factor).
         """
         settings = self.settings if settings is None else settings
-        last = None
-        for last in self.denoise(
+        steps = self.denoise(
             prompt, settings=settings, negative=negative, seed=seed, latents=latents
-        ):
-            number = last.index + 1
-            if callback is not None and callback(number, last.latents) is False:
-                raise Cancelled(
-                    f"sampling was cancelled after step {number} of {settings.steps}",
-                    step=number,
-                    latents=last.latents,
-                )
+        )
+        last = None
+        with closing(steps):
+            for last in steps:
+                number = last.index + 1
+                if callback is not None and callback(number, last.latents) is False:
+                    raise Cancelled(
+                        f"sampling was cancelled after step {number} of {settings.steps}",
+                        step=number,
+                        latents=last.latents,
+                    )
         assert last is not None  # a plan has at least one step
         self._look_back(settings, prompt, last)
         return last.latents if self.mesh is None else gathered(self.mesh, last.latents)
@@ -328,7 +409,7 @@ class Pipeline:
         negative: EncodedPrompt | None = None,
         seed: int = 0,
         latents: Float[Array, "B C T H W"] | np.ndarray | None = None,
-    ) -> Iterator[StepResult]:
+    ) -> Generator[StepResult, None, None]:
         """Denoise step by step: a caller that has seen enough leaves the loop. Arguments as of `sample`.
 
         >>> for result in pipeline.denoise(pipeline.encode("a red circle")):

@@ -125,27 +125,31 @@ def run(args: argparse.Namespace) -> int:
         return 0
     changes = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _SETTINGS}
     changes |= sampling_changes(args, args.recipe, pipeline.weights)
-    chosen = pipeline.resolve(**changes)
+    fps = pipeline.resolve(**changes).fps
+    del changes["fps"]
     prompt = load_prompts(args.encoded_prompt) if args.encoded_prompt else args.prompt
     start = time.perf_counter()
-    video = pipeline(prompt, negative_prompt=args.negative_prompt, seed=args.seed, **changes)
+    result = pipeline.generate(
+        prompt, negative_prompt=args.negative_prompt, seed=args.seed, **changes
+    )
     if not first:
         return 0
-    video = video[0] if video.ndim == 5 else video
-    comment = f"qsjax {args.model}, seed {args.seed}, {chosen.steps} steps: {args.prompt}"
-    write_video(video, args.out, fps=chosen.fps, comment=comment)
+    video = result.frames[0] if result.frames.ndim == 5 else result.frames
+    steps = result.settings.steps
+    comment = f"qsjax {args.model}, seed {args.seed}, {steps} steps: {args.prompt}"
+    write_video(video, args.out, fps=fps, comment=comment)
     report = {
         "out": str(args.out),
         "frames": video.shape[0],
         "height": video.shape[1],
         "width": video.shape[2],
         "seed": args.seed,
-        "steps": chosen.steps,
-        "steps_left_out": pipeline.skipped,
-        "seconds": pipeline.timings | {"all": time.perf_counter() - start},
+        "steps": steps,
+        "steps_left_out": result.skipped,
+        "seconds": {**result.timings, "all": time.perf_counter() - start},
     }
-    if pipeline.heads is not None:
-        report["attention"] = pipeline.heads.plain()
+    if result.heads is not None:
+        report["attention"] = result.heads.plain()
     _print(args, report)
     return 0
 

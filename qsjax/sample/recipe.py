@@ -1,5 +1,6 @@
 """Sampling recipes: sparse attention, residual reuse and step skipping as a file, and the weights that they were chosen for."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +54,21 @@ class SamplingRecipe:
             section, _, entry = dotted.rpartition(".")
             (values.setdefault(section, {}) if section else values)[entry] = value
         return from_mapping(cls, values, source=f"recipe {name}" if name else "recipe")
+
+    @classmethod
+    def of(
+        cls, recipe: "str | os.PathLike[str] | Mapping[str, Any] | SamplingRecipe"
+    ) -> "SamplingRecipe":
+        """A recipe of whatever names or holds it: a preset, a TOML file, its contents, itself.
+
+        Raises:
+            InputError: as `load`.
+        """
+        if isinstance(recipe, SamplingRecipe):
+            return recipe
+        if isinstance(recipe, Mapping):
+            return from_mapping(cls, recipe, source="recipe")
+        return cls.load(os.fspath(recipe))
 
     @staticmethod
     def presets() -> tuple[str, ...]:

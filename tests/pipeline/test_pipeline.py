@@ -218,7 +218,6 @@ def test_modulation_weights_leave_the_memory(pipeline, tiny_checkpoint):
         ({"height": 100}, "nearest valid value is 104"),
         ({"width": 3}, "nearest valid value is 8"),
         ({"steps": 0}, "at least 1"),
-        ({"shfit": 3.0}, "did you mean 'shift'"),
     ],
 )
 def test_impossible_settings_name_the_nearest_possible(pipeline, change, message):

@@ -1,0 +1,90 @@
+"""What a pipeline is asked for and what it returns: settings by precedence, and the result of a call."""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from qsjax.sample import Heads, Settings, Skip, SparsePlan
+from qsjax.sample.recipe import SamplingRecipe
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | SamplingRecipe
+"""A preset of configs/sampling, a TOML file, its contents, or a recipe."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Result:
+    """What one call of a pipeline made.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
+        latents: float32 [B, C, T, H, W] after the last step.
+        seed: of the noise.
+        settings: as they were chosen, from arguments, recipe and checkpoint.
+        timings: seconds by stage ("load", "encode", "compile", "denoise", "decode").
+        heads: recall and density of every head; None with dense attention.
+        skipped: steps of the prompt that were left out.
+        peak_memory_bytes: of the first device since the process began; None where it does not say.
+    """
+
+    frames: UInt8[np.ndarray, "... F Y X 3"]
+    latents: Float[Array, "B C T H W"]
+    seed: int
+    settings: Settings
+    timings: Mapping[str, float]
+    heads: Heads | None
+    skipped: int
+    peak_memory_bytes: int | None
+
+
+def choose_settings(
+    stored: Settings,
+    weights: str | None,
+    *,
+    recipe: RecipeLike | None = None,
+    sparse: SparsePlan | Literal[False] | None = None,
+    skip: Skip | Literal[False] | None = None,
+    **arguments: int | float | None,
+) -> Settings:
+    """Settings of a call: an argument wins over `sparse` and `skip`, these over the recipe, and that over the checkpoint's.
+
+    Args:
+        stored: the checkpoint's.
+        weights: the checkpoint's quantization recipe; None in full precision.
+        recipe: sparse attention and step skipping.
+        sparse, skip: in place of the recipe's; False switches them off.
+        **arguments: other fields of `Settings`; None leaves one as it is.
+
+    Raises:
+        InputError: no such recipe, or one for other weights; a value out of range.
+    """
+    chosen = stored
+    if recipe is not None:
+        loaded = SamplingRecipe.of(recipe)
+        chosen = replace(chosen, sparse=loaded.plan(weights), skip=loaded.skipping)
+    if sparse is not None:
+        chosen = replace(chosen, sparse=sparse or None)
+    if skip is not None:
+        chosen = replace(chosen, skip=skip or None)
+    changes: dict[str, Any] = {k: v for k, v in arguments.items() if v is not None}
+    return replace(chosen, **changes)
+
+
+def same_arguments(of: Callable[..., Any]) -> Callable[[Method], Method]:
+    """A decorator for a method that hands all of its arguments on: it shows them, and what they mean, as the other does."""
+
+    def decorate(method: Method) -> Method:
+        own, others = inspect.signature(method), inspect.signature(of)
+        shown: Any = method
+        shown.__signature__ = others.replace(return_annotation=own.return_annotation)
+        # Without its indentation, which Python 3.13 has taken away already.
+        meaning = (inspect.getdoc(of) or "").partition("\nArgs:")[2].partition("\nReturns:")[0]
+        shown.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:{meaning.rstrip()}\n"
+        return method
+
+    return decorate
