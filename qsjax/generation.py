@@ -1,7 +1,6 @@
 """What a pipeline is asked for and what it returns: settings by precedence, and the result of a call."""
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -10,11 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from qsjax.sample import Heads, Settings, Skip, SparsePlan
-from qsjax.sample.recipe import SamplingRecipe
+from qsjax.sample.recipe import RecipeLike, SamplingRecipe
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | SamplingRecipe
-"""A preset of configs/sampling, a TOML file, its contents, or a recipe."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

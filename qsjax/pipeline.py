@@ -18,7 +18,7 @@ from qsjax.config import from_mapping, nearest
 from qsjax.denoising import Denoiser
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import Cancelled, InputError
-from qsjax.generation import RecipeLike, Result, choose_settings, same_arguments
+from qsjax.generation import Result, choose_settings, same_arguments
 from qsjax.models import Models, device_room
 from qsjax.parallel import check_heads, gathered, make_mesh
 from qsjax.plan import PlannedModel, Weights
@@ -34,6 +34,7 @@ from qsjax.sample import (
     initial_noise,
     within_budget,
 )
+from qsjax.sample.recipe import RecipeLike
 from qsjax.sample.settings import Settings, check_size
 from qsjax.text import EncodedPrompt, TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig

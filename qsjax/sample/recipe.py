@@ -56,9 +56,7 @@ class SamplingRecipe:
         return from_mapping(cls, values, source=f"recipe {name}" if name else "recipe")
 
     @classmethod
-    def of(
-        cls, recipe: "str | os.PathLike[str] | Mapping[str, Any] | SamplingRecipe"
-    ) -> "SamplingRecipe":
+    def of(cls, recipe: "RecipeLike") -> "SamplingRecipe":
         """A recipe of whatever names or holds it: a preset, a TOML file, its contents, itself.
 
         Raises:
@@ -99,3 +97,7 @@ class SamplingRecipe:
             return None
         plan = SparsePlan()
         return replace(plan, **{name: getattr(self, name) for name in plan.__dataclass_fields__})
+
+
+RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | SamplingRecipe
+"""What names or holds a recipe: a preset of configs/sampling, a TOML file, its contents, or itself."""
