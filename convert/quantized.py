@@ -14,17 +14,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from convert.component import Component
 from convert.containers import TensorInfo
 from convert.keymaps import Row
 from qsjax.checkpoint import Manifest, StoredComponent
 from qsjax.config import from_mapping, to_mapping
-from qsjax.dit import DiT
+from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
 from qsjax.params import parameters
-from qsjax.quant import SITES, Recipe, Site, Transform, with_quantized_layers
+from qsjax.quant import SITES, Recipe, Site, Transform
 from qsjax.quant.sites import mergeable, start_rotation
 from qsjax.quant.storage import bias_leaves, input_leaves, kernel_leaves, linear_leaves
 
@@ -154,14 +153,10 @@ class QuantizedDiT(Component):
     @cached_property
     def _parameters(self) -> dict[str, TensorInfo]:
         """Every parameter of the quantized module, which is what loading will ask for."""
-
-        def build() -> DiT:
-            dit = DiT(self.config, rngs=nnx.Rngs(0))
-            return with_quantized_layers(dit, self._recipe, clipped=False)
-
+        model = abstract_dit(self.config, dtype=np.float32, recipe=self._recipe)
         return {
             name: TensorInfo(array.shape, np.dtype(array.dtype))
-            for name, array in parameters(nnx.eval_shape(build)).items()
+            for name, array in parameters(model).items()
         }
 
     @cached_property

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from convert.keymaps import load_module
-from qsjax.dit import DiT, DiTConfig
+from qsjax.dit import DiTConfig
+from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
 
 MIDDLE = DiTConfig(
@@ -73,8 +73,7 @@ def against_torch(pairs: int) -> dict[str, Any]:
     theirs: Any = HunyuanVideoTransformer3DModel(**settings)
     theirs.eval()
     weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    abstract = nnx.eval_shape(lambda: DiT(MIDDLE, rngs=nnx.Rngs(0)))
-    ours = load_module(abstract, "dit", "diffusers", weights, MIDDLE)
+    ours = load_module(abstract_dit(MIDDLE, dtype=jnp.float32), "dit", "diffusers", weights, MIDDLE)
     given = _inputs()
     tensors = {name: torch.from_numpy(array) for name, array in given.items()}
     arrays = {name: jnp.asarray(array) for name, array in given.items()}

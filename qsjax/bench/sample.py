@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from qsjax.dit import DiT, DiTConfig
+from qsjax.dit.abstract import abstract_dit
 from qsjax.plan.flops import StepFlops
 from qsjax.plan.size import Size
 from qsjax.plan.steps import executed_density
@@ -143,7 +144,7 @@ def _run(
 
 def _random_dit() -> DiT:
     """Small gaussian weights, modulation included: a new block of the DiT is the identity."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: DiT(CONFIG, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(abstract_dit(CONFIG, dtype=jnp.float32))
     random = np.random.default_rng(0)
 
     def value(leaf: Any) -> jax.Array:

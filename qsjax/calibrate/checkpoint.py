@@ -15,7 +15,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from qsjax.calibrate.blocks import KINDS
 from qsjax.calibrate.loop import block_order, calibrate_blocks
@@ -24,7 +23,8 @@ from qsjax.calibrate.samples import Samples
 from qsjax.calibrate.variables import effective_recipe
 from qsjax.checkpoint import CheckpointWriter, Manifest, load_item, restore, write_atomically
 from qsjax.config import from_mapping, to_mapping
-from qsjax.dit import DiT, DiTConfig
+from qsjax.dit import DiTConfig
+from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
 from qsjax.quant import Recipe
 from qsjax.quant.storage import linear_leaves
@@ -47,13 +47,10 @@ class CheckpointSource:
         source = f"{manifest.directory}: dit config"
         self.config = from_mapping(DiTConfig, manifest.config("dit"), source=source)
 
-        def build() -> DiT:
-            dit = DiT(self.config, dtype=dtype, rngs=nnx.Rngs(0))
-            del dit.double_blocks, dit.single_blocks
-            return dit
-
+        abstract = abstract_dit(self.config, dtype=dtype)
+        del abstract.double_blocks, abstract.single_blocks
         self.ends = restore(
-            manifest, "dit", build, dtype=jnp.dtype(dtype), wanted=lambda leaf: not _in_block(leaf)
+            manifest, "dit", abstract, dtype=self._dtype, wanted=lambda leaf: not _in_block(leaf)
         )
         self._items: dict[str, list[str]] = {}
         for item, leaf, _ in manifest.leaves("dit"):

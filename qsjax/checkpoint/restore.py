@@ -71,14 +71,14 @@ def load_item(
 def restore(
     manifest: Manifest,
     component: str,
-    build: Callable[[], Module],
+    module: Module,
     *,
     dtype: jnp.dtype | None = None,
     wanted: Callable[[str], bool] | None = None,
     place: Placement | None = None,
     progress: bool = False,
 ) -> Module:
-    """Load a component into the module that `build` describes; at most one item is held twice.
+    """Load a component into an abstract module; at most one item is held twice.
 
     A leaf "blocks.3.proj.kernel" fills index 3 of a stacked parameter "blocks.proj.kernel" (blocks that
     run under `lax.scan`), or the parameter of exactly that name where the model is not stacked.
@@ -86,8 +86,8 @@ def restore(
     Args:
         manifest: the checkpoint.
         component: "dit", "vae", "llama" or "clip".
-        build: makes the module; only evaluated abstractly.
-        dtype: dtype of all floating parameters; None keeps what `build` says.
+        module: without values (`nnx.eval_shape`); not changed.
+        dtype: dtype of all floating parameters; None keeps the module's.
         wanted: says of a leaf's name whether it is read, for a module that is a part of the component.
         place: of the parameters among devices, which are given their parts of one item after the other; None has all on this
             host's first.
@@ -96,7 +96,6 @@ def restore(
     Raises:
         CheckpointError: a parameter is missing, surplus or of another shape.
     """
-    module = nnx.eval_shape(build)
     abstract = parameters(module)
     items: dict[str, dict[str, Any]] = {}
     for item, leaf, specification in manifest.leaves(component):

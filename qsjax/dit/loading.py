@@ -4,15 +4,15 @@ import os
 from functools import partial
 
 import jax.numpy as jnp
-from flax import nnx
 
 from qsjax.checkpoint import Manifest, Placement, restore
 from qsjax.config import from_mapping
+from qsjax.dit.abstract import abstract_dit
 from qsjax.dit.config import DiTConfig
 from qsjax.dit.halves import belongs_to, keep
 from qsjax.dit.model import DiT
 from qsjax.errors import CheckpointError, InputError
-from qsjax.quant import Recipe, arrange, with_quantized_layers
+from qsjax.quant import Recipe, arrange
 
 
 def load_dit(
@@ -39,17 +39,16 @@ def load_dit(
     """
     manifest = Manifest.read(directory)
     config = from_mapping(DiTConfig, manifest.config("dit"), source=f"{directory}: dit config")
-    chosen, recipe = jnp.dtype(jnp.bfloat16 if dtype is None else dtype), stored_recipe(manifest)
-    clipped = manifest.component("dit").clipped
-
-    def build() -> DiT:
-        dit = DiT(config, dtype=chosen, rngs=nnx.Rngs(0))
-        if recipe is not None:
-            dit = with_quantized_layers(dit, recipe, clipped=clipped)
-        return keep(dit, part)
-
+    abstract = abstract_dit(
+        config,
+        dtype=jnp.bfloat16 if dtype is None else dtype,
+        recipe=stored_recipe(manifest),
+        clipped=manifest.component("dit").clipped,
+    )
     wanted = None if part == "whole" else partial(belongs_to, part)
-    dit = restore(manifest, "dit", build, wanted=wanted, place=place, progress=progress)
+    dit = restore(
+        manifest, "dit", keep(abstract, part), wanted=wanted, place=place, progress=progress
+    )
     return arrange(dit, place=place)
 
 

@@ -16,10 +16,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pallas_kernels import deviceless, targets
 from pallas_kernels.targets import Target
 from qsjax.dit import DiT, DiTConfig
+from qsjax.dit.abstract import abstract_dit
 from qsjax.dit.halves import keep
 from qsjax.parallel import check_heads, make_mesh, weight_specs
 from qsjax.plan.size import TEXT_TOKENS
-from qsjax.quant import Recipe, arrange, with_quantized_layers
+from qsjax.quant import Recipe, arrange
 from qsjax.sample import Plan, denoise_step, empty_cache, prepare, schedule, sharded_step
 from qsjax.sample.sharded import cache_specs
 from qsjax.sample.steps import CACHE
@@ -96,13 +97,11 @@ class _Shapes:
         self.plan, self.target, self.chips, self.cut = plan, target, chips, cut
         dtype = jnp.dtype(jnp.bfloat16)
 
-        def build(part: str) -> DiT:
-            dit = DiT(config, dtype=dtype, rngs=nnx.Rngs(0))
-            return keep(
-                arrange(with_quantized_layers(dit, recipe, clipped=clipped), target.backend), part
-            )
+        def arranged() -> DiT:
+            stored = abstract_dit(config, recipe=recipe, clipped=clipped)
+            return nnx.eval_shape(partial(arrange, backend=target.backend), stored)
 
-        self.dit = nnx.eval_shape(partial(build, "steps"))
+        self.dit = keep(arranged(), "steps")
         self.latents = jax.ShapeDtypeStruct((1, config.in_channels, *latents), jnp.float32)
         shapes: Any = EncodedPrompt._make  # shapes stand for arrays
         text = shapes(
@@ -113,8 +112,7 @@ class _Shapes:
             )
         )
         negative = text if plan.uses_negative else None
-        whole = nnx.eval_shape(partial(build, "whole"))
-        self.conditions = jax.eval_shape(partial(prepare, plan), whole, text, negative)
+        self.conditions = jax.eval_shape(partial(prepare, plan), arranged(), text, negative)
         self.step = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], schedule(plan)))
 
     def compile(self, kind: str) -> CompiledStep:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from flax import nnx
-
-from qsjax.dit import DiT, DiTConfig
+from qsjax.dit import DiTConfig
+from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
 from qsjax.plan.size import Size
 from qsjax.plan.weights import part_of
@@ -72,7 +71,7 @@ class StepFlops:
 @lru_cache(maxsize=8)
 def _layers(config: DiTConfig) -> tuple[tuple[tuple[str, ...], int], ...]:
     """Path and number of weights of every linear layer, blocks of a kind together."""
-    model = nnx.eval_shape(lambda: DiT(config, rngs=nnx.Rngs(0)))
+    model = abstract_dit(config)
     return tuple(
         (tuple(path.split(".")), prod(layer.kernel.shape))
         for path, (_, _, layer) in iterate_linears(model)

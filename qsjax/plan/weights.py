@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from qsjax.dit import DiT, DiTConfig
+from qsjax.dit import DiTConfig
+from qsjax.dit.abstract import abstract_dit
 from qsjax.parallel.weights import MATRICES, STACKS
-from qsjax.quant import Recipe, with_quantized_layers
+from qsjax.quant import Recipe
 
 GROUPS = ("integers", "scales", "biases", "transforms", "bf16")
 PARTS = ("blocks", "modulation", "refiner", "ends")
@@ -96,12 +97,7 @@ def tensors(config: DiTConfig, recipe: Recipe, clipped: bool = True) -> tuple[Te
     Raises:
         InputError: an override of the recipe matches no layer.
     """
-
-    def build() -> DiT:
-        dit = DiT(config, dtype=_STORED, rngs=nnx.Rngs(0))
-        return with_quantized_layers(dit, recipe, clipped=clipped)
-
-    model = nnx.eval_shape(build)
+    model = abstract_dit(config, recipe=recipe, clipped=clipped)
     abstract = [
         (path, variable.get_value())
         for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))

@@ -187,7 +187,7 @@ def _read_model(
     return read(
         manifest,
         component,
-        lambda: make(config, dtype=chosen, rngs=nnx.Rngs(0)),
+        nnx.eval_shape(lambda: make(config, dtype=chosen, rngs=nnx.Rngs(0))),
         dtype=chosen,
         progress=progress,
     )

@@ -5,7 +5,6 @@ The 8B LLaMA then takes 7.6 GB of memory instead of 14.1 in bfloat16. Weights be
 inside the scan over layers; activations, norms and embeddings stay as they are.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -69,7 +68,7 @@ def store_int8(module: Module) -> Module:
 def restore_int8(
     manifest: Manifest,
     component: str,
-    build: Callable[[], Module],
+    module: Module,
     *,
     dtype: DTypeLike | None = None,
     progress: bool = False,
@@ -81,16 +80,16 @@ def restore_int8(
     Args:
         manifest: the checkpoint.
         component: "llama" or "clip".
-        build: makes the floating-point module; only evaluated abstractly.
-        dtype: of the parameters that stay floating; None keeps what `build` says.
+        module: the floating-point one, without values (`nnx.eval_shape`); not changed.
+        dtype: of the parameters that stay floating; None keeps the module's.
         progress: show a bar, in items.
 
     Raises:
         CheckpointError: a parameter is missing, surplus or of another shape.
     """
-    shapes = {name: leaf.shape for name, leaf in parameters(nnx.eval_shape(build)).items()}
+    shapes = {name: leaf.shape for name, leaf in parameters(module).items()}
     places = find_places(manifest, component, shapes)
-    module = nnx.eval_shape(lambda: store_int8(build()))
+    module = nnx.eval_shape(store_int8, module)
     abstract = parameters(module)
     arrays = {
         name: jnp.zeros(

@@ -33,7 +33,7 @@ def load_vae(
     return restore(
         manifest,
         "vae",
-        lambda: VAE(config, dtype=chosen, rngs=nnx.Rngs(0)),
+        nnx.eval_shape(lambda: VAE(config, dtype=chosen, rngs=nnx.Rngs(0))),
         dtype=chosen,
         progress=progress,
     )

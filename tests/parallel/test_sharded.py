@@ -18,7 +18,7 @@ from qsjax.parallel import check_heads, make_mesh, weight_placement
 
 RUNS = Path(__file__).with_name("sharded_runs.py")
 PLANS = ("dense", "sparse")
-CUT = ("dense", "gathered", "integers")
+CUT = ("dense", "integers")
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +36,19 @@ def runs(tiny_checkpoint):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", [*PLANS, "gathered", "integers"])
+@pytest.mark.parametrize("name", [*PLANS, "integers"])
 def test_several_devices_sample_what_one_does(runs, name):
-    one, eight = runs[name]
+    one, *others = runs[name]
     expected = np.array(one["latents"])
-    np.testing.assert_allclose(eight["latents"], expected, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)  # fmt: skip
     assert np.abs(expected).max() > 0.5
-    assert eight["skipped"] == one["skipped"] != 0
+    for several in others:
+        np.testing.assert_allclose(several["latents"], expected, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)  # fmt: skip
+        assert several["skipped"] == one["skipped"] != 0
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_no_device_has_the_tokens_of_the_whole_video(runs, name):
-    _, eight = runs[name]
+    eight = runs[name][1]
     assert set(eight["full_size"]) == ({"dense"} if name == "dense" else {"refresh", "sparse"})
     assert not any(eight["full_size"].values())
 
@@ -60,10 +61,12 @@ def test_the_cache_lies_with_its_heads(runs):
 
 @pytest.mark.parametrize("name", CUT)
 def test_no_device_has_the_matrices_of_all_layers(runs, name):
-    whole, cut = runs[name]
-    assert set(cut["whole_stacks"]) == {"dense"}
-    assert not any(cut["whole_stacks"].values())
-    assert whole["share"] == 1 > cut["share"]
+    whole, *cuts = runs[name]
+    assert whole["share"] == 1
+    for cut in cuts:
+        assert set(cut["whole_stacks"]) == {"dense"}
+        assert not any(cut["whole_stacks"].values())
+        assert cut["share"] < 1
 
 
 def test_eight_devices_have_an_eighth_of_the_blocks_each(runs):
