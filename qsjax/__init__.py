@@ -9,6 +9,7 @@ Names are imported when they are first used, so that `import qsjax` is immediate
 """
 
 import importlib
+import warnings
 from typing import Any
 
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ _HOMES = {
     "save_prompts": "qsjax.text",
     "Pipeline": "qsjax.pipeline",
     "Result": "qsjax.generation",
-    "Plan": "qsjax.sample",
+    "SamplingPlan": "qsjax.sample",
     "make_sampler": "qsjax.sample",
     "write_contact_sheet": "qsjax.video",
     "write_video": "qsjax.video",
@@ -36,6 +37,9 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Plan":  # for one version
+        warnings.warn("qsjax.Plan is qsjax.SamplingPlan now", DeprecationWarning, stacklevel=2)
+        name = "SamplingPlan"
     if name not in _HOMES:
         raise AttributeError(f"module 'qsjax' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

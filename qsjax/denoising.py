@@ -17,7 +17,7 @@ from qsjax.parallel import replicated, weight_specs
 from qsjax.progress import Progress
 from qsjax.sample import (
     Conditions,
-    Plan,
+    SamplingPlan,
     StepResult,
     denoise,
     denoise_step,
@@ -60,7 +60,7 @@ class Denoiser:
 
     def __call__(
         self,
-        plan: Plan,
+        plan: SamplingPlan,
         prompt: EncodedPrompt,
         negative: EncodedPrompt | None,
         latents: Float[Array, "B C T H W"] | np.ndarray,
@@ -101,7 +101,7 @@ class Denoiser:
             self._add("denoise", start)
 
     def _prepare(
-        self, plan: Plan, prompt: EncodedPrompt, negative: EncodedPrompt | None
+        self, plan: SamplingPlan, prompt: EncodedPrompt, negative: EncodedPrompt | None
     ) -> Conditions:
         """What the steps need of a prompt; released weights are gone when this returns."""
         dit, function = self._models.modulation, partial(prepare, plan)
@@ -111,7 +111,7 @@ class Denoiser:
         return jax.block_until_ready(run(dit, prompt, negative))
 
     def _compiled(
-        self, name: str, plan: Plan, function: Callable[..., Any], *given: Any
+        self, name: str, plan: SamplingPlan, function: Callable[..., Any], *given: Any
     ) -> Callable[..., Any]:
         """The program of a function for these shapes, compiled when it is first asked for; that time is kept apart.
 
@@ -130,6 +130,6 @@ class Denoiser:
         return tree if self._mesh is None else replicated(self._mesh, tree)
 
 
-def _cache(plan: Plan, dit: DiT, latents: Array, conditions: Conditions) -> Any:
+def _cache(plan: SamplingPlan, dit: DiT, latents: Array, conditions: Conditions) -> Any:
     """Buffers of the cache, before the first refresh."""
     return empty_cache(plan, dit, latents.shape, conditions)

@@ -13,6 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from qsjax.budget import PlannedModel, Weights
+from qsjax.budget.fit import require_room
+from qsjax.budget.run import Run
+from qsjax.budget.steps import describe
 from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, nearest
 from qsjax.denoising import Denoiser
@@ -21,10 +25,6 @@ from qsjax.errors import Cancelled, InputError
 from qsjax.generation import Result, choose_settings, same_arguments
 from qsjax.models import Models, device_room
 from qsjax.parallel import check_heads, gathered, make_mesh
-from qsjax.plan import PlannedModel, Weights
-from qsjax.plan.fit import require_room
-from qsjax.plan.run import Run
-from qsjax.plan.steps import describe
 from qsjax.sample import (
     Heads,
     Skip,

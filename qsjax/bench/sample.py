@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qsjax.budget.flops import StepFlops
+from qsjax.budget.size import Size
+from qsjax.budget.steps import executed_density
 from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.abstract import abstract_dit
-from qsjax.plan.flops import StepFlops
-from qsjax.plan.size import Size
-from qsjax.plan.steps import executed_density
 from qsjax.progress import Progress
 from qsjax.residual import Residual
 from qsjax.sample import (
-    Plan,
+    SamplingPlan,
     SparsePlan,
     denoise,
     denoise_step,
@@ -68,7 +68,7 @@ def bench(
         operations, which bounds it where both run at the same rate.
     """
     dit, text = _random_dit(), _prompt(latents[0])
-    plans = {"dense": Plan(steps=steps), "sparse": Plan(steps=steps, sparse=sparse)}
+    plans = {"dense": SamplingPlan(steps=steps), "sparse": SamplingPlan(steps=steps, sparse=sparse)}
     times, outputs = {}, {}
     for name, plan in plans.items():
         times[name], outputs[name] = _run(plan, dit, latents, text, name, progress)
@@ -118,7 +118,12 @@ def text(report: dict[str, Any]) -> str:
 
 
 def _run(
-    plan: Plan, dit: DiT, latents: tuple[int, ...], prompt: EncodedPrompt, name: str, progress: bool
+    plan: SamplingPlan,
+    dit: DiT,
+    latents: tuple[int, ...],
+    prompt: EncodedPrompt,
+    name: str,
+    progress: bool,
 ) -> tuple[list[tuple[str, float]], np.ndarray]:
     conditions, numbers = jax.jit(partial(prepare, plan))(dit, prompt), schedule(plan)
     x, cache = initial_noise(0, latents), None

@@ -77,7 +77,7 @@ def _sample(args: argparse.Namespace) -> tuple[dict, str]:
 
 def _conversion(folder: Path, quantize: str) -> tuple[dict, str]:
     from qsjax.bench.conversion import bench, text
-    from qsjax.plan.models import PlannedModel
+    from qsjax.budget.models import PlannedModel
 
     report = bench(PlannedModel.find("hunyuan-13b").dit, folder, quantize=quantize)
     return report, text(report)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="w4a8, w6a6, w8a8, w4a16, or a TOML file: bits of all layers",
     )
     parser.add_argument(
-        "--method", default="msad", help="msad, or another of qsjax.calibrate.METHODS"
+        "--method", default="msad", help="msad, or another of qsjax.calibration.METHODS"
     )
     parser.add_argument(
         "--captions",
@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
     options = argparse.ArgumentParser(add_help=False)
     add_arguments(options)
     args = with_config(options, args)
-    from qsjax.calibrate import method
-    from qsjax.calibrate.checkpoint import calibrate_checkpoint
-    from qsjax.calibrate.report import as_text, plot, summary
-    from qsjax.calibrate.samples import collect
+    from qsjax.calibration import method
+    from qsjax.calibration.checkpoint import calibrate_checkpoint
+    from qsjax.calibration.report import as_text, plot, summary
+    from qsjax.calibration.samples import collect
     from qsjax.pipeline import Pipeline
     from qsjax.quant import Recipe
 

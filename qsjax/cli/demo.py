@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     from convert import Sources, convert
     from convert.bundled import tiny_model_directory
-    from qsjax.calibrate import METHODS, collect
-    from qsjax.calibrate.checkpoint import calibrate_checkpoint
-    from qsjax.calibrate.report import summary
+    from qsjax.calibration import METHODS, collect
+    from qsjax.calibration.checkpoint import calibrate_checkpoint
+    from qsjax.calibration.report import summary
     from qsjax.checkpoint import Manifest
     from qsjax.cli.ways import Way
     from qsjax.pipeline import Pipeline

@@ -75,9 +75,9 @@ def videos(room: int | None, backend: str) -> dict[str, Any] | None:
     """The largest video of HunyuanVideo-13B that fits by recipe, as frames, height and width; None where memory is not known."""
     if room is None:
         return None
-    from qsjax.plan import PlannedModel, Weights
-    from qsjax.plan.fit import largest_video
-    from qsjax.plan.run import Run
+    from qsjax.budget import PlannedModel, Weights
+    from qsjax.budget.fit import largest_video
+    from qsjax.budget.run import Run
     from qsjax.sample.recipe import SamplingRecipe
 
     found = {}

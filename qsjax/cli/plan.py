@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     options = argparse.ArgumentParser(add_help=False)
     add_arguments(options)
     args = with_config(options, args)
-    from qsjax.plan import PlannedModel, make_report, text
+    from qsjax.budget import PlannedModel, make_report, text
     from qsjax.sample.recipe import SamplingRecipe
 
     named = args.recipe if args.recipe in SamplingRecipe.presets() else ""

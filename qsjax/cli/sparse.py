@@ -51,7 +51,7 @@ def add_sparse_options(parser: argparse.ArgumentParser, *, recipe: bool = True) 
 def sampling_changes(
     args: argparse.Namespace, recipe: str | None, weights: str | None
 ) -> dict[str, Any]:
-    """The fields `sparse` and `skip` of `qsjax.sample.Plan` that the options describe for a checkpoint; None where there are none.
+    """The fields `sparse` and `skip` of `qsjax.sample.SamplingPlan` that the options describe for a checkpoint; None where there are none.
 
     Args:
         args: parsed.

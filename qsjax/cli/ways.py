@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from qsjax.budget.steps import executed_density
 from qsjax.evaluate.metrics import psnr, ssim
 from qsjax.pipeline import Pipeline
-from qsjax.plan.steps import executed_density
 from qsjax.sample import Settings, SparsePlan
-from qsjax.sample.budget import cache_bytes
+from qsjax.sample.cache_size import cache_bytes
 from qsjax.sample.patterns import pattern_for
 from qsjax.sample.sparse import SPARSE
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from qsjax.calibrate import METHODS, Method
+from qsjax.calibration import METHODS, Method
 from qsjax.config import to_mapping
 from qsjax.errors import InputError
 from qsjax.quant import Precision, Recipe

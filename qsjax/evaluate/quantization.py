@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from qsjax.calibrate import Method, Samples, calibrate_module, collect
+from qsjax.calibration import Method, Samples, calibrate_module, collect
 from qsjax.config import to_mapping
 from qsjax.dit import DiT
 from qsjax.errors import InputError, QsjaxError
@@ -69,7 +69,7 @@ class Experiment:
         samples: of the calibration; each has a caption of its own.
         seed: of noise, calibration samples and their order.
         progress: show bars.
-        calibrate, collect: stand-ins for those of `qsjax.calibrate`.
+        calibrate, collect: stand-ins for those of `qsjax.calibration`.
         **settings: of the pipeline's call, for another size or number of steps.
 
     Attributes:

@@ -16,7 +16,7 @@ from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
 from qsjax.sample import (
     DENSE,
-    Plan,
+    SamplingPlan,
     Settings,
     StepResult,
     denoise,
@@ -118,7 +118,7 @@ def reference_run(
 
 
 def denoise_densely(
-    plan: Plan,
+    plan: SamplingPlan,
     dit: DiT,
     latents: Float[Array | np.ndarray, "B C T H W"],
     prompt: EncodedPrompt,
@@ -134,6 +134,6 @@ def denoise_densely(
 
 
 @lru_cache(maxsize=8)
-def dense_programs(plan: Plan) -> tuple[Any, dict[str, Any]]:
+def dense_programs(plan: SamplingPlan) -> tuple[Any, dict[str, Any]]:
     """The jitted `prepare` and dense step of a plan; each keeps a program for every structure of model it has seen."""
     return jax.jit(partial(prepare, plan)), {DENSE: jax.jit(partial(denoise_step, plan, DENSE))}

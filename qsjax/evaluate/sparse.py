@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from qsjax.calibrate import METHODS, calibrate_module, collect
+from qsjax.calibration import METHODS, calibrate_module, collect
 from qsjax.config import to_mapping
 from qsjax.dit import DiT
 from qsjax.errors import CheckpointError
@@ -27,7 +27,15 @@ from qsjax.evaluate.tables import versions
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.progress import Progress
 from qsjax.quant import Recipe
-from qsjax.sample import Heads, Plan, SparsePlan, denoise, denoise_step, empty_cache, heads_of
+from qsjax.sample import (
+    Heads,
+    SamplingPlan,
+    SparsePlan,
+    denoise,
+    denoise_step,
+    empty_cache,
+    heads_of,
+)
 from qsjax.sample.sparse import KINDS, SPARSE
 from qsjax.tiny import sampling
 from qsjax.tiny.evaluate import HELD_OUT
@@ -216,7 +224,7 @@ class SparseExperiment:
         temporary.replace(path)
 
 
-def _density(plan: Plan, heads: Sequence[Heads]) -> float:
+def _density(plan: SamplingPlan, heads: Sequence[Heads]) -> float:
     """The mean over steps; lists that change count as they were at the last refresh."""
     if not heads:
         return 1.0
@@ -225,7 +233,7 @@ def _density(plan: Plan, heads: Sequence[Heads]) -> float:
     return round(1 - share + share * listed, 4)
 
 
-def sampled(plan: Plan, dit: DiT, batch: Batch, bar: Progress) -> tuple[np.ndarray, Any]:
+def sampled(plan: SamplingPlan, dit: DiT, batch: Batch, bar: Progress) -> tuple[np.ndarray, Any]:
     """The last latents of a batch from the reference's noise, and the cache after the last step."""
     make_conditions, _ = dense_programs(plan.dense)
     make_cache, steps = cached_programs(_static(plan))
@@ -239,7 +247,7 @@ def sampled(plan: Plan, dit: DiT, batch: Batch, bar: Progress) -> tuple[np.ndarr
 
 
 @lru_cache(maxsize=2)
-def cached_programs(plan: Plan) -> tuple[Any, dict[str, Any]]:
+def cached_programs(plan: SamplingPlan) -> tuple[Any, dict[str, Any]]:
     """The jitted cache and its steps; plans that differ in numbers only have the same.
 
     Few are kept: each holds a thousand mappings of memory on a CPU, and a process may have 65,530.
@@ -248,10 +256,10 @@ def cached_programs(plan: Plan) -> tuple[Any, dict[str, Any]]:
     return cache, {kind: jax.jit(partial(denoise_step, plan, kind)) for kind in KINDS}
 
 
-def _static(plan: Plan) -> Plan:
+def _static(plan: SamplingPlan) -> SamplingPlan:
     """Without what reaches the steps as numbers."""
     sparse = plan.sparse and _without_numbers(plan.sparse)
-    return Plan(steps=1, true_cfg=plan.true_cfg, sparse=sparse, skip=plan.skip)
+    return SamplingPlan(steps=1, true_cfg=plan.true_cfg, sparse=sparse, skip=plan.skip)
 
 
 def _without_numbers(sparse: SparsePlan) -> SparsePlan:

@@ -1,14 +1,14 @@
 """Sampling: the schedule, the plan of a run, and the pure functions that follow it."""
 
-from qsjax.sample.budget import cache_bytes as cache_bytes
-from qsjax.sample.budget import within_budget as within_budget
 from qsjax.sample.cache import empty_cache as empty_cache
+from qsjax.sample.cache_size import cache_bytes as cache_bytes
+from qsjax.sample.cache_size import within_budget as within_budget
 from qsjax.sample.heads import Heads as Heads
 from qsjax.sample.heads import heads_of as heads_of
 from qsjax.sample.loop import StepResult as StepResult
 from qsjax.sample.loop import denoise as denoise
 from qsjax.sample.patterns import pattern_for as pattern_for
-from qsjax.sample.plan import Plan as Plan
+from qsjax.sample.plan import SamplingPlan as SamplingPlan
 from qsjax.sample.sampler import make_sampler as make_sampler
 from qsjax.sample.schedule import sigmas as sigmas
 from qsjax.sample.settings import Settings as Settings

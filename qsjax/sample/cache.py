@@ -10,14 +10,16 @@ from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.residual import empty_state, placed
 from qsjax.sample.patterns import pattern_for, token_grid
-from qsjax.sample.plan import Plan
+from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.skip import nothing_skipped
 from qsjax.sample.sparse import SparsePlan
 from qsjax.sample.state import Cache, Memory, Slot
 from qsjax.sample.step import Conditions
 
 
-def empty_cache(plan: Plan, dit: DiT, latents: tuple[int, ...], conditions: Conditions) -> Cache:
+def empty_cache(
+    plan: SamplingPlan, dit: DiT, latents: tuple[int, ...], conditions: Conditions
+) -> Cache:
     """A cache of the right shapes, before the first step.
 
     Args:
@@ -45,7 +47,7 @@ def empty_cache(plan: Plan, dit: DiT, latents: tuple[int, ...], conditions: Cond
     )
 
 
-def where_it_belongs(plan: Plan, cache: Cache) -> Cache:
+def where_it_belongs(plan: SamplingPlan, cache: Cache) -> Cache:
     """The cache where the plan wants it: on the device, or on its host.
 
     Also inside a program that leaves it as it is: XLA rejects an input from the host that is returned without a placement.

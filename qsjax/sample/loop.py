@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from qsjax.dit import DiT
-from qsjax.sample.plan import Plan
+from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.step import Conditions, Step, schedule
 
 Program = Callable[[DiT, Array, Any, Step, Conditions], tuple[Array, Any]]
@@ -31,7 +31,7 @@ class StepResult(NamedTuple):
 
 
 def denoise(
-    plan: Plan,
+    plan: SamplingPlan,
     programs: Mapping[str, Program],
     dit: DiT,
     latents: Float[Array, "B C T H W"],

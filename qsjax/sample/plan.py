@@ -9,7 +9,7 @@ from qsjax.sample.sparse import DENSE, SparsePlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SamplingPlan:
     """The settings of one sampling run; hashable, so that a compiled sampler can be kept by plan.
 
     Attributes:
@@ -46,7 +46,7 @@ class Plan:
         return self.sparse is not None or self.skip is not None
 
     @property
-    def dense(self) -> "Plan":
+    def dense(self) -> "SamplingPlan":
         """The same with dense attention and every step computed."""
         return replace(self, sparse=None, skip=None)
 

@@ -10,16 +10,16 @@ from jaxtyping import Array, Float
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import InputError
 from qsjax.sample.cache import empty_cache
-from qsjax.sample.plan import Plan
+from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.step import prepare, schedule
 from qsjax.sample.steps import denoise_step
 from qsjax.text import EncodedPrompt
 
 
-def make_sampler(config: DiTConfig, plan: Plan) -> Callable[..., Float[Array, "B C T H W"]]:
+def make_sampler(config: DiTConfig, plan: SamplingPlan) -> Callable[..., Float[Array, "B C T H W"]]:
     """A pure function that runs all steps of `plan`; jit it as a whole.
 
-    >>> sampler = jax.jit(make_sampler(dit.config, Plan(steps=50)), donate_argnums=1)
+    >>> sampler = jax.jit(make_sampler(dit.config, SamplingPlan(steps=50)), donate_argnums=1)
     >>> latents = sampler(dit, noise, text)
 
     Args:

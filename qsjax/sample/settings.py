@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping
 from qsjax.errors import InputError
-from qsjax.sample.plan import Plan
+from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.skip import Skip
 from qsjax.sample.sparse import SparsePlan
 
@@ -48,9 +48,9 @@ class Settings:
         """The settings in a checkpoint's manifest; what it does not say is HunyuanVideo's."""
         return from_mapping(cls, manifest.generation, source="manifest: generation")
 
-    def plan(self) -> Plan:
+    def plan(self) -> SamplingPlan:
         """The sampling plan of these settings."""
-        return Plan(
+        return SamplingPlan(
             steps=self.steps,
             shift=self.shift,
             guidance=self.guidance,

@@ -12,7 +12,7 @@ from qsjax.dit import DiT
 from qsjax.parallel import AXIS, check_heads, gathering
 from qsjax.residual import LayerState
 from qsjax.sample.cache import empty_cache
-from qsjax.sample.plan import Plan
+from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.state import Cache, Memory, Skipped, Slot
 from qsjax.sample.step import Conditions, prepare
 from qsjax.sample.steps import denoise_step
@@ -22,7 +22,9 @@ _BY_HEAD = P(None, None, AXIS)
 """Of everything that a layer's state has for each head: layers, batch, heads."""
 
 
-def sharded_step(plan: Plan, kind: str, mesh: Mesh, cache: Any, weights: Any) -> Callable[..., Any]:
+def sharded_step(
+    plan: SamplingPlan, kind: str, mesh: Mesh, cache: Any, weights: Any
+) -> Callable[..., Any]:
     """`denoise_step` on a mesh, to be jitted; arguments and results are global arrays.
 
     Args:
@@ -46,7 +48,7 @@ def sharded_step(plan: Plan, kind: str, mesh: Mesh, cache: Any, weights: Any) ->
     )
 
 
-def sharded_prepare(plan: Plan, mesh: Mesh, weights: Any) -> Callable[..., Conditions]:
+def sharded_prepare(plan: SamplingPlan, mesh: Mesh, weights: Any) -> Callable[..., Conditions]:
     """`prepare` on a mesh, to be jitted: `prepare(dit, text, negative)`. Every device makes the whole table.
 
     Args:
@@ -64,7 +66,7 @@ def sharded_prepare(plan: Plan, mesh: Mesh, weights: Any) -> Callable[..., Condi
 
 
 def sharded_cache(
-    plan: Plan, mesh: Mesh, dit: DiT, latents: tuple[int, ...], conditions: Conditions
+    plan: SamplingPlan, mesh: Mesh, dit: DiT, latents: tuple[int, ...], conditions: Conditions
 ) -> Cache:
     """An empty cache on a mesh; no device ever has all of it.
 

@@ -13,7 +13,7 @@ from qsjax.dit.blocks import Attention
 from qsjax.errors import InputError
 from qsjax.parallel import by_heads, by_tokens
 from qsjax.residual import Gains
-from qsjax.sample.plan import Plan
+from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.schedule import sigmas, timesteps
 from qsjax.sample.skip import may_skip
 from qsjax.sample.sparse import REFRESH, gains
@@ -86,7 +86,7 @@ def _key(seed: int) -> Array:
 
 
 def prepare(
-    plan: Plan, dit: DiT, text: EncodedPrompt, negative: EncodedPrompt | None = None
+    plan: SamplingPlan, dit: DiT, text: EncodedPrompt, negative: EncodedPrompt | None = None
 ) -> Conditions:
     """Compute what does not change between steps.
 
@@ -107,7 +107,7 @@ def prepare(
     return Conditions(text, rows(text), negative, rows(negative))
 
 
-def schedule(plan: Plan) -> Step:
+def schedule(plan: SamplingPlan) -> Step:
     """The numbers of all steps, leading axis steps."""
     sigma = sigmas(plan.steps, plan.shift)
     return Step(
@@ -120,7 +120,7 @@ def schedule(plan: Plan) -> Step:
 
 
 def euler_step(
-    plan: Plan,
+    plan: SamplingPlan,
     dit: DiT,
     latents: Float[Array, "B C T H W"],
     step: Step,
@@ -170,7 +170,9 @@ def among_devices(attention: Attention | None, axis: str, text: int, heads: int)
     return by_tokens(axis, text)
 
 
-def _guidance(plan: Plan, config: DiTConfig, prompt: EncodedPrompt) -> Float[Array, " B"] | None:
+def _guidance(
+    plan: SamplingPlan, config: DiTConfig, prompt: EncodedPrompt
+) -> Float[Array, " B"] | None:
     if not config.guidance_embeds:
         return None
     return jnp.full(prompt.pooled.shape[0], 1000 * plan.guidance, jnp.float32)

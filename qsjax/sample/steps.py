@@ -13,7 +13,7 @@ from qsjax.dit.blocks import Attention, Context
 from qsjax.residual import Gains, LayerState, refresh_attention, sparse_attention
 from qsjax.sample.cache import where_it_belongs
 from qsjax.sample.patterns import pattern_for, token_grid
-from qsjax.sample.plan import Plan
+from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.skip import skipping
 from qsjax.sample.sparse import DENSE, REFRESH, SparsePlan
 from qsjax.sample.state import Blocks, Cache, Memory, Slot
@@ -24,7 +24,7 @@ CACHE = 2
 
 
 def denoise_step(
-    plan: Plan,
+    plan: SamplingPlan,
     kind: str,
     dit: DiT,
     latents: Float[Array, "B C T H W"],

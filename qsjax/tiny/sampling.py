@@ -8,7 +8,7 @@ import numpy as np
 
 from qsjax.dit import DiT
 from qsjax.sample import initial_noise, make_sampler
-from qsjax.sample.plan import Plan
+from qsjax.sample.plan import SamplingPlan
 from qsjax.tiny import checker, latents, words
 from qsjax.tiny.checker import Score
 from qsjax.tiny.dit_training import TEXT_LENGTH
@@ -27,7 +27,7 @@ def held_out(seed: int, count: int) -> list[Scene]:
 def sample(
     dit: DiT,
     scenes: Sequence[Scene],
-    plan: Plan,
+    plan: SamplingPlan,
     size: tuple[int, int, int],
     *,
     seed: int,

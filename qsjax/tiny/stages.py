@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from qsjax.dit import DiT, load_dit
-from qsjax.sample.plan import Plan
+from qsjax.sample.plan import SamplingPlan
 from qsjax.tiny import (
     bundle,
     checker,
@@ -146,7 +146,7 @@ def train_dit(options: Options) -> None:
         if options.start
         else DiT(DIT_CONFIG, rngs=nnx.Rngs(options.seed))
     )
-    plan = Plan(steps=_STEPS, shift=objectives.SHIFT, guidance=1.0, true_cfg=_GUIDANCE)
+    plan = SamplingPlan(steps=_STEPS, shift=objectives.SHIFT, guidance=1.0, true_cfg=_GUIDANCE)
     _train("dit", options, DIT, model, objectives.flow, options.seed + TRAIN_DIT, plan)
 
 
@@ -159,7 +159,7 @@ def distil(options: Options) -> None:
     )
     teacher = dit_training.velocity(model, options.matmul_dtype)(nnx.split(model)[1])
     objective = objectives.guided_flow(teacher)
-    plan = Plan(steps=_STEPS, shift=objectives.SHIFT, guidance=_GUIDANCE)
+    plan = SamplingPlan(steps=_STEPS, shift=objectives.SHIFT, guidance=_GUIDANCE)
     _train("distil", options, DISTIL, model, objective, options.seed + TRAIN_DISTIL, plan)
 
 
@@ -215,7 +215,7 @@ def _train(
     model: DiT,
     objective: objectives.Objective,
     stream: int,
-    plan: Plan,
+    plan: SamplingPlan,
 ) -> None:
     basis = latents.load(options.basis)
     training = replace(

@@ -39,7 +39,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TilePlan:
     """The tiles of one volume.
 
     Attributes:
@@ -79,7 +79,7 @@ class Plan:
 
 
 def run_in_tiles(
-    network: Network, x: Volume, plan: Plan, bar: Progress, ahead: int = 0
+    network: Network, x: Volume, plan: TilePlan, bar: Progress, ahead: int = 0
 ) -> Iterator[Output]:
     """Yield the output in pieces along time, each as soon as it is final.
 
@@ -106,7 +106,7 @@ def run_in_tiles(
         yield y if y.shape[2] <= kept else y[:, :, :kept]
 
 
-def _run_frames(network: Network, x: Volume, plan: Plan, bar: Progress, ahead: int) -> Output:
+def _run_frames(network: Network, x: Volume, plan: TilePlan, bar: Progress, ahead: int) -> Output:
     """One tile along time: a grid of tiles, joined. Of finished tiles only the blended borders are kept."""
     cells, cut = plan.cells(*x.shape[3:]), plan.space
     if cut is None or len(cells) == len(cells[0]) == 1:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from qsjax.errors import InputError
 from qsjax.progress import Progress
-from qsjax.vae.blending import Network, Plan, run_in_tiles
+from qsjax.vae.blending import Network, TilePlan, run_in_tiles
 from qsjax.vae.coder import Decoder, Encoder
 from qsjax.vae.config import VAEConfig
 from qsjax.vae.layers import Conv
@@ -151,7 +151,7 @@ def _decode_tile(vae: VAE, z: Array | np.ndarray) -> Array:
 def _pieces(
     network: Network,
     x: Array | np.ndarray,
-    plan: Plan,
+    plan: TilePlan,
     label: str,
     progress: bool,
     ahead: int = 0,
@@ -165,7 +165,7 @@ def _pieces(
 
 
 def _with_bar(
-    network: Network, x: np.ndarray, plan: Plan, label: str, progress: bool, ahead: int
+    network: Network, x: np.ndarray, plan: TilePlan, label: str, progress: bool, ahead: int
 ) -> Iterator[np.ndarray]:
     with Progress(plan.count(x.shape), label, unit="tile", enabled=progress) as bar:
         yield from run_in_tiles(network, x, plan, bar, ahead)

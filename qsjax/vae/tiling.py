@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from qsjax.errors import InputError
-from qsjax.vae.blending import Cut, Plan
+from qsjax.vae.blending import Cut, TilePlan
 from qsjax.vae.config import VAEConfig
 
 
@@ -46,7 +46,7 @@ class Tiling:
         """The tile sizes of diffusers' `AutoencoderKLHunyuanVideo` after `enable_tiling()`."""
         return cls(frames=16, frame_stride=12)
 
-    def decode_plan(self, config: VAEConfig) -> Plan:
+    def decode_plan(self, config: VAEConfig) -> TilePlan:
         """The cuts of a latent.
 
         Raises:
@@ -59,9 +59,9 @@ class Tiling:
             else Cut(size // ratio, stride // ratio, out_stride=stride, extent=size - stride)
             for size, stride, ratio in self._axes(config)
         ]
-        return Plan(*cuts)
+        return TilePlan(*cuts)
 
-    def encode_plan(self, config: VAEConfig) -> Plan:
+    def encode_plan(self, config: VAEConfig) -> TilePlan:
         """The cuts of a video.
 
         Raises:
@@ -74,7 +74,7 @@ class Tiling:
             else Cut(size, stride, out_stride=stride // ratio, extent=(size - stride) // ratio)
             for size, stride, ratio in self._axes(config)
         ]
-        return Plan(*cuts)
+        return TilePlan(*cuts)
 
     def _axes(self, config: VAEConfig) -> tuple[tuple[int | None, int | None, int], ...]:
         return (

@@ -5,7 +5,7 @@ import json
 import pytest
 from evaluate_models import SMALL
 
-from qsjax.calibrate import Samples
+from qsjax.calibration import Samples
 from qsjax.cli import main
 from qsjax.errors import InputError
 from qsjax.evaluate.quantization import Experiment

@@ -9,7 +9,7 @@ import pytest
 from evaluate_models import SMALL, rounded
 
 import qsjax
-from qsjax.calibrate import Samples
+from qsjax.calibration import Samples
 from qsjax.errors import CheckpointError, InputError
 from qsjax.evaluate.grid import grid, select
 from qsjax.evaluate.quantization import Experiment, calibration_captions

@@ -121,7 +121,7 @@ ATTENTION = {
 
 @pytest.mark.parametrize(
     ("name", "target"),
-    # A v5e's fine lists are in the whole steps of tests/plan.
+    # A v5e's fine lists are in the whole steps of tests/budget.
     chosen(
         [("int8", "v5e"), ("plain", "v6e"), ("fine", "v6e"), ("720p", "v6e")],
         ATTENTION,

@@ -19,7 +19,7 @@ from qsjax.params import map_parameters
 from qsjax.quant import Recipe, arrange, with_quantized_layers
 from qsjax.residual import Residual
 from qsjax.sample import (
-    Plan,
+    SamplingPlan,
     Skip,
     SparsePlan,
     denoise,
@@ -50,9 +50,11 @@ SVG = Sparsity(mask="svg", density=0.3, block=4, profiled_rows=24)
 SPARSE = SparsePlan(sparsity=SVG, residual=Residual(store="float32", rank=2), interval=3)
 """Stored in floats: an int8 cache rounds a value halfway between two integers to either, as partial sums fall."""
 PLANS = {
-    "dense": Plan(steps=3, shift=3.0),
-    "integers": Plan(steps=2, shift=3.0),
-    "sparse": Plan(steps=6, shift=3.0, true_cfg=2.0, skip=Skip(threshold=0.6), sparse=SPARSE),
+    "dense": SamplingPlan(steps=3, shift=3.0),
+    "integers": SamplingPlan(steps=2, shift=3.0),
+    "sparse": SamplingPlan(
+        steps=6, shift=3.0, true_cfg=2.0, skip=Skip(threshold=0.6), sparse=SPARSE
+    ),
 }
 WAYS = {"dense": ((1, False), (8, True), (3, True)), "integers": ((8, False), (8, True)), "sparse": ((1, False), (8, False))}  # fmt: skip
 """Devices, and whether they share the weights. Three do not divide eight heads and gather the tokens. Integers are rounded to otherwise among other partial sums, and compared on as many."""
@@ -120,7 +122,7 @@ def spread(dit: DiT, mesh: Any, cut: bool) -> DiT:
     return map_parameters(lambda name, leaf: jax.device_put(leaf, place(name, leaf.shape)), dit)
 
 
-def run(plan: Plan, dit: DiT, devices: int, cut: bool) -> dict:
+def run(plan: SamplingPlan, dit: DiT, devices: int, cut: bool) -> dict:
     """Latents after the last step; on several devices also what its programs hold, and how cache and weights lie."""
     negative = prompt(2, TEXT + 2) if plan.uses_negative else None  # its cache has its own length
     numbers, x = schedule(plan), initial_noise(7, SHAPE)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from sample.sampled_models import CONFIG, SHAPE, prompt, random_dit, walk
 
-from qsjax.plan.steps import executed_density
+from qsjax.budget.steps import executed_density
 from qsjax.residual import Residual
-from qsjax.sample import Plan, SparsePlan, heads_of
+from qsjax.sample import SamplingPlan, SparsePlan, heads_of
 from qsjax.sample.patterns import pattern_for
 from qsjax.sparse import Sparsity
 
@@ -24,7 +24,7 @@ def dit():
 def heads(dit, **changes):
     """After a first step, which is a refresh."""
     sparse = replace(SPARSE, sparsity=replace(SPARSE.sparsity, **changes.pop("sparsity", {})), **changes)  # fmt: skip
-    ((_, cache),) = walk(dit, Plan(steps=1, sparse=sparse))
+    ((_, cache),) = walk(dit, SamplingPlan(steps=1, sparse=sparse))
     text = prompt(1).text.shape[1]
     pattern = pattern_for(sparse, CONFIG, SHAPE, text)
     return heads_of(sparse, CONFIG, SHAPE, text, cache[0].slot), pattern

@@ -14,7 +14,7 @@ from tolerances import FLOAT32_NETWORK
 from qsjax.errors import InputError
 from qsjax.sample import (
     DENSE,
-    Plan,
+    SamplingPlan,
     denoise,
     denoise_step,
     initial_noise,
@@ -33,7 +33,7 @@ def dit():
 
 @pytest.mark.parametrize("true_cfg", [1.0, 3.0])
 def test_sampler_is_the_euler_loop_written_out(dit, true_cfg):
-    plan = Plan(steps=3, shift=3.0, guidance=4.0, true_cfg=true_cfg)
+    plan = SamplingPlan(steps=3, shift=3.0, guidance=4.0, true_cfg=true_cfg)
     text, negative = prompt(1), prompt(2)
     noise = initial_noise(7, SHAPE)
     forward = jax.jit(lambda dit, x, t, p: dit(x, t, *p, jnp.full(2, 4000.0)))
@@ -52,7 +52,7 @@ def test_sampler_is_the_euler_loop_written_out(dit, true_cfg):
 
 
 def test_all_steps_at_once_equal_step_by_step(dit):
-    plan = Plan(steps=4, shift=7.0)
+    plan = SamplingPlan(steps=4, shift=7.0)
     text, noise = prompt(1), initial_noise(3, SHAPE)
     whole = jax.jit(make_sampler(CONFIG, plan))(dit, noise, text)
     conditions = jax.jit(partial(prepare, plan))(dit, text)
@@ -92,13 +92,13 @@ def test_all_64_bits_of_a_seed_count():
 
 def test_guidance_without_a_negative_prompt_is_refused(dit):
     with pytest.raises(InputError, match="needs a negative prompt"):
-        prepare(Plan(steps=1, true_cfg=2.0), dit, prompt(1))
+        prepare(SamplingPlan(steps=1, true_cfg=2.0), dit, prompt(1))
 
 
 def test_sampler_refuses_a_model_of_another_configuration(dit):
     from dataclasses import replace
 
-    sampler = make_sampler(replace(CONFIG, rope_theta=1.0), Plan(steps=1))
+    sampler = make_sampler(replace(CONFIG, rope_theta=1.0), SamplingPlan(steps=1))
     with pytest.raises(InputError, match="another configuration"):
         sampler(dit, initial_noise(0, SHAPE), prompt(1))
 
@@ -108,4 +108,4 @@ def test_sampler_refuses_a_model_of_another_configuration(dit):
 )
 def test_impossible_plans_are_refused(values):
     with pytest.raises(InputError):
-        Plan(**values)
+        SamplingPlan(**values)

@@ -11,7 +11,15 @@ from tolerances import FLOAT32_NETWORK
 
 from qsjax.errors import InputError
 from qsjax.residual import Residual
-from qsjax.sample import Plan, Skip, SparsePlan, initial_noise, make_sampler, prepare, schedule
+from qsjax.sample import (
+    SamplingPlan,
+    Skip,
+    SparsePlan,
+    initial_noise,
+    make_sampler,
+    prepare,
+    schedule,
+)
 from qsjax.sample.skip import may_skip
 from qsjax.sparse import Sparsity
 
@@ -48,7 +56,7 @@ def test_first_and_last_steps_and_refreshes_are_always_computed():
 
 @pytest.mark.parametrize(("sparse", "true_cfg"), [(None, 2.0), (SPARSE, 1.0)])
 def test_a_threshold_that_nothing_is_below_changes_nothing(dit, sparse, true_cfg):
-    plan = Plan(steps=STEPS, shift=3.0, sparse=sparse, true_cfg=true_cfg)
+    plan = SamplingPlan(steps=STEPS, shift=3.0, sparse=sparse, true_cfg=true_cfg)
     expected, _ = run(dit, plan)
     found, counts = run(dit, replace(plan, skip=Skip(threshold=1e-9)))
     assert counts[-1] == 0
@@ -57,14 +65,14 @@ def test_a_threshold_that_nothing_is_below_changes_nothing(dit, sparse, true_cfg
 
 @pytest.mark.parametrize(("sparse", "computed"), [(None, [0, 7]), (SPARSE, [0, 3, 6, 7])])
 def test_what_may_be_left_out_is_below_a_large_threshold(dit, sparse, computed):
-    plan = Plan(steps=STEPS, shift=3.0, sparse=sparse, skip=ALWAYS)
+    plan = SamplingPlan(steps=STEPS, shift=3.0, sparse=sparse, skip=ALWAYS)
     _, counts = run(dit, plan)
     assert [n for n, more in enumerate(np.diff([0, *counts])) if not more] == computed
 
 
 def test_what_the_blocks_added_last_is_added_again(dit):
     """The second step of two skips: its velocity is the final layer of its own tokens and the first step's blocks."""
-    plan = Plan(steps=STEPS, shift=3.0, skip=ALWAYS)
+    plan = SamplingPlan(steps=STEPS, shift=3.0, skip=ALWAYS)
     found, counts = run(dit, plan)
     assert counts[:2] == [0, 1]
     text, numbers = prompt(1), schedule(plan)
@@ -86,13 +94,13 @@ def test_what_the_blocks_added_last_is_added_again(dit):
 def test_changes_add_up_through_the_polynomial_until_a_step_is_computed(dit):
     """A polynomial that says 1 whatever changes: of a threshold of 2.5, two steps in three are left out."""
     skip = Skip(threshold=2.5, coefficients=(0.0, 1.0))
-    _, counts = run(dit, Plan(steps=STEPS, shift=3.0, skip=skip))
+    _, counts = run(dit, SamplingPlan(steps=STEPS, shift=3.0, skip=skip))
     # Step 0 is computed and starts the sum at 0; 1 and 2 make it 1 and 2; 3 would make it 3. The last is always computed.
     assert counts == [0, 1, 2, 2, 3, 4, 4, 4]
 
 
 def test_the_sampler_leaves_out_the_same_steps(dit):
-    plan = Plan(steps=6, shift=3.0, sparse=SPARSE, skip=Skip(threshold=1.0))
+    plan = SamplingPlan(steps=6, shift=3.0, sparse=SPARSE, skip=Skip(threshold=1.0))
     expected, counts = run(dit, plan)
     assert 0 < counts[-1] < 3
     found = jax.jit(make_sampler(CONFIG, plan))(dit, initial_noise(7, SHAPE), prompt(1))

@@ -15,7 +15,7 @@ from pallas_kernels.targets import TARGETS
 from qsjax.errors import InputError
 from qsjax.residual import Residual
 from qsjax.sample import (
-    Plan,
+    SamplingPlan,
     SparsePlan,
     empty_cache,
     initial_noise,
@@ -24,14 +24,14 @@ from qsjax.sample import (
     sigmas,
     within_budget,
 )
-from qsjax.sample.budget import cache_bytes
+from qsjax.sample.cache_size import cache_bytes
 from qsjax.sample.sparse import KINDS, gains
 from qsjax.sparse import Sparsity
 
 HALF = Sparsity(mask="svg", density=0.4, block=4, profiled_rows=12)
 FLOATS = Residual(store="float32", rank=0)
 SPARSE = SparsePlan(sparsity=HALF, residual=FLOATS, interval=3, dense_steps=2)
-DENSE = Plan(steps=8, shift=3.0)
+DENSE = SamplingPlan(steps=8, shift=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_kinds_of_all_steps():
     assert "".join(kind[0] for kind in kinds) == "drssrssrs"
     once = replace(SPARSE, interval=0, dense_steps=1).kinds(4)
     assert "".join(kind[0] for kind in once) == "rsss"
-    assert Plan(steps=2).kinds == ("dense", "dense")
+    assert SamplingPlan(steps=2).kinds == ("dense", "dense")
 
 
 @pytest.mark.parametrize("clock", ["steps", "sigma"])
@@ -90,7 +90,7 @@ def test_a_refresh_in_every_step_is_dense_sampling(dit, dense):
 
 def test_policies_and_dense_layers_do_what_they_say(dit):
     """Where latents hardly move from step to step, what the first order remembers is what the lists leave out."""
-    still = Plan(steps=4, shift=1e4)
+    still = SamplingPlan(steps=4, shift=1e4)
     forgets = replace(FLOATS, policy="none")
     plans = {
         "none": replace(SPARSE, residual=forgets),
@@ -134,7 +134,7 @@ def test_a_cache_on_the_host_makes_the_same_video_and_stays_there(dit):
 
 
 def test_a_gpu_is_not_asked_for_its_host(dit):
-    plan = Plan(steps=8, sparse=replace(SPARSE, residual=Residual(place="host")))
+    plan = SamplingPlan(steps=8, sparse=replace(SPARSE, residual=Residual(place="host")))
     with (
         targets.assumed(TARGETS["h100"]),
         pytest.raises(InputError, match="leave it on the device"),
@@ -143,7 +143,7 @@ def test_a_gpu_is_not_asked_for_its_host(dit):
 
 
 def test_a_budget_picks_the_store():
-    plan = Plan(steps=8, sparse=replace(SPARSE, residual=Residual(rank=2)))
+    plan = SamplingPlan(steps=8, sparse=replace(SPARSE, residual=Residual(rank=2)))
 
     def sized(store):
         residual = Residual(rank=2, store=store)

@@ -1,0 +1,171 @@
+"""The steps of a sampling run, compiled for a device that need not be here: the compiler's own count of memory.
+
+Everything is in it: packed weights, lists, residual cache with its factors and log-sum-exps, rotary and modulation tables, the
+buffers between layers. Nothing is loaded; arguments are shapes.
+"""
+
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pallas_kernels import deviceless, targets
+from pallas_kernels.targets import Target
+from qsjax.budget.size import TEXT_TOKENS
+from qsjax.dit import DiT, DiTConfig
+from qsjax.dit.abstract import abstract_dit
+from qsjax.dit.halves import keep
+from qsjax.parallel import check_heads, make_mesh, weight_specs
+from qsjax.quant import Recipe, arrange
+from qsjax.sample import SamplingPlan, denoise_step, empty_cache, prepare, schedule, sharded_step
+from qsjax.sample.sharded import cache_specs
+from qsjax.sample.steps import CACHE
+from qsjax.text import EncodedPrompt
+
+_KINDS = {jax.memory.Space.Device: "device", jax.memory.Space.Host: "pinned_host"}
+
+
+class CompiledStep(NamedTuple):
+    """What the compiler says of one program.
+
+    Attributes:
+        peak_bytes: arguments, results that are no arguments, and temporaries at their widest.
+        argument_bytes: weights, cache, tables, latents.
+        temporary_bytes: in between.
+        host_bytes: of what is in the host's memory: a residual cache that is placed there.
+        trace_seconds: from Python to the compiler's input, here; what a start repeats whose programs are in the compilation cache.
+        seconds: that compiling took here, the former included.
+    """
+
+    peak_bytes: int
+    argument_bytes: int
+    temporary_bytes: int
+    host_bytes: int
+    trace_seconds: float
+    seconds: float
+
+
+def compile_steps(
+    config: DiTConfig,
+    recipe: Recipe,
+    plan: SamplingPlan,
+    target: Target,
+    *,
+    latents: tuple[int, int, int],
+    text_tokens: int = TEXT_TOKENS,
+    clipped: bool = True,
+    chips: int = 1,
+    cut: bool = False,
+) -> dict[str, CompiledStep]:
+    """Compile one step of each kind that the plan has, bfloat16, one prompt, modulation weights released.
+
+    Args:
+        config: of the transformer.
+        recipe: of its weights.
+        plan: of the run.
+        target: whose compiler is asked.
+        latents: frames, height and width of the latents.
+        text_tokens: of the prompt.
+        clipped: whether quantized activations have a learned clip.
+        chips: that share the tokens; what is returned is of one of them.
+        cut: whether they share the weights of the blocks, too.
+
+    Raises:
+        ModuleNotFoundError: its compiler is not installed.
+    """
+    shapes = _Shapes(config, recipe, plan, target, latents, text_tokens, clipped, chips, cut)
+    return {kind: shapes.compile(kind) for kind in dict.fromkeys(plan.kinds)}
+
+
+class _Shapes:
+    def __init__(
+        self,
+        config: DiTConfig,
+        recipe: Recipe,
+        plan: SamplingPlan,
+        target: Target,
+        latents: tuple[int, int, int],
+        text_tokens: int,
+        clipped: bool,
+        chips: int,
+        cut: bool,
+    ) -> None:
+        self.plan, self.target, self.chips, self.cut = plan, target, chips, cut
+        dtype = jnp.dtype(jnp.bfloat16)
+
+        def arranged() -> DiT:
+            stored = abstract_dit(config, recipe=recipe, clipped=clipped)
+            return nnx.eval_shape(partial(arrange, backend=target.backend), stored)
+
+        self.dit = keep(arranged(), "steps")
+        self.latents = jax.ShapeDtypeStruct((1, config.in_channels, *latents), jnp.float32)
+        shapes: Any = EncodedPrompt._make  # shapes stand for arrays
+        text = shapes(
+            (
+                jax.ShapeDtypeStruct((1, text_tokens, config.text_dim), dtype),
+                jax.ShapeDtypeStruct((1, text_tokens), jnp.bool_),
+                jax.ShapeDtypeStruct((1, config.pooled_dim), dtype),
+            )
+        )
+        negative = text if plan.uses_negative else None
+        self.conditions = jax.eval_shape(partial(prepare, plan), arranged(), text, negative)
+        self.step = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], schedule(plan)))
+
+    def compile(self, kind: str) -> CompiledStep:
+        plan = self.plan
+        cache, spaces = None, []
+        if plan.remembers:
+            make = partial(empty_cache, plan, latents=self.latents.shape)
+            traced = jax.jit(lambda dit, known: make(dit, conditions=known)).trace(
+                self.dit, self.conditions
+            )
+            cache = traced.out_info
+            spaces = [leaf.memory_space for leaf in traced.jaxpr.out_avals]
+        devices = deviceless.devices(self.target, self.chips)
+        mesh = make_mesh(devices)
+        if plan.sparse is not None:
+            check_heads(mesh, self.dit.config.num_heads)
+        whole = partial(jax.tree.map, lambda _: PartitionSpec())
+        weights = weight_specs(self.dit, self.chips) if self.cut else whole(self.dit)
+        function: Any = partial(denoise_step, plan, kind)
+        if self.chips > 1:
+            function = sharded_step(plan, kind, mesh, cache, weights)
+        given: Any = (self.dit, self.latents, cache, self.step, self.conditions)
+        shared = cache_specs(cache) if self.chips > 1 else whole(cache)
+        specs = (weights, whole(self.latents), shared, *map(whole, given[3:]))
+        flat = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+        before = len(jax.tree.leaves((self.dit, self.latents)))
+        kinds = ["device"] * before + [_KINDS[space] for space in spaces]
+        kinds += ["device"] * (len(flat) - len(kinds))
+        leaves, structure = jax.tree.flatten(given)
+        placed = [
+            jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec, memory_kind=memory)
+            )
+            for leaf, spec, memory in zip(leaves, flat, kinds, strict=True)
+        ]
+        given = jax.tree.unflatten(structure, placed)
+        start = time.perf_counter()
+        with targets.assumed(self.target):
+            jitted = jax.jit(function, donate_argnums=CACHE)
+            lowered = jitted.lower(*given)
+            traced = time.perf_counter()
+            memory: Any = lowered.compile().memory_analysis()
+        peak = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+        )
+        return CompiledStep(
+            peak,
+            memory.argument_size_in_bytes,
+            memory.temp_size_in_bytes,
+            memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
+            traced - start,
+            time.perf_counter() - start,
+        )

@@ -1,0 +1,91 @@
+"""Whether a run fits a device, and what would make it fit."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from qsjax.budget.run import Run
+from qsjax.errors import InputError
+from qsjax.vae import Tiling
+
+SIZES = ((129, 720, 1280), (61, 720, 1280), (61, 544, 960), (61, 480, 832), (33, 480, 832), (33, 320, 512))  # fmt: skip
+"""Videos that are proposed in place of one that does not fit: frames, height, width, the largest first."""
+DOUBT = 0.1
+"""How far the estimate may be off: what is larger than the device by less is tried."""
+
+
+def require_room(run: Run, room: int, *, where: str) -> None:
+    """Refuse a run that cannot fit, before anything is loaded.
+
+    Args:
+        run: what is asked for.
+        room: bytes of the device.
+        where: its name.
+
+    Raises:
+        InputError: a stage is larger than the device by more than the estimate's doubt; says which changes would do.
+    """
+    largest = run.largest()
+    if largest.total * (1 - DOUBT) <= room:
+        return
+    parts = ", ".join(f"{k.replace('_', ' ')} {v / 1e9:.1f} GB" for k, v in largest.parts.items())
+    found = advice(run, room)
+    raise InputError(
+        f"this run does not fit {where} with {room / 1e9:.1f} GB: the stage of the {largest.name} takes about"
+        f" {largest.total / 1e9:.1f} GB ({parts}); "
+        + (
+            f"it would with {'; or '.join(found)}"
+            if found
+            else "no single change would make it fit"
+        )
+    )
+
+
+def advice(run: Run, room: int) -> list[str]:
+    """Changes, one at a time, with which every stage fits; of smaller videos the largest."""
+    found = [text for text, changed in _changes(run) if changed.largest().total <= room]
+    # None that is as large as the run's own fits, if that does not.
+    if (video := largest_video(run, room)) is not None:
+        options = zip(("--frames", "--height", "--width"), map(str, video), strict=True)
+        found.append(f"a smaller video ({' '.join(map(' '.join, options))})")
+    return found
+
+
+def largest_video(run: Run, room: int) -> tuple[int, int, int] | None:
+    """Frames, height and width of the largest of `SIZES` that fits, everything else as in `run`."""
+    for frames, height, width in SIZES:
+        size = replace(run.settings, frames=frames, height=height, width=width)
+        if replace(run, settings=size).largest().total <= room:
+            return frames, height, width
+    return None
+
+
+def _changes(run: Run) -> Iterator[tuple[str, Run]]:
+    settings, sparse = run.settings, run.settings.sparse
+    if run.encodes and run.text_storage is None:
+        yield "--text-storage int8", replace(run, text_storage="int8")
+    if run.encodes:
+        text = "a prompt encoded elsewhere (--save-prompt, --encoded-prompt)"
+        yield text, replace(run, encodes=False)
+    if not run.released:
+        yield "--modulation released", replace(run, released=True)
+    if run.chips > 1 and not run.cut:
+        yield "--shard-weights", replace(run, cut=True)
+    if sparse is not None and sparse.residual.rule.order:
+        for text, changes in _CACHES.items():
+            residual = replace(sparse.residual, **changes)
+            if residual != sparse.residual and (run.backend != "gpu" or residual.place == "device"):
+                changed = replace(settings, sparse=replace(sparse, residual=residual))
+                yield text, replace(run, settings=changed)
+    small = Tiling.diffusers()
+    if run.tiling != small:
+        text = "smaller tiles of the autoencoder (pipeline.tiling = Tiling.diffusers())"
+        yield text, replace(run, tiling=small)
+
+
+_CACHES: dict[str, dict[str, Any]] = {
+    "--residual.store int8": {"store": "int8"},
+    "--residual.store int4": {"store": "int4"},
+    "--residual.place host": {"place": "host"},
+    "--residual.policy none": {"policy": "none"},
+}

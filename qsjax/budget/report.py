@@ -1,0 +1,252 @@
+"""Everything that a plan says, as plain data: what `qsjax plan --json` prints."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from qsjax.budget.calibration import FORWARDS_A_STEP, SHARE_OF_PEAK, CalibrationPlan
+from qsjax.budget.compiled import compile_steps
+from qsjax.budget.devices import Device
+from qsjax.budget.fit import advice
+from qsjax.budget.flops import StepFlops
+from qsjax.budget.models import PlannedModel
+from qsjax.budget.run import Run
+from qsjax.budget.size import TEXT_TOKENS, Size
+from qsjax.budget.stages import transformer_bytes
+from qsjax.budget.steps import steps_by_kind
+from qsjax.budget.weights import Weights, modulation_table_bytes
+from qsjax.errors import InputError
+from qsjax.quant import Recipe
+from qsjax.sample import Skip, SparsePlan
+from qsjax.sample.sparse import SPARSE
+
+DENSITY = 0.15
+"""Of attention, QuantSparse's main setting."""
+CALIBRATION_SIZE = (61, 544, 960)
+"""Frames, height and width of calibration samples of a model whose own videos are larger."""
+
+
+def make_report(
+    model: PlannedModel,
+    *,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    text_tokens: int = TEXT_TOKENS,
+    density: float = DENSITY,
+    calibration_size: tuple[int, int, int] | None = None,
+    samples: int = 20,
+    epochs: int = 15,
+    sparse: SparsePlan | None = None,
+    skip: Skip | None = None,
+    text_storage: str | None = None,
+    released: bool = True,
+    cut: bool = False,
+    only: str | None = None,
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """Plan storage, sampling and calibration of a model. Bytes are whole numbers, a GB is 10^9 of them.
+
+    Args:
+        model: what is planned.
+        frames, height, width, steps: of the video; None is the model's own.
+        text_tokens: of the prompt, padding included.
+        density: share of the blocks' attention that is computed, the same in all steps.
+        calibration_size: frames, height, width of the samples; None is the model's own size, or 61x544x960 where that
+            is smaller.
+        samples, epochs: of calibration.
+        sparse: sparse attention; then the density is what it executes.
+        skip: steps that may be left out; times and operations are of those that are not.
+        text_storage: of the text encoders, "int8" or None for bfloat16.
+        released: whether modulation weights leave the device before the first step.
+        cut: whether several chips share the weights of the blocks; else each has all.
+        only: the one device to plan for; None is all of configs/devices.
+        compiled: compile a step of each kind for the device, minutes each, and report the compiler's count of bytes.
+
+    Raises:
+        InputError: a value that the model or the plan cannot have, or no such device or compiler.
+    """
+    asked: dict[str, Any] = {"frames": frames, "height": height, "width": width, "steps": steps}
+    settings = replace(
+        model.settings,
+        sparse=sparse,
+        skip=skip,
+        **{k: v for k, v in asked.items() if v is not None},
+    )
+    # The plan refuses a number of steps below 1. True guidance evaluates the model for two prompts.
+    evaluations = settings.steps * (2 if settings.plan().uses_negative else 1)
+    own = (settings.frames, settings.height, settings.width)
+    size = _size(model, own, text_tokens)
+    if calibration_size is None:
+        usual = (model.settings.frames, model.settings.height, model.settings.width)
+        calibration_size = min(usual, CALIBRATION_SIZE, key=lambda s: s[0] * s[1] * s[2])
+    plan = CalibrationPlan(
+        dit=model.dit,
+        size=_size(model, calibration_size, text_tokens),
+        samples=samples,
+        epochs=epochs,
+    )
+    devices = Device.known() if only is None else [Device.load(only)]
+    latents = model.vae.latent_shape(*own)
+    weights = Weights.count(model.dit, model.recipe, clipped=model.clipped)
+    run = Run(
+        model=model,
+        weights=weights,
+        settings=settings,
+        text_tokens=text_tokens,
+        text_storage=text_storage,
+        released=released,
+        cut=cut,
+    )
+    kinds = steps_by_kind(model, weights, size, latents, settings.plan(), devices)
+    density = kinds[SPARSE]["executed_density"] if SPARSE in kinds else density
+    report = {
+        "model": model.name,
+        "recipe": model.recipe.name,
+        **_storage(model, weights, evaluations),
+        "size": _size_data(size),
+        "steps": settings.steps,
+        "evaluations": evaluations,
+        "density": density,
+        **_operations(StepFlops.count(model.dit, size), density, evaluations),
+        "sampling": _sampling(run, devices),
+        "calibration": _calibration(plan, [one for one in devices if one.chips == 1]),
+        "steps_by_kind": kinds,
+    }
+    if compiled:
+        report["compiled"] = _compiled(run, devices)
+    return report
+
+
+def _compiled(run: Run, devices: list[Device]) -> dict[str, Any]:
+    """The compiler's count of each kind of step, and ours beside it."""
+    if len(devices) != 1:
+        names = ", ".join(device.name for device in devices)
+        raise InputError(f"compiling is for one device; name it with --device: {names}")
+    target, model = devices[0].peaks, run.model
+    run = replace(run, backend=target.backend, chips=devices[0].chips)
+    plan, latents = run.settings.plan(), run.latents
+    try:
+        made = compile_steps(
+            model.dit,
+            model.recipe,
+            plan,
+            target,
+            latents=latents,
+            text_tokens=run.text_tokens,
+            clipped=model.clipped,
+            chips=run.chips,
+            cut=run.cut and run.chips > 1,
+        )
+    except ModuleNotFoundError as error:
+        raise InputError(str(error)) from error
+    estimate = partial(
+        transformer_bytes,
+        *(model, run.resident, run.size, latents, plan),
+        backend=run.backend,
+        chips=run.chips,
+    )
+    return {
+        kind: {**step._asdict(), "peak_bytes_estimate": sum(estimate([kind]).values())}
+        for kind, step in made.items()
+    }
+
+
+def _size(model: PlannedModel, pixels: tuple[int, int, int], text_tokens: int) -> Size:
+    frames, height, width = pixels
+    return Size.of(
+        model.dit, model.vae, frames=frames, height=height, width=width, text_tokens=text_tokens
+    )
+
+
+def _size_data(size: Size) -> dict[str, int]:
+    return {
+        "frames": size.frames,
+        "height": size.height,
+        "width": size.width,
+        "video_tokens": size.video_tokens,
+        "text_tokens": size.text_tokens,
+        "tokens": size.tokens,
+    }
+
+
+def _storage(model: PlannedModel, weights: Weights, evaluations: int) -> dict[str, Any]:
+    floating = Weights.count(model.dit, Recipe.load("bf16")).total
+    return {
+        "weight_bytes": weights.total,
+        "bf16_bytes": floating,
+        "times_smaller": round(floating / weights.total, 2),
+        "weight_bytes_by_group": dict(weights.by_group),
+        "weight_bytes_by_part": dict(weights.by_part),
+        "resident_bytes": weights.resident,
+        "modulation_table_bytes": modulation_table_bytes(model.dit, evaluations),
+    }
+
+
+def _operations(step: StepFlops, density: float, evaluations: int) -> dict[str, Any]:
+    one = {
+        "linears": step.linears,
+        "attention": step.attention,
+        "attention_at_density": step.attention_at(density),
+        "rest": step.rest,
+        "total": step.total(),
+        "total_at_density": step.total(density),
+    }
+    return {
+        "flops_per_step": one,
+        "flops_all_steps": {name: evaluations * count for name, count in one.items()},
+        "linear_share": round(step.linear_share(), 4),
+        "linear_share_at_density": round(step.linear_share(density), 4),
+    }
+
+
+def _sampling(run: Run, devices: list[Device]) -> dict[str, Any]:
+    """Stages as the first device's compiler lays them out; each device's row is of its own."""
+    rows = []
+    for device in devices:
+        own = replace(run, backend=device.peaks.backend, chips=device.chips)
+        largest = own.largest()
+        row = _fits(largest.total, [device])[0]
+        enough = row["fits_estimate"]
+        rows.append(
+            row
+            | {
+                "largest_stage": largest.name,
+                "fits_with": [] if enough else advice(own, device.memory_bytes),
+            }
+        )
+    first = replace(run, backend=devices[0].peaks.backend, chips=devices[0].chips)
+    return {"stages": {stage.name: stage.parts for stage in first.stages()}, "devices": rows}
+
+
+def _calibration(plan: CalibrationPlan, devices: list[Device]) -> dict[str, Any]:
+    taken = plan.step_bytes()
+    rows = _fits(sum(taken.values()), devices)
+    for row, device in zip(rows, devices, strict=True):
+        row["hours_estimate"] = plan.hours(device)
+    return {
+        "size": _size_data(plan.size),
+        "samples": plan.samples,
+        "epochs": plan.epochs,
+        "blocks": plan.dit.num_blocks,
+        "steps_a_block": plan.steps_a_block,
+        "forwards_a_step": FORWARDS_A_STEP,
+        "flops": plan.flops,
+        "assumed_share_of_peak": SHARE_OF_PEAK,
+        "boundary_bytes": plan.boundary_bytes,
+        "bytes_estimate": taken,
+        "devices": rows,
+    }
+
+
+def _fits(taken: int, devices: list[Device]) -> list[dict[str, Any]]:
+    return [
+        {
+            "device": device.name,
+            "memory_bytes": device.memory_bytes,
+            "bytes_estimate": taken,
+            "fits_estimate": taken <= device.memory_bytes,
+        }
+        for device in devices
+    ]

@@ -1,0 +1,189 @@
+"""A plan as text: small tables. Columns and headings that hold estimates say so."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def text(report: dict[str, Any]) -> str:
+    """The tables of a report of `qsjax.budget.make_report`."""
+    sections = [_storage, _operations, _kinds, _sampling, _calibration]
+    if "compiled" in report:
+        sections.append(_compiled)
+    return "\n\n".join("\n".join(section(report)) for section in sections)
+
+
+def _storage(report: dict[str, Any]) -> list[str]:
+    whole = report["weight_bytes"]
+    lines = [
+        f"{report['model']}, recipe {report['recipe']}: transformer {_gb(whole)} = {whole:,} bytes,"
+        f" {report['times_smaller']:.2f} times smaller than bf16 ({_gb(report['bf16_bytes'])})"
+    ]
+    groups = [(name, _gb(size)) for name, size in report["weight_bytes_by_group"].items()]
+    parts = [(name, _gb(size)) for name, size in report["weight_bytes_by_part"].items()]
+    rows = [
+        (*group, *part)
+        for group, part in zip(groups, [*parts, ("", "")], strict=True)  # five groups, four parts
+    ]
+    lines += _table(("what is stored", "size", "where", "size"), rows, left=(0, 2))
+    return [
+        *lines,
+        f"resident while sampling {_gb(report['resident_bytes'])}: without the blocks' modulation weights, which a table of"
+        f" {_gb(report['modulation_table_bytes'])} for {report['steps']} steps replaces",
+    ]
+
+
+def _operations(report: dict[str, Any]) -> list[str]:
+    size, one, every = report["size"], report["flops_per_step"], report["flops_all_steps"]
+    sparse = f"attention at density {report['density']:g}"
+    names = {
+        "linears": "linear layers of blocks",
+        "attention": "attention, dense",
+        "attention_at_density": sparse,
+        "rest": "rest",
+        "total": "total, dense",
+        "total_at_density": f"total at density {report['density']:g}",
+    }
+    guided = "" if report["evaluations"] == report["steps"] else "2 x "
+    rows = [(names[key], _flop(count), _flop(every[key])) for key, count in one.items()]
+    return [
+        f"video {_size(size)}: {size['video_tokens']:,} video + {size['text_tokens']:,} text tokens",
+        *_table(("operations", "a step", f"{guided}{report['steps']} steps"), rows),
+        f"linear layers are {_share(report['linear_share'])} of a dense step,"
+        f" {_share(report['linear_share_at_density'])} at density {report['density']:g}",
+    ]
+
+
+def _kinds(report: dict[str, Any]) -> list[str]:
+    kinds = report["steps_by_kind"]
+    names = list(next(iter(kinds.values()))["floor_seconds"])
+    rows = [
+        (
+            kind,
+            str(row["steps"]),
+            _share(row["executed_density"]),
+            _flop(row["flops"]),
+            _gb(row["bytes"]),
+            *(f"{row['floor_seconds'][name]:.2f} s" for name in names),
+        )
+        for kind, row in kinds.items()
+    ]
+    cached = max(row["cache_bytes"] for row in kinds.values())
+    heads = ("step", "of them", "density", "operations", "bytes", *(f"floor {n}" for n in names))
+    return [
+        "steps by kind; the floor is an estimate: products at the peaks, or bytes at the bandwidth, whichever is longer",
+        *_table(heads, rows),
+        *([f"lists and residual cache of all layers: {_gb(cached)}"] if cached else []),
+    ]
+
+
+def _compiled(report: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            kind,
+            *(_gb(step[f"{what}_bytes"]) for what in ("peak", "argument", "temporary", "host")),
+            *(f"{step[name]:.0f} s" for name in ("trace_seconds", "seconds")),
+            _about(step["peak_bytes_estimate"]),
+        )
+        for kind, step in report["compiled"].items()
+    ]
+    heads = (
+        *(
+            "compiled step",
+            "peak",
+            "arguments",
+            "temporaries",
+            "on the host",
+            "traced in",
+            "compiled in",
+        ),
+        "peak (estimate)",
+    )
+    return ["the compiler's count; arguments are weights, cache and tables", *_table(heads, rows)]
+
+
+def _sampling(report: dict[str, Any]) -> list[str]:
+    plan = report["sampling"]
+    rows = [
+        (*_device(row), row["largest_stage"], "; ".join(row["fits_with"]))
+        for row in plan["devices"]
+    ]
+    stages = [
+        (name, _about(sum(parts.values())), _names(parts)) for name, parts in plan["stages"].items()
+    ]
+    return [
+        f"sampling, one stage after the other, as on {plan['devices'][0]['device']}",
+        *_table(("stage", "needed (estimate)", "of it (estimate)"), stages, left=(0, 2)),
+        *_table((*_DEVICE, "by the", "fits with"), rows, left=(0, 4, 5)),
+    ]
+
+
+def _calibration(report: dict[str, Any]) -> list[str]:
+    plan = report["calibration"]
+    rows = [(*_device(row), _hours(row["hours_estimate"])) for row in plan["devices"]]
+    return [
+        f"calibration at {_size(plan['size'])}: {plan['blocks']} blocks x {plan['steps_a_block']} steps"
+        f" ({plan['samples']} samples x {plan['epochs']} epochs) x {plan['forwards_a_step']} forwards of a block,"
+        f" {_flop(plan['flops'])}",
+        *_table((*_DEVICE, "hours (estimate)"), rows),
+        _parts(plan["bytes_estimate"]),
+        f"on disk {_gb(plan['boundary_bytes'])}: activations in front of a block and behind it, float and quantized",
+        f"hours assume {_share(plan['assumed_share_of_peak'])} of the bf16 peak; they leave out sampling the captions and the"
+        f" passes that only observe",
+    ]
+
+
+_DEVICE = ("device", "memory", "needed (estimate)", "fits (estimate)")
+
+
+def _device(row: dict[str, Any]) -> tuple[str, ...]:
+    fits = "yes" if row["fits_estimate"] else "no"
+    return row["device"], _about(row["memory_bytes"]), _about(row["bytes_estimate"]), fits
+
+
+def _parts(taken: dict[str, int]) -> str:
+    return f"needed (estimate): {_names(taken)}"
+
+
+def _names(taken: dict[str, int]) -> str:
+    return ", ".join(f"{k.replace('_', ' ')} {_about(v)}" for k, v in taken.items())
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)
+) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if at in left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in (head, *rows)
+    ]
+
+
+def _size(size: dict[str, int]) -> str:
+    return f"{size['frames']}x{size['height']}x{size['width']}"
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:,.3f} GB" if count >= 1e8 else f"{count / 1e6:,.3f} MB"
+
+
+def _about(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def _flop(count: int) -> str:
+    for scale, unit in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP")):
+        if count >= scale:
+            return f"{count / scale:,.2f} {unit}"
+    return f"{count / 1e9:,.3f} GFLOP"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours >= 0.01 else f"{hours:.1g}"
+
+
+def _share(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %"

@@ -1,0 +1,100 @@
+"""The activations between two blocks, of all samples: in memory, or as files for models that are larger than it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qsjax.calibration.blocks import Tokens
+from qsjax.errors import CheckpointError
+
+_PARTS = Tokens("img", "txt")
+
+
+class Boundary:
+    """Tokens in front of a block, [S, N, D] and [S, L, D], read and written one sample at a time.
+
+    Args:
+        parts: both arrays, or memory-mapped files, as unsigned integers of the dtype's size: `.npy` knows no bfloat16.
+        dtype: of the tokens.
+    """
+
+    def __init__(self, parts: list[np.ndarray], dtype: Any) -> None:
+        self.parts, self.dtype = parts, np.dtype(dtype)
+
+    @classmethod
+    def empty(
+        cls, shapes: list[tuple[int, ...]], dtype: Any, folder: Path | None, name: str
+    ) -> "Boundary":
+        """Room for tokens; with a folder as files, which get their final name by `commit`."""
+        bits = _bits(dtype)
+        if folder is None:
+            return cls([np.empty(shape, bits) for shape in shapes], dtype)
+        parts: list[np.ndarray] = [
+            np.lib.format.open_memmap(f"{folder / name}.{part}.tmp", "w+", bits, shape)
+            for part, shape in zip(_PARTS, shapes, strict=True)
+        ]
+        return cls(parts, dtype)
+
+    @classmethod
+    def open(cls, dtype: Any, folder: Path, name: str) -> "Boundary":
+        """The tokens of an earlier run.
+
+        Raises:
+            CheckpointError: they are not there, or not tokens of this dtype.
+        """
+        try:
+            parts = [np.load(f"{folder / name}.{part}.npy", mmap_mode="r") for part in _PARTS]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder}: the activations {name} of an earlier run cannot be read ({error});"
+                f" delete the folder and start again"
+            ) from error
+        if any(part.dtype != _bits(dtype) or part.ndim != 3 for part in parts):
+            raise CheckpointError(
+                f"{folder}: the activations {name} are not {np.dtype(dtype).name} tokens; delete the folder and start again"
+            )
+        return cls(parts, dtype)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """[S, N, D] and [S, L, D]."""
+        return [part.shape for part in self.parts]
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, sample: int) -> Tokens:
+        rows = (np.array(part[sample : sample + 1]).view(self.dtype) for part in self.parts)
+        return Tokens(*map(jnp.asarray, rows))
+
+    def write(self, sample: int, tokens: Tokens) -> None:
+        """Store one sample's tokens, [1, N, D] and [1, L, D]."""
+        for part, value in zip(self.parts, jax.device_get(tokens), strict=True):
+            part[sample] = np.ascontiguousarray(value[0]).view(part.dtype)
+
+    def commit(self, folder: Path | None, name: str) -> None:
+        """Give files their name: they appear whole or not at all."""
+        if folder is None:
+            return
+        for part, array in zip(_PARTS, self.parts, strict=True):
+            if isinstance(array, np.memmap):
+                array.flush()
+            temporary = Path(f"{folder / name}.{part}.tmp")
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(f"{folder / name}.{part}.npy")
+
+
+def delete(folder: Path | None, name: str) -> None:
+    """Forget the files of a boundary that nobody will need."""
+    if folder is not None:
+        for part in _PARTS:
+            Path(f"{folder / name}.{part}.npy").unlink(missing_ok=True)
+
+
+def _bits(dtype: Any) -> np.dtype:
+    return np.dtype(f"uint{8 * np.dtype(dtype).itemsize}")

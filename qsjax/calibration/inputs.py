@@ -1,0 +1,88 @@
+"""What a block sees: all samples, in front of it and behind it."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qsjax.calibration.blocks import Leaves, Tokens
+from qsjax.calibration.boundary import Boundary
+from qsjax.calibration.programs import Programs, Sample, Shared
+from qsjax.calibration.variables import Learned, start_rotations
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a block gets: all samples.
+
+    Attributes:
+        tokens: in front of the float block.
+        given: in front of the quantized one; the same object where both see float activations.
+        active: conditioning, [S, D].
+        mask: which text tokens are there, [S, L].
+        shared: rotary tables.
+    """
+
+    tokens: Boundary
+    given: Boundary
+    active: jax.Array
+    mask: jax.Array
+    shared: Shared
+
+    def sample(self, index: int, rows: np.ndarray | None, *, mixed: bool = False) -> Sample:
+        """One sample; `mixed` takes the float tokens for the quantized block, too."""
+        tokens = self.tokens[index]
+        given = tokens if mixed or self.given is self.tokens else self.given[index]
+        chosen = np.zeros((1, 1), np.int32) if rows is None else rows[index : index + 1]
+        one = slice(index, index + 1)
+        return Sample(tokens, given, self.active[one], self.mask[one], jnp.asarray(chosen))
+
+
+def observe(
+    programs: Programs, leaves: Leaves, inputs: Inputs, out: Boundary, seed: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Run the float block on all samples.
+
+    Args:
+        programs: of its kind.
+        leaves: its weights.
+        inputs: the samples.
+        out: receives its output tokens.
+        seed: of random attention rows.
+
+    Returns:
+        Peaks of every transform's input, [K], and the attention rows of the local term, int32 [S, R].
+    """
+    method, rows = programs.method, []
+    peaks: dict[str, np.ndarray] = {}
+    video = inputs.tokens.shapes[0][1]
+    random = np.random.default_rng(seed)
+    for index in range(len(inputs.tokens)):
+        tokens, found, received = programs.observe(
+            leaves, inputs.sample(index, None, mixed=True), inputs.shared
+        )
+        out.write(index, tokens)
+        peaks = {
+            name: np.maximum(peaks.get(name, 0), np.asarray(peak)) for name, peak in found.items()
+        }
+        if method.rows == "salient":
+            chosen = np.argsort(-np.asarray(received[0]), kind="stable")[: method.local_rows]
+        elif method.rows == "random":
+            chosen = random.permutation(video)[: method.local_rows]
+        else:
+            chosen = np.arange(method.local_rows)
+        rows.append(np.sort(chosen).astype(np.int32))
+    return peaks, np.stack(rows)
+
+
+def next_given(
+    programs: Programs, leaves: Leaves, learned: Learned, inputs: Inputs, out: Boundary
+) -> None:
+    """What the quantized model hands to its next block, for methods that train on it."""
+    starts = start_rotations(programs.kind, programs.recipe, programs.config)
+    for index in range(len(inputs.given)):
+        tokens: Tokens = programs.run_quantized(
+            learned, leaves, starts, inputs.sample(index, None), inputs.shared
+        )
+        out.write(index, tokens)

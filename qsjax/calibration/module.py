@@ -1,0 +1,102 @@
+"""Calibrating a DiT that is in memory: what the demo and the evaluations do with the tiny model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from qsjax.calibration.loop import Source, calibrate_blocks
+from qsjax.calibration.methods import Method
+from qsjax.calibration.samples import Samples
+from qsjax.calibration.variables import effective_recipe
+from qsjax.dit import DiT
+from qsjax.params import map_parameters, parameters
+from qsjax.quant import Recipe, with_quantized_layers
+from qsjax.quant.storage import linear_leaves
+from qsjax.quant.surgery import iterate_linears
+
+
+class ModuleSource(Source):
+    """Blocks of a module whose parameters are stacked."""
+
+    def __init__(self, dit: DiT) -> None:
+        self.config, self.ends = dit.config, dit
+
+    def leaves(self, kind: str, index: int) -> dict[str, np.ndarray]:
+        """One block's float weights."""
+        stacks = parameters(getattr(self.ends, kind))
+        return {name: np.asarray(stack)[index] for name, stack in stacks.items()}
+
+
+def calibrate_module(
+    dit: DiT,
+    samples: Samples,
+    recipe: Recipe,
+    method: Method,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[DiT, list[dict[str, Any]]]:
+    """A quantized copy of a DiT.
+
+    Args:
+        dit: float weights; not changed.
+        samples: of `collect`.
+        recipe: bits, and the transforms that `method` may use.
+        method: how transforms and clips are found.
+        seed: of the order of samples.
+        progress: show a bar.
+
+    Returns:
+        The quantized DiT, whose integers are packed, and a report for each block.
+    """
+    stored, reports = effective_recipe(recipe, method), []
+    blocks: dict[str, list[np.ndarray]] = {}
+
+    def keep(kind: str, _: int, leaves: Mapping[str, np.ndarray], report: dict[str, Any]) -> None:
+        for name, leaf in leaves.items():
+            blocks.setdefault(f"{kind}.{name}", []).append(leaf)
+        reports.append(report)
+
+    source = ModuleSource(dit)
+    calibrate_blocks(source, samples, recipe, method, keep, seed=seed, progress=progress)
+    leaves = {name: np.stack(parts) for name, parts in blocks.items()} | ends_leaves(dit, stored)
+    abstract = nnx.eval_shape(
+        lambda: with_quantized_layers(
+            nnx.merge(*nnx.split(dit)), stored, clipped=method.learn_clips
+        )
+    )
+    return filled(abstract, dit, leaves), reports
+
+
+def ends_leaves(dit: DiT, recipe: Recipe) -> dict[str, np.ndarray]:
+    """The quantized layers outside the blocks (the refiner's), all rounded to nearest."""
+    made: dict[str, np.ndarray] = {}
+    for path, (_, _, linear) in iterate_linears(dit):
+        precision = recipe.precision(path)
+        if path.startswith(("double_blocks.", "single_blocks.")) or not precision.quantized:
+            continue
+        kernel = linear.kernel.get_value()
+        each = [linear_leaves(one, precision) for one in kernel.reshape(-1, *kernel.shape[-2:])]
+        for name in each[0]:
+            stack = np.stack([leaves[name] for leaves in each])
+            made[f"{path}.{name}"] = stack if kernel.ndim == 3 else stack[0]
+        if linear.bias is not None:
+            made[f"{path}.bias"] = np.asarray(linear.bias.get_value(), np.float32)
+    return made
+
+
+def filled(abstract: Any, dit: Any, leaves: Mapping[str, np.ndarray]) -> Any:
+    """The module with its quantized leaves, and all others from the float one."""
+    old = parameters(dit)
+
+    def fill(name: str, wanted: Any) -> Array:
+        value = jnp.asarray(leaves[name]) if name in leaves else old[name]
+        if value.shape != wanted.shape:
+            raise ValueError(f"{name} has shape {value.shape}, the module wants {wanted.shape}")
+        return value
+
+    return map_parameters(fill, abstract)

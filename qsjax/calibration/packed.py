@@ -1,0 +1,64 @@
+"""From what was learned of a block to the leaves of its packed layers."""
+
+import jax
+import numpy as np
+
+from qsjax.calibration.blocks import Leaves, corrected_kernel
+from qsjax.calibration.programs import Programs
+from qsjax.calibration.variables import Learned, start_rotations, transforms
+from qsjax.quant import SITES
+from qsjax.quant.fake import clip_of
+from qsjax.quant.quantizer import UNQUANTIZED
+from qsjax.quant.smoothing import absorb
+from qsjax.quant.storage import linear_leaves, site_leaves
+
+_transforms = jax.jit(transforms)
+
+
+def quantized_leaves(programs: Programs, leaves: Leaves, learned: Learned) -> dict[str, np.ndarray]:
+    """The leaves of the packed block: everything merged that can be, modulation included."""
+    kind, recipe, config = programs.kind, programs.recipe, programs.config
+    given = _transforms(learned, start_rotations(kind, recipe, config))
+    width, made = config.hidden_size, {}
+    kept = {name: value for name, value in leaves.items() if name.endswith("norm.scale")}
+    modulation = {
+        name: value for name, value in leaves.items() if name.split(".")[-2] == "modulation"
+    }
+    for site in SITES[kind]:
+        kernel, bias = leaves[f"{site.linear}.kernel"], leaves[f"{site.linear}.bias"]
+        smoothing = given[site.transform].smoothing
+        if site.source == "modulated" and smoothing is not None:
+            weight, offset = (f"{site.modulation}.{leaf}" for leaf in ("kernel", "bias"))
+            modulation[weight], modulation[offset] = absorb(
+                modulation[weight], modulation[offset], smoothing, site.first
+            )
+        precision = recipe.precision(f"{kind}.{site.linear}")
+        if not precision.quantized:
+            kept[f"{site.linear}.kernel"], kept[f"{site.linear}.bias"] = kernel, bias
+            continue
+        clips, branch = learned.clips[site.layer], learned.branches[site.layer]
+        weight_clip = 1.0 if clips is None else clip_of(clips.weight)
+        activation_clip = None
+        if clips is not None and precision.activations != UNQUANTIZED:
+            activation_clip = clip_of(clips.activation)
+        found = site_leaves(
+            site, kernel, bias, given, precision, width,
+            weight_clip=weight_clip, activation_clip=activation_clip,
+        )  # fmt: skip
+        if branch is not None:
+            corrected = corrected_kernel(site, leaves, learned, given, config)
+            found |= linear_leaves(corrected, precision, clip=weight_clip)
+            found |= {"branch_in": np.asarray(branch.into), "branch_out": np.asarray(branch.out)}
+        made |= {f"{site.layer}.{name}": leaf for name, leaf in found.items()}
+    for name in {name.rpartition(".")[0] for name in modulation}:
+        kernel, bias = modulation[f"{name}.kernel"], modulation[f"{name}.bias"]
+        precision = recipe.precision(f"{kind}.{name}")
+        if precision.quantized:
+            found = linear_leaves(kernel, precision)
+            made |= {f"{name}.{leaf}": value for leaf, value in found.items()}
+            made[f"{name}.bias"] = np.asarray(bias, np.float32)
+        else:
+            like = leaves[f"{name}.kernel"].dtype
+            made[f"{name}.kernel"] = np.asarray(kernel.astype(like))
+            made[f"{name}.bias"] = np.asarray(bias.astype(like))
+    return {**{name: np.asarray(value) for name, value in kept.items()}, **made}

@@ -1,0 +1,242 @@
+"""The compiled functions of calibration, once for each kind of block: observe, step, compare layers, run quantized.
+
+Sixty blocks are calibrated by the same two programs of each sort: everything that differs between them is an argument.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from qsjax.calibration.attention import attention, attention_rows, pooled_attention, saliency
+from qsjax.calibration.blocks import (
+    Leaves,
+    Tokens,
+    fake_block,
+    fake_layer,
+    float_block,
+    frame_divergence,
+    modulation_rows,
+    run_block,
+    squared_error,
+    watched_inputs,
+)
+from qsjax.calibration.methods import Method
+from qsjax.calibration.variables import Learned, optimizer, smoothing_peaks, transforms
+from qsjax.dit import DiTConfig
+from qsjax.dit.blocks import Context
+from qsjax.quant import SITES, Recipe, Rotation
+from qsjax.quant.quantizer import fake_weight
+
+_PROBED_ROWS = 64
+"""Evenly spaced attention rows by which the attention shift is reported, whatever is trained."""
+
+
+class Shared(NamedTuple):
+    """What all blocks and samples of one size share: rotary tables."""
+
+    cos: Array
+    sin: Array
+
+
+class Sample(NamedTuple):
+    """One sample in front of one block.
+
+    Attributes:
+        tokens: of the float model.
+        given: what the quantized block sees: the same, or the tokens of the quantized model.
+        active: conditioning of the modulation, [1, D].
+        mask: which text tokens are there, [1, L].
+        rows: attention rows of the local term, int32 [1, R].
+    """
+
+    tokens: Tokens
+    given: Tokens
+    active: Array
+    mask: Array
+    rows: Array
+
+
+class Figures(NamedTuple):
+    """Terms of the loss: block output, pooled attention, attention rows; and the shift of evenly spaced rows."""
+
+    output: Any
+    pooled: Any
+    rows: Any
+    shift: Any
+
+
+Starts = Mapping[str, Rotation | None]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Jitted functions for one kind of block; equal settings share what they compiled.
+
+    Attributes:
+        kind: "double_blocks" or "single_blocks".
+        recipe: the effective one.
+        method: losses and learning rates.
+        config: sizes.
+        steps: of training a block, for the learning rate.
+        frames: of a sample's latents, for similarities between them.
+    """
+
+    kind: str
+    recipe: Recipe
+    method: Method
+    config: DiTConfig
+    steps: int
+    frames: int = 1
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Of the learned variables."""
+        return optimizer(self.method, self.steps)
+
+    @partial(jax.jit, static_argnums=0)
+    def observe(
+        self, leaves: Leaves, sample: Sample, shared: Shared
+    ) -> tuple[Tokens, dict[str, Array], Array]:
+        """The float block: its output, the peaks of every transform's input, and the saliency of its tokens, [1, L]."""
+        rows, context = self._rows(leaves, sample.active), _context(sample, shared)
+        out, (q, k), inputs = watched_inputs(
+            self.kind, leaves, self.config, sample.tokens, rows, context
+        )
+        peaks = smoothing_peaks(self.kind, inputs, self._valid(sample, context))
+        return out, peaks, saliency(q, k, context.kv_valid)
+
+    @partial(jax.jit, static_argnums=0)
+    def step(
+        self,
+        learned: Learned,
+        state: Any,
+        leaves: Leaves,
+        starts: Starts,
+        sample: Sample,
+        shared: Shared,
+        scales: Array,
+    ) -> tuple[Learned, Any, Figures]:
+        """One update; `scales` are those of the three terms. The figures are those before it."""
+        gradients, figures = jax.grad(self._loss, has_aux=True)(
+            learned, leaves, starts, sample, shared, scales
+        )
+        with jax.numpy_dtype_promotion("standard"):  # optax's AdamW mixes dtypes
+            updates, state = self.optimizer.update(gradients, state, learned)
+        updated: Any = optax.apply_updates(learned, updates)
+        return updated, state, figures
+
+    @partial(jax.jit, static_argnums=0)
+    def measure(
+        self, learned: Learned, leaves: Leaves, starts: Starts, sample: Sample, shared: Shared
+    ) -> Figures:
+        """The terms of the loss, without an update."""
+        return self._loss(learned, leaves, starts, sample, shared, jnp.ones(3, jnp.float32))[1]
+
+    @partial(jax.jit, static_argnums=0)
+    def run_quantized(
+        self, learned: Learned, leaves: Leaves, starts: Starts, sample: Sample, shared: Shared
+    ) -> Tokens:
+        """The output of the fake-quantized block on `sample.given`."""
+        block = fake_block(self.kind, leaves, learned, starts, self.recipe, self.config)
+        rows = self._rows(leaves, sample.active, quantized=True)
+        return run_block(self.kind, block, sample.given, rows, _context(sample, shared))[0]
+
+    @partial(jax.jit, static_argnums=0)
+    def compare_layers(
+        self, learned: Learned, leaves: Leaves, starts: Starts, sample: Sample, shared: Shared
+    ) -> dict[str, tuple[Array, Array]]:
+        """Layer -> (signal, noise): sums of squares of its output on the float block's input, and of its error."""
+        context, rows = _context(sample, shared), self._rows(leaves, sample.active)
+        _, _, inputs = watched_inputs(self.kind, leaves, self.config, sample.tokens, rows, context)
+        valid, given, found = self._valid(sample, context), transforms(learned, starts), {}
+        layer = partial(
+            fake_layer,
+            self.kind,
+            leaves=leaves,
+            learned=learned,
+            given=given,
+            recipe=self.recipe,
+            config=self.config,
+            alone=True,
+        )
+        for site in SITES[self.kind]:
+            x, keep = inputs[site.layer], valid[site.layer][:, :, None].astype(jnp.float32)
+            exact, quantized = layer(site=site, quantized=False)(x), layer(site=site)(x)
+            noise = (exact.astype(jnp.float32) - quantized.astype(jnp.float32)) * keep
+            signal = exact.astype(jnp.float32) * keep
+            found[site.layer] = (jnp.square(signal).sum(), jnp.square(noise).sum())
+        return found
+
+    def _loss(
+        self,
+        learned: Learned,
+        leaves: Leaves,
+        starts: Starts,
+        sample: Sample,
+        shared: Shared,
+        scales: Array,
+    ) -> tuple[Array, Figures]:
+        """L_quant + lambda_g L_global + lambda_l L_local (QuantSparse, equation 8), each times its scale."""
+        context, method, kind = _context(sample, shared), self.method, self.kind
+        video, valid = sample.tokens.img.shape[1], context.kv_valid
+        teacher = float_block(kind, leaves, self.config)
+        student = fake_block(kind, leaves, learned, starts, self.recipe, self.config)
+        target, (q, k) = jax.lax.stop_gradient(
+            run_block(kind, teacher, sample.tokens, self._rows(leaves, sample.active), context)
+        )
+        rows = self._rows(leaves, sample.active, quantized=True)
+        out, (q_student, k_student) = run_block(kind, student, sample.given, rows, context)
+
+        def distance(of: Any) -> Array:
+            return jnp.square(of(q, k) - of(q_student, k_student)).mean()
+
+        probed = jnp.arange(min(_PROBED_ROWS, video), dtype=jnp.int32) * (
+            video // min(_PROBED_ROWS, video)
+        )
+        figures = Figures(
+            output=squared_error(out, target, sample.mask),
+            pooled=distance(lambda q, k: pooled_attention(q, k, valid, video, method.window)),
+            rows=distance(lambda q, k: attention_rows(q, k, valid, sample.rows)),
+            shift=distance(lambda q, k: attention_rows(q, k, valid, probed[None])),
+        )
+        loss = scales[0] * figures.output
+        if method.global_weight:
+            loss = loss + method.global_weight * scales[1] * figures.pooled
+        if method.local_weight:
+            loss = loss + method.local_weight * scales[2] * figures.rows
+        if method.frame_weight:
+            divergence = frame_divergence(out.img, target.img, self.frames)
+            loss = loss + method.frame_weight * divergence
+        return loss, figures
+
+    def _rows(self, leaves: Leaves, active: Array, *, quantized: bool = False) -> Any:
+        """Modulation vectors; those of the quantized model come from its own modulation weights."""
+        if quantized:
+            leaves = dict(leaves)
+            for name in dict.fromkeys(site.modulation for site in SITES[self.kind]):
+                if name:
+                    bits = self.recipe.precision(f"{self.kind}.{name}")
+                    kernel = f"{name}.kernel"
+                    leaves[kernel] = fake_weight(
+                        leaves[kernel].astype(jnp.float32), bits.weights, group=bits.group
+                    ).astype(leaves[kernel].dtype)
+        return modulation_rows(self.kind, float_block(self.kind, leaves, self.config), active)
+
+    def _valid(self, sample: Sample, context: Context) -> dict[str, Array]:
+        video = sample.tokens.img.shape[1]
+        streams = {"img": context.kv_valid[:, :video], "txt": context.kv_valid[:, video:]}
+        return {
+            site.layer: streams.get(site.layer.split(".")[0], context.kv_valid)
+            for site in SITES[self.kind]
+        }
+
+
+def _context(sample: Sample, shared: Shared) -> Context:
+    video = jnp.ones(sample.tokens.img.shape[:2], bool)
+    return Context(shared.cos, shared.sin, jnp.concatenate([video, sample.mask], axis=1), attention)
