@@ -64,6 +64,7 @@ from pallas_kernels import (
     Additive,
     BlockLists,
     Complement,
+    UnsupportedError,
     attention_with_residual,
     block_sparse_attention,
     pack,
@@ -138,8 +139,8 @@ print("auto takes", QUANTIZED_MATMUL.choose(backend=backend, **facts))
 elsewhere = "gpu" if backend == "tpu" else "tpu"
 try:
     QUANTIZED_MATMUL.choose(elsewhere, backend=backend, **facts)
-except ExceptionGroup as group:
-    print(group.message, *group.exceptions, sep="\n  ")
+except UnsupportedError as error:
+    print(error)
 
 # %% [markdown]
 # ## The product

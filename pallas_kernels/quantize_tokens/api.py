@@ -51,7 +51,7 @@ def quantize_tokens(
 
     Raises:
         ValueError: shapes or settings that do not go together.
-        ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
+        UnsupportedError: the implementation cannot serve this call; the message says why.
     """
     _check(x, norm, activation, shift, scale, smoothing, rotation, bits)
     serve = QUANTIZE_TOKENS.serve(

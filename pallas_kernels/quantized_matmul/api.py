@@ -52,7 +52,7 @@ def quantized_matmul(
 
     Raises:
         ValueError: shapes or dtypes that do not go together.
-        ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
+        UnsupportedError: the implementation cannot serve this call; the message says why.
     """
     _check(x, x_scale, weight, w_scale, bias, activation, residual, gate)
     if gate is not None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int8
 
-from pallas_kernels import PackedWeight, quantize_tokens, quantized_matmul, unpack
+from pallas_kernels import Kernels, PackedWeight, quantize_tokens, quantized_matmul, unpack
 from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.quant.recipe import Precision
 from qsjax.quant.rotation import Rotation, rotate
@@ -55,6 +55,7 @@ class QuantizedLinear(nnx.Module):
         layout: str = "bytes",
     ) -> None:
         self.rows, self.precision, self.layout = rows, precision, layout
+        self.kernels = Kernels()
         self.dtype = jnp.dtype(dtype)
         for name in ("packed", "scale"):
             setattr(self, name, nnx.Param(leaves[name]))
@@ -89,7 +90,10 @@ class QuantizedLinear(nnx.Module):
         if self.precision.activations == UNQUANTIZED:
             return x
         values, scale = quantize_tokens(
-            x.reshape(-1, self.rows), bits=self.precision.activations, clip=self._clip
+            x.reshape(-1, self.rows),
+            bits=self.precision.activations,
+            clip=self._clip,
+            implementation=self.kernels.quantize,
         )
         return QuantizedTokens(values.reshape(x.shape), scale.reshape(x.shape[:-1]))
 
@@ -138,6 +142,7 @@ class QuantizedLinear(nnx.Module):
             rotation=None if self.rotation is None else self.rotation[...].astype(self.dtype),
             bits=self.precision.activations,
             clip=self._clip,
+            implementation=self.kernels.quantize,
             **settings,
         )
         return QuantizedTokens(values.reshape(x.shape), scale.reshape(x.shape[:-1]))
@@ -166,6 +171,7 @@ class QuantizedLinear(nnx.Module):
                 residual=None if residual is None else residual.reshape(len(flat), -1),
                 gate=gate,
                 out_dtype=dtype,
+                implementation=self.kernels.matmul,
             )
         return y.reshape(*values.shape[:-1], -1)
 

@@ -16,11 +16,11 @@ from qsjax.budget import (
     StepFlops,
     Weights,
     activation_bytes,
-    make_report,
     modulation_table_bytes,
     sampling_bytes,
 )
 from qsjax.budget.calibration import SHARE_OF_PEAK
+from qsjax.budget.report import make_report
 from qsjax.cli import main
 from qsjax.config import to_mapping
 from qsjax.dit import DiT, DiTConfig
@@ -211,7 +211,7 @@ def test_devices_are_ordered_and_have_peaks():
 def test_true_guidance_evaluates_twice():
     model = PlannedModel.find("tiny")
     guided = replace(model, settings=replace(model.settings, true_cfg=3.0))
-    one, two = make_report(model), make_report(guided)
+    one, two = (make_report(m, m.settings, Device.known()) for m in (model, guided))
     for key in ("flops_all_steps", "flops_per_step"):
         times = 2 if key == "flops_all_steps" else 1
         assert two[key]["total"] == times * one[key]["total"]
