@@ -20,7 +20,7 @@
 # means, an implementation in XLA for any backend, and Pallas kernels for TPU and GPU. All of them run here: with `@interpret` behind
 # its name a kernel's numbers are computed by Pallas' interpreter, on any machine and slowly. Sizes are small for that reason.
 #
-# The kernels have been built for v5e, v6e, v5p and H100 by their compilers; none has run on a chip yet.
+# The kernels have been built for v5e, v6e, v5p and H100 by their compilers. The GPU's have run on an H200, the TPU's not yet on a chip.
 
 # %% [markdown]
 # Colab needs qsjax first; elsewhere this cell does nothing. Why these versions: [colab_tpu_sample](colab_tpu_sample.ipynb).

@@ -135,8 +135,11 @@ def _convert(hint: Any, value: Any, *, source: str) -> Any:
             _convert(inner, item, source=source)
             for inner, item in zip(inner_hints, value, strict=True)
         )
-    if origin is Literal:  # which words there are, `check_choices` knows
-        return _convert(str, value, source=source)
+    if origin is Literal:
+        word = _convert(str, value, source=source)
+        if word not in typing.get_args(hint):
+            raise InputError(f"{source}: no {word!r}; {nearest(word, typing.get_args(hint))}")
+        return word
     if dataclasses.is_dataclass(hint):
         return from_mapping(hint, value, source=source)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

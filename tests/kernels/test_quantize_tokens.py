@@ -134,3 +134,4 @@ def test_settings_that_do_not_go_together():
     facts = {"dtype": jnp.bfloat16, "channels": 3072, "rotated": 128}
     assert QUANTIZE_TOKENS.choose(backend="tpu", **facts) == "tpu"
     assert QUANTIZE_TOKENS.choose(backend="cpu", **facts) == "xla"
+    assert QUANTIZE_TOKENS.choose(backend="gpu", **facts) == "xla"
