@@ -16,7 +16,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array
 
 from pallas_kernels import PackedWeight, unpack
-from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL
+from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL, WeightLayout
 from pallas_kernels.targets import current
 from qsjax.params import dotted
 from qsjax.quant.linear import QuantizedLinear
@@ -26,7 +26,7 @@ from qsjax.quant.recipe import Precision
 Module = TypeVar("Module", bound=nnx.Module)
 
 
-def preferred_layout(precision: Precision, rows: int, backend: str | None = None) -> str:
+def preferred_layout(precision: Precision, rows: int, backend: str | None = None) -> WeightLayout:
     """The layout that the most preferred implementation of the matmul takes; of several, the first here.
 
     Args:
@@ -35,12 +35,12 @@ def preferred_layout(precision: Precision, rows: int, backend: str | None = None
         backend: "cpu", "gpu" or "tpu"; None is the default device's.
     """
     backend = backend or current().backend
-    layouts = ["bytes", "bytes_transposed"]
+    layouts: list[WeightLayout] = ["bytes", "bytes_transposed"]
     if backend == "tpu" and precision.container == 4:
         layouts.insert(0, "int4")  # elsewhere an int4 takes a whole byte
     order = list(QUANTIZED_MATMUL.implementations)
 
-    def rank(layout: str) -> int:
+    def rank(layout: WeightLayout) -> int:
         name = QUANTIZED_MATMUL.choose(
             backend=backend,
             bits=precision.container,
