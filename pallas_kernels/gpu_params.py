@@ -61,8 +61,8 @@ def store(
     """Write a block [M, N] or [N] where the masks of its rows and columns are true."""
     from jax.experimental.pallas import triton
 
-    mask = _joint(ref.shape, rows, columns)
-    triton.store(cast(Any, ref), values.astype(ref.dtype), mask=mask)
+    values = values.astype(ref.dtype)
+    triton.store(cast(Any, ref), values, mask=_joint(ref.shape, rows, columns))
 
 
 def _joint(shape: tuple[int, ...], rows: Array | None, columns: Array | None) -> Array | None:

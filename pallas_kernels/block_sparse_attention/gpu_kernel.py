@@ -80,8 +80,10 @@ def kernel(*refs: Ref, config: GpuKernelConfig) -> None:
         kind = jnp.int32 if int8 else jnp.float32
         scores = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=kind)
         if q_scale is not None:
-            scores = scores.astype(jnp.float32) * q_scale * ref["k_scale"][span][None]
-        scores = scores * (config.scale * LOG2_E) + ref["bias"][span][None]
+            k_scale = ref["k_scale"][span]
+            scores = scores.astype(jnp.float32) * q_scale * k_scale[None]
+        bias = ref["bias"][span]
+        scores = scores * (config.scale * LOG2_E) + bias[None]
         m_new = jnp.maximum(m, scores.max(axis=1))
         alpha, p = jnp.exp2(m - m_new), jnp.exp2(scores - m_new[:, None])
         pv = jnp.dot(p.astype(v.dtype), v, preferred_element_type=jnp.float32)

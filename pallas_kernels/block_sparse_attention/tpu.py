@@ -100,9 +100,9 @@ def arrange(
     if cache is not None:
         cache = dataclasses.replace(
             cache,
-            values=heads_first(cache.values, rows),
-            scale=None if cache.scale is None else along_lanes(cache.scale)[:, :, None],
             low_rank=cache.low_rank and (along_lanes(cache.low_rank[0]), cache.low_rank[1]),
+            scale=None if cache.scale is None else along_lanes(cache.scale)[:, :, None],
+            values=heads_first(cache.values, rows),
         )
         if isinstance(cache, Complement):
             cache = dataclasses.replace(cache, lse=along_lanes(cache.lse)[:, :, None])
