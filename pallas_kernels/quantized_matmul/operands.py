@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array
 
 from pallas_kernels.quantized_matmul.packing import PackedWeight
 
@@ -18,24 +18,24 @@ class MatmulOperands:
 
     Attributes:
         x: int8 [M, K]; floats if `x_scale` is None.
-        x_scale: of each row.
+        x_scale: floats [M].
         weight: packed w [K, N].
-        w_scale: of each column.
-        bias: of each column; None adds nothing.
-        residual: None adds nothing.
-        gate: one row for each of G groups of M/G consecutive rows; None is 1.
+        w_scale: floats [N].
+        bias: floats [N]; None adds nothing.
+        residual: floats [M, N]; None adds nothing.
+        gate: floats [G, N], a row for each of G groups of M/G consecutive rows; None is 1.
 
     Raises:
         ValueError: shapes or dtypes that do not go together.
     """
 
-    x: Shaped[Array, "M K"]
-    x_scale: Float[Array, " M"] | None
+    x: Array
+    x_scale: Array | None
     weight: PackedWeight
-    w_scale: Float[Array, " N"]
-    bias: Float[Array, " N"] | None = None
-    residual: Float[Array, "M N"] | None = None
-    gate: Float[Array, "G N"] | None = None
+    w_scale: Array
+    bias: Array | None = None
+    residual: Array | None = None
+    gate: Array | None = None
 
     def __post_init__(self) -> None:
         x, (k, n) = self.x, self.weight.shape
