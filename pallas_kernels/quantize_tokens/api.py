@@ -1,23 +1,21 @@
 """The operation: shapes, dtypes and checks, and the choice of an implementation."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from pallas_kernels.activations import ACTIVATIONS, Activation
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
 from pallas_kernels.quantize_tokens import gpu, reference, tpu, xla
+from pallas_kernels.quantize_tokens.reference import NORMS, Norm
 
-NORMS = ("none", "layer")
-ACTIVATIONS = ("none", "gelu_tanh")
 BITS = (4, 6, 8)
 
 
 def quantize_tokens(
     x: Float[Array, "M C"],
     *,
-    norm: str = "none",
-    activation: str = "none",
+    norm: Norm = "none",
+    activation: Activation = "none",
     shift: Float[Array, "*S C"] | None = None,
     scale: Float[Array, "*G C"] | None = None,
     smoothing: Float[Array, " C"] | None = None,
@@ -58,7 +56,7 @@ def quantize_tokens(
         implementation,
         dtype=x.dtype,
         channels=x.shape[1],
-        rotated=rotation is not None and rotation.shape[0],
+        rotated=0 if rotation is None else rotation.shape[0],
     )
     gain, offset = _affine(x.shape[1], shift, scale, smoothing)
     limit = 2 ** (bits - 1) - 1
@@ -95,7 +93,7 @@ def _check(
     for value, known in ((norm, NORMS), (activation, ACTIVATIONS), (bits, BITS)):
         if value not in known:
             raise ValueError(f"{value!r} is none of {', '.join(map(str, known))}")
-    groups = set()
+    groups: set[int] = set()
     for name, array in (("shift", shift), ("scale", scale)):
         if array is None:
             continue
@@ -116,7 +114,7 @@ def _check(
         )
 
 
-def _always(**_: Any) -> None:
+def _always(**_: object) -> None:
     return None
 
 

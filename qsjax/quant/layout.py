@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from pallas_kernels import PackedWeight, unpack
 from pallas_kernels.dispatch import AUTO, parse
-from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL
+from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL, WeightLayout
 from pallas_kernels.targets import current
 from qsjax.params import dotted
 from qsjax.quant.linear import QuantizedLinear
@@ -29,7 +29,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 def preferred_layout(
     precision: Precision, rows: int, backend: str | None = None, matmul: str = AUTO
-) -> str:
+) -> WeightLayout:
     """The layout that the implementation of the matmul takes; of several, the first here.
 
     Args:
@@ -43,7 +43,7 @@ def preferred_layout(
     """
     name, target = parse(matmul)
     backend = backend or (current() if name == matmul else target).backend
-    layouts = ["bytes", "bytes_transposed"]
+    layouts: list[WeightLayout] = ["bytes", "bytes_transposed"]
     if backend == "tpu" and precision.container == 4:
         layouts.insert(0, "int4")  # elsewhere an int4 takes a whole byte
     order = list(QUANTIZED_MATMUL.implementations)
@@ -55,7 +55,9 @@ def preferred_layout(
     }
     if name != AUTO:
         able = [one for one in layouts if QUANTIZED_MATMUL.objections(layout=one, **facts)[name] is None]  # fmt: skip
-        return able[0] if able else QUANTIZED_MATMUL.choose(name, layout=layouts[0], **facts)
+        if not able:  # it says why
+            QUANTIZED_MATMUL.choose(name, layout=layouts[0], **facts)
+        return able[0]
     return min(layouts, key=lambda layout: order.index(QUANTIZED_MATMUL.choose(layout=layout, **facts)))  # fmt: skip
 
 

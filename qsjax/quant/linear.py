@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int8
 
 from pallas_kernels import Kernels, PackedWeight, quantize_tokens, quantized_matmul, unpack
+from pallas_kernels.quantized_matmul import WeightLayout
 from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.quant.recipe import Precision
 from qsjax.quant.rotation import Rotation, rotate
@@ -52,7 +53,7 @@ class QuantizedLinear(nnx.Module):
         rows: int,
         precision: Precision,
         dtype: jnp.dtype | type,
-        layout: str = "bytes",
+        layout: WeightLayout = "bytes",
     ) -> None:
         self.rows, self.precision, self.layout = rows, precision, layout
         self.kernels = Kernels()
