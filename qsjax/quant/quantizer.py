@@ -6,8 +6,6 @@ gives up the largest values for a finer grid. Both forms divide and round in the
 bit until a product is summed.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +65,9 @@ def fake_weight(
     return _integers(kernel, scale, bits) * _spread(scale, kernel)
 
 
-def fake_tokens(x: Float[Array, "*B C"], bits: int, clip: Any = 1.0) -> Float[Array, "*B C"]:
+def fake_tokens(
+    x: Float[Array, "*B C"], bits: int, clip: Array | float = 1.0
+) -> Float[Array, "*B C"]:
     """What `pallas_kernels.quantize_tokens` keeps of activations, differentiable in them and in `clip`.
 
     Args:

@@ -6,7 +6,7 @@ inside the scan over layers; activations, norms and embeddings stay as they are.
 """
 
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -127,5 +127,5 @@ def _write_int8(integers: Array, scales: Array, kernel: Array, first: Array) -> 
     return _write(integers, quantized, first), _write(scales, scale, first)
 
 
-def _floats(leaf: Any) -> bool:
+def _floats(leaf: jax.ShapeDtypeStruct) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
