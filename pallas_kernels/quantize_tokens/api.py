@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from pallas_kernels.absmax import limit
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
 from pallas_kernels.quantize_tokens import gpu, reference, tpu, xla
 
@@ -61,9 +62,8 @@ def quantize_tokens(
         rotated=rotation is not None and rotation.shape[0],
     )
     gain, offset = _affine(x.shape[1], shift, scale, smoothing)
-    limit = 2 ** (bits - 1) - 1
     clip = jnp.asarray(clip, jnp.float32)
-    settings = {"norm": norm, "activation": activation, "limit": limit, "epsilon": epsilon}
+    settings = {"norm": norm, "activation": activation, "limit": limit(bits), "epsilon": epsilon}
     return serve(x, gain, offset, rotation, clip, **settings)
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
+from pallas_kernels.absmax import SMALLEST
 from pallas_kernels.gpu_params import inside, load, needs_gpu, store, triton_options
-from pallas_kernels.quantize_tokens.reference import SMALLEST
 from pallas_kernels.targets import Target
 
 _CHANNELS = 128  # of a slice, where no rotation says otherwise

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
-SMALLEST = 1e-30
-"""Largest absolute value assumed for a row of zeros: finite when divided by, and zero times it is zero."""
+from pallas_kernels.absmax import quantize
 
 
 def quantize_tokens(
@@ -32,6 +31,4 @@ def quantize_tokens(
     if rotation is not None:
         parts = y.reshape(len(y), -1, len(rotation))
         y = jnp.matmul(parts, rotation.astype(jnp.float32), precision="highest").reshape(y.shape)
-    largest = jnp.maximum(jnp.abs(y).max(axis=1), SMALLEST) * clip
-    integers = jnp.clip(jnp.round(y * (limit / largest)[:, None]), -limit - 1, limit)
-    return integers.astype(jnp.int8), largest / limit
+    return quantize(y, limit, clip)

@@ -21,7 +21,6 @@ from qsjax.quant import rotation as rotations
 from qsjax.quant.recipe import Recipe
 from qsjax.quant.rotation import Rotation, rotate, rotate_rows
 
-
 Source = Literal["modulated", "attention", "gelu"]
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
+from pallas_kernels.absmax import limit
 from qsjax.checkpoint import Manifest, load_item
 from qsjax.checkpoint.places import find_places
 from qsjax.params import map_parameters, parameters
@@ -50,9 +51,11 @@ def quantize_kernel(
     kernel: Float[Array, "*N I O"],
 ) -> tuple[Int8[Array, "*N I O"], Float[Array, "*N O"]]:
     """Symmetric int8 with a float32 scale per output channel; |error| <= scale / 2 for each weight."""
+    # Unlike `pallas_kernels.absmax` this divides by the stored scale, from which the bound follows, where activations are
+    # multiplied by Q / absmax, which is faster; a column of zeros has the scale 1.
     wide = kernel.astype(jnp.float32)
     peak = jnp.max(jnp.abs(wide), axis=-2)
-    scale = jnp.where(peak > 0, peak / 127, 1)
+    scale = jnp.where(peak > 0, peak / limit(8), 1)
     return jnp.round(wide / scale[..., None, :]).astype(jnp.int8), scale
 
 
