@@ -4,7 +4,8 @@ A block knows its linear layers by name and calls them; whether they are quantiz
 It hands queries, keys and values to the attention slot; whether that is sparse is the slot's to know.
 """
 
-from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,8 @@ class Attention(Protocol[State]):
         """Attend over all tokens; keys outside `kv_valid` (padded text) are never seen."""
 
 
-class Context(NamedTuple, Generic[State]):
+@dataclass(frozen=True)
+class Context(Generic[State]):
     """What all blocks share: rotary tables of the video tokens, the valid keys, the attention slot."""
 
     cos: Array

@@ -34,7 +34,7 @@ class Shards(nnx.Module, Generic[Block]):
         return nnx.merge(graph, jax.tree.unflatten(structure, leaves))
 
 
-def layer(graph: nnx.GraphDef[Block], parameters: nnx.State) -> Block:
+def layer(graph: nnx.GraphDef[Block], parameters: object) -> Block:
     """A block from one layer's parameters, gathered if devices share them."""
     block = nnx.merge(graph, parameters)
     return block.whole() if isinstance(block, Shards) else block

@@ -19,6 +19,13 @@ Prepared = TypeVar("Prepared")
 
 
 @runtime_checkable
+class HasKernel(Protocol):
+    """A layer with a floating-point kernel."""
+
+    kernel: nnx.Param
+
+
+@runtime_checkable
 class HasDtype(Protocol):
     """A layer whose weights do not tell the dtype of its output."""
 
@@ -74,6 +81,6 @@ def gelu(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
     return jax.nn.gelu(x, approximate=True)
 
 
-def dtype_of(layer: nnx.Linear | HasDtype) -> jnp.dtype:
+def dtype_of(layer: HasKernel | HasDtype) -> jnp.dtype:
     """The dtype that a layer computes in: its weights', or its `dtype` where they are integers."""
-    return layer.kernel.dtype if isinstance(layer, nnx.Linear) else layer.dtype
+    return layer.kernel.dtype if isinstance(layer, HasKernel) else layer.dtype

@@ -66,7 +66,7 @@ def scan_layers(
 
     def body(
         loop: tuple[Carry, list[Array], dict[int, Array]],
-        scanned: tuple[nnx.State, Inputs, Array],
+        scanned: tuple[object, Inputs, Array],
     ) -> tuple[tuple[Carry, list[Array], dict[int, Array]], None]:
         carry, leaves, fetched = loop
         own, block_input, index = scanned

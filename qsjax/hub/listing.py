@@ -65,7 +65,7 @@ def _listing(address: Address, siblings: Iterable[RepoSibling]) -> dict[str, Fil
                 f"{address}: lists {sibling.rfilename!r}, which is no name of a file in a folder"
             )
         files[sibling.rfilename] = File(
-            int(sibling.size or 0),
+            sibling.size or 0,
             None if sibling.lfs is None else sibling.lfs.sha256,
             sibling.blob_id,
         )

@@ -19,7 +19,7 @@ def stacked(build: Callable[[nnx.Rngs], Block], count: int, rngs: nnx.Rngs) -> B
     return nnx.vmap(build)(rngs.split(count))
 
 
-def depth(parameters: nnx.State) -> int:
+def depth(parameters: object) -> int:
     """The number of layers in the parameters of a stack."""
     return jax.tree.leaves(parameters)[0].shape[0]
 

@@ -105,7 +105,7 @@ class TextEncoder:
             InputError: unknown storage.
         """
         if storage not in (None, "int8"):
-            raise InputError(f"unknown storage {storage!r}; {nearest(str(storage), ['int8'])}")
+            raise InputError(f"unknown storage {storage!r}; {nearest(storage, ['int8'])}")
         manifest = Manifest.read(directory)
         template = _read_template(manifest)
         llama_config = _read_config(manifest, "llama", LlamaConfig)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int8
 from pallas_kernels.absmax import limit
 from qsjax.checkpoint import Manifest, load_item
 from qsjax.checkpoint.places import find_places
+from qsjax.checkpoint.restore import write_rows
 from qsjax.params import map_parameters, parameters
 from qsjax.progress import Progress
 
@@ -117,17 +118,13 @@ def restore_int8(
     return map_parameters(lambda name, _: arrays[name], module)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _write(whole: Array, rows: Array, first: Array) -> Array:
-    """Rows of `whole`, or one row without its leading axis."""
-    rows = rows.reshape(-1, *whole.shape[1:]).astype(whole.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(whole, rows, first, axis=0)
+_write = jax.jit(write_rows, donate_argnums=0)
 
 
 @partial(jax.jit, donate_argnums=(0, 1))
 def _write_int8(integers: Array, scales: Array, kernel: Array, first: Array) -> tuple[Array, Array]:
     quantized, scale = quantize_kernel(kernel)
-    return _write(integers, quantized, first), _write(scales, scale, first)
+    return write_rows(integers, quantized, first), write_rows(scales, scale, first)
 
 
 def _floats(leaf: jax.ShapeDtypeStruct) -> bool:
