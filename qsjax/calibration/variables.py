@@ -153,9 +153,7 @@ def untransformed(
     def identity(rotation: Rotation | None) -> Rotation | None:
         if rotation is None:
             return None
-        return Rotation(
-            *(None if one is None else np.eye(len(one), dtype=np.float32) for one in rotation)
-        )
+        return jax.tree.map(lambda factor: np.eye(len(factor), dtype=np.float32), rotation)
 
     plain = Learned(
         jax.tree.map(np.zeros_like, learned.log_smoothing),
