@@ -62,7 +62,7 @@ import qsjax
 from convert.bundled import tiny_model_directory
 from qsjax.checkpoint import Manifest
 from qsjax.cli import main
-from qsjax.tiny.sampling import held_out
+from qsjax.tiny.streams import CALIBRATION, held_out
 
 # The tests run this notebook too, with as little as there can be.
 QUICK = "QSJAX_QUICK" in os.environ
@@ -118,7 +118,9 @@ run("convert", source, WORK / "rtn-w4a8", "--quantize", "rtn-w4a8", "--overwrite
 
 # %%
 captions = WORK / "captions.txt"
-captions.write_text("\n".join(scene.caption for scene in held_out(98, SAMPLES)), encoding="utf-8")
+captions.write_text(
+    "\n".join(scene.caption for scene in held_out(CALIBRATION, SAMPLES)), encoding="utf-8"
+)
 run(
     *("calibrate", "--model", WORK / "float", "--out", WORK / "w4a8", "--recipe", "w4a8"),
     *("--captions", captions, "--samples", SAMPLES, "--epochs", EPOCHS, *SIZE),

@@ -1,7 +1,7 @@
 """Calibration samples: moments of the model's own sampling, spread over captions and noise levels."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,19 @@ import numpy as np
 from qsjax.errors import InputError
 from qsjax.sample import initial_noise, schedule
 from qsjax.text import EncodedPrompt
+
+
+class SettingsChanges(TypedDict, total=False):
+    """Settings of a run that are not the checkpoint's; None, or absent, is the checkpoint's."""
+
+    frames: int | None
+    height: int | None
+    width: int | None
+    fps: int | None
+    steps: int | None
+    shift: float | None
+    guidance: float | None
+    true_cfg: float | None
 
 
 class Samples(NamedTuple):

@@ -9,7 +9,6 @@ from typing import Any
 from qsjax.cli.options import add_config, with_config
 from qsjax.errors import InputError
 
-_CALIBRATION_STREAM = 98  # of the tiny model's scenes: neither trained on nor evaluated
 _SIZES = {
     "frames": ("video frames, 4k+1", 61),
     "height": ("pixels", 544),
@@ -122,9 +121,9 @@ def run(args: argparse.Namespace) -> int:
 def _captions(args: argparse.Namespace) -> list[str]:
     if args.captions is None:
         if args.model == "tiny":
-            from qsjax.tiny.scenes import scene
+            from qsjax.tiny.streams import CALIBRATION, held_out
 
-            return [scene(_CALIBRATION_STREAM, index).caption for index in range(args.samples)]
+            return [scene.caption for scene in held_out(CALIBRATION, args.samples)]
         from qsjax.config import preset
 
         return list(preset("captions", "general")["captions"])

@@ -12,8 +12,7 @@ from qsjax.evaluate.plots import draw, write_sheet
 from qsjax.evaluate.reference import Reference, reference_run
 from qsjax.evaluate.tables import NOTE, comparison_table, plain, summary, versions
 from qsjax.pipeline import Pipeline, to_uint8
-from qsjax.tiny import sampling
-from qsjax.tiny.evaluate import HELD_OUT
+from qsjax.tiny.streams import HELD_OUT, held_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +116,7 @@ def read_captions(given: str) -> list[str]:
         InputError: no such file, or none in it.
     """
     if given.isdecimal() and int(given):
-        return [scene.caption for scene in sampling.held_out(HELD_OUT, int(given))]
+        return [scene.caption for scene in held_out(HELD_OUT, int(given))]
     try:
         lines = Path(given).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

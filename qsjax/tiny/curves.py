@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qsjax.errors import InputError, QsjaxError
-from qsjax.tiny import loop
+from qsjax.tiny.training import loop
 
 # Stage -> (figure in its log, label of the axis).
 _STAGES = {

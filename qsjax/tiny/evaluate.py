@@ -17,10 +17,8 @@ import numpy as np
 from qsjax.errors import InputError, QsjaxError
 from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
-from qsjax.tiny import checker, data, sampling
-
-HELD_OUT = 99
-"""Seed of the stream of held-out scenes."""
+from qsjax.tiny import checker, data, sheets
+from qsjax.tiny.streams import HELD_OUT, held_out
 
 
 def evaluate(
@@ -45,7 +43,7 @@ def evaluate(
     Returns:
         Scores over all pairs ("all"), and over those with one and with two objects.
     """
-    scenes = sampling.held_out(HELD_OUT, pairs)
+    scenes = held_out(HELD_OUT, pairs)
     videos: list[np.ndarray] = []
     start = time.perf_counter()
     with Progress(pairs, "sample", unit="video") as bar:
@@ -55,7 +53,7 @@ def evaluate(
             videos.extend(np.moveaxis(made, -1, 1) / 127.5 - 1)
             bar.advance(len(captions))
     if sheet is not None:
-        sampling.show(videos, scenes, sheet)
+        sheets.write(videos, scenes, sheet)
     scores = {"all": checker.score(zip(videos, scenes, strict=True))._asdict()}
     for objects, name in ((1, "one_object"), (2, "two_objects")):
         chosen = [
@@ -69,12 +67,12 @@ def evaluate(
 def reconstruction(pipeline: Pipeline, clips: int = 16) -> float:
     """Mean PSNR of held-out clips of the default size that the VAE encoded and decoded, in the pipeline's tiles."""
     size = (pipeline.settings.frames, pipeline.settings.height, pipeline.settings.width)
-    videos = [data.render(scene, *size) for scene in sampling.held_out(HELD_OUT, clips)]
+    videos = [data.render(scene, *size) for scene in held_out(HELD_OUT, clips)]
     vae, made = pipeline.vae, []
     for video in videos:
         latents = vae.encode(video[None]).mode()
         made.append(np.asarray(vae.decode(latents, pipeline.tiling)[0]))
-    return sampling.decibels(videos, made)
+    return sheets.decibels(videos, made)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Training the tiny DiT on the latents of fresh captioned clips: the step, whatever the objective is.
 
-The objectives are in `qsjax.tiny.objectives`. A step splits its batch over all devices there are (GPUs, or the
+The objectives are in `qsjax.tiny.training.objectives`. A step splits its batch over all devices there are (GPUs, or the
 devices that `jax_num_cpu_devices` makes of a CPU's cores), averages gradients, and updates a replicated state.
 """
 
@@ -17,37 +17,19 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from qsjax.dit import DiT, DiTConfig
+from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.text import EncodedPrompt
-from qsjax.tiny import data, latents, matmul, words
-from qsjax.tiny.latents import Basis
-from qsjax.tiny.loop import Figures
-from qsjax.tiny.objectives import Objective, Velocity
-from qsjax.tiny.phases import Curriculum
-
-TEXT_LENGTH = 16
-"""Tokens of the longest caption; shorter ones are padded, so that every batch has one shape."""
+from qsjax.tiny import data, words
+from qsjax.tiny.training import latents, matmul
+from qsjax.tiny.training.latents import Basis
+from qsjax.tiny.training.loop import Figures
+from qsjax.tiny.training.objectives import Objective, Velocity
+from qsjax.tiny.training.phases import Curriculum
+from qsjax.tiny.words import TEXT_LENGTH
 
 TWO_OBJECTS = 0.7
 """Fraction of training clips with two objects: they take longest to learn, and are rarer in evaluations."""
-
-DIT_CONFIG = DiTConfig(
-    in_channels=16,
-    out_channels=16,
-    hidden_size=128,
-    num_heads=2,
-    num_double_blocks=3,
-    num_single_blocks=6,
-    num_refiner_blocks=2,
-    mlp_ratio=4.0,
-    patch_size=(1, 2, 2),
-    rope_axes_dim=(16, 24, 24),
-    rope_theta=256.0,
-    text_dim=64,
-    pooled_dim=64,
-    guidance_embeds=True,
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,12 +122,6 @@ def read_log(directory: Path) -> list[dict[str, float | int]]:
     return sorted(kept.values(), key=lambda line: line["step"])
 
 
-def uniforms(seed: int, index: int, count: int) -> np.ndarray:
-    """`count` float64 numbers in [0, 1) that depend on nothing but (seed, index)."""
-    words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(count)
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 def _named(state: State) -> dict[str, jax.Array]:
     return {f"{i:04d}": jnp.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 

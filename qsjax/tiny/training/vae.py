@@ -1,4 +1,4 @@
-"""Training the tiny VAE towards the fixed latent space of `qsjax.tiny.latents`.
+"""Training the tiny VAE towards the fixed latent space of `qsjax.tiny.training.latents`.
 
 Encoder and decoder have targets of their own, so they train apart, on crops of clips, at half the cost of
 training them through each other. The decoder sees slightly noisy latents, because what the DiT makes is noisy too.
@@ -17,20 +17,15 @@ from flax import nnx
 from jaxtyping import Array
 
 from qsjax.params import map_parameters
-from qsjax.tiny import data, latents
-from qsjax.tiny.latents import Basis
-from qsjax.tiny.loop import Figures, uniforms
-from qsjax.tiny.phases import Curriculum, Phase
-from qsjax.tiny.scenes import scene
-from qsjax.vae import VAE, VAEConfig
+from qsjax.tiny import data
+from qsjax.tiny.configs import VAE_CONFIG
+from qsjax.tiny.scenes import scene, uniforms
+from qsjax.tiny.training import latents
+from qsjax.tiny.training.latents import Basis
+from qsjax.tiny.training.loop import Figures
+from qsjax.tiny.training.phases import Curriculum, Phase
+from qsjax.vae import VAE
 
-VAE_CONFIG = VAEConfig(
-    block_out_channels=(16, 24, 32),
-    norm_num_groups=8,
-    layers_per_block=1,
-    spatial_compression_ratio=4,
-    scaling_factor=1.0,  # the latent space has unit variance by construction
-)
 Half = Literal["decoder", "encoder"]
 
 # The posterior is nearly a point: the encoder's targets are exact.

@@ -1,12 +1,11 @@
 """The experiments on sparse attention, as data: policies by density, mask, weights and schedule; sweeps; baselines."""
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from qsjax.config import to_mapping
+from qsjax.experiments.row import Row
 from qsjax.residual import Residual
 from qsjax.sample import Skip, SparsePlan
 from qsjax.sparse import Sparsity
@@ -29,40 +28,34 @@ SWEPT = replace(FLOATS, policy="recall-extrapolated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseRow:
+class SparseRow(Row):
     """One experiment.
 
     Attributes:
-        group: the table that it stands in.
-        label: its row there.
         weights: "float", "W4A8", or either "with outliers".
         shift: of the schedule.
         sparse: None is dense attention.
         skip: None leaves out no step.
     """
 
-    group: str
-    label: str
     weights: str = "float"
     shift: float = 3.0
     sparse: SparsePlan | None = None
     skip: Skip | None = None
 
     @property
-    def name(self) -> str:
-        """Group and label, what `--rows` is matched against."""
-        return f"{self.group}/{self.label}"
+    def reference_name(self) -> str:
+        """The full-precision run at its shift."""
+        return f"reference-{self.shift:g}"
 
-    @property
-    def key(self) -> str:
-        """A digest of what is done."""
+    def content(self) -> dict[str, object]:
+        """Everything but group and label."""
         parts = {"sparse": self.sparse, "skip": self.skip}
-        content = {
+        return {
             "weights": self.weights,
             "shift": self.shift,
             **{name: part and to_mapping(part) for name, part in parts.items()},
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def sparse_grid() -> tuple[SparseRow, ...]:
