@@ -1,6 +1,5 @@
 """The kernels against the floor: measured where the device is here, else estimated by its compiler."""
 
-import importlib.metadata
 import os
 import platform
 from functools import partial
@@ -18,6 +17,7 @@ from pallas_kernels.targets import TARGETS, Target
 from qsjax.bench.kernel_rows import estimated, measured, rows
 from qsjax.bench.timing import measured_peaks
 from qsjax.errors import InputError
+from qsjax.versions import KERNELS, versions
 
 OPERATIONS = {
     "quantized_matmul": matmul_bench.CASES,
@@ -25,7 +25,6 @@ OPERATIONS = {
     "block_sparse_attention": attention_bench.CASES,
 }
 """Operation -> backend -> cases."""
-_LIBRARIES = ("qsjax", "jax", "jaxlib", "libtpu")
 
 
 def bench(target: str | None, *, pairs: int) -> dict[str, Any]:
@@ -102,7 +101,7 @@ def report(
         "peak_operations_per_second": dict(peaks.operations),
         "peak_bytes_per_second": peaks.bandwidth,
         "peaks_from": peaks.source,
-        "versions": {name: _version(name) for name in _LIBRARIES},
+        "versions": versions(KERNELS),
         "rows": found,
     }
 
@@ -112,10 +111,3 @@ def _hardware() -> str:
     if device.platform == "cpu":
         return f"{platform.machine()} CPU, {os.cpu_count()} cores"
     return f"{jax.device_count()} x {device.device_kind}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -5,7 +5,6 @@ DST.calibration/       samples.npz, and the activations between blocks; deleted 
 """
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import shutil
@@ -28,8 +27,8 @@ from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
 from qsjax.quant import Recipe
 from qsjax.quant.storage import linear_leaves
+from qsjax.versions import CALIBRATION, versions
 
-_LIBRARIES = ("qsjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _SAMPLES = "samples.npz"
 
 
@@ -208,7 +207,7 @@ def _description(
     dit["calibration"] = {
         "method": to_mapping(method),
         "samples": dict(described),
-        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "libraries": versions(CALIBRATION),
         "blocks": reports,
     }
     return data

@@ -14,7 +14,7 @@ from qsjax.calibration.methods import Method
 from qsjax.dit import DiTConfig
 from qsjax.quant import SITES, Recipe, Rotation, Site, Transform
 from qsjax.quant.rotation import turned
-from qsjax.quant.sites import channels, start_rotation
+from qsjax.quant.sites import channels, mergeable, start_rotation
 
 _FIRST_CLIP = 4.0  # sigmoid 0.982, as FlatQuant starts
 _BRANCH_RATE = 1e-4  # of low-rank corrections, which move weights themselves
@@ -64,14 +64,12 @@ def effective_recipe(recipe: Recipe, method: Method) -> Recipe:
 
 
 def used_transforms(kind: str, recipe: Recipe) -> dict[str, tuple[Site, ...]]:
-    """Transform -> the sites that read through it, where all layers that take part are quantized."""
-    found: dict[str, list[Site]] = {}
-    floating: set[str] = set()
+    """Transform -> the sites that read through it; without those that the recipe cannot have."""
+    kept, used = mergeable(kind, recipe), {}
     for site in SITES[kind]:
-        found.setdefault(site.transform, []).append(site)
-        if not recipe.precision(f"{kind}.{site.linear}").quantized:
-            floating |= {site.transform, site.values}
-    return {name: tuple(sites) for name, sites in found.items() if name not in floating}
+        if site.transform in kept:
+            used[site.transform] = (*used.get(site.transform, ()), site)
+    return used
 
 
 def start_rotations(kind: str, recipe: Recipe, config: DiTConfig) -> dict[str, Rotation | None]:

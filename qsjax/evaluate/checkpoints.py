@@ -10,9 +10,10 @@ from qsjax.errors import InputError
 from qsjax.evaluate.compare import Comparison, compare
 from qsjax.evaluate.plots import draw, write_sheet
 from qsjax.evaluate.reference import Reference, reference_run
-from qsjax.evaluate.tables import NOTE, comparison_table, plain, summary, versions
+from qsjax.evaluate.tables import NOTE, comparison_table, plain, summary
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.tiny.streams import HELD_OUT, held_out
+from qsjax.versions import EVALUATION, versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Checkpoints:
         return {
             "captions": list(self.reference.captions),
             "seed": self.reference.seed,
-            "versions": versions(),
+            "versions": versions(EVALUATION),
             "models": models,
         }
 

@@ -1,6 +1,5 @@
 """Comparisons as markdown tables and as plain data."""
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,8 +97,3 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def plain(found: Mapping[str, Estimate]) -> dict[str, Any]:
     """A summary as plain data for JSON."""
     return {name: value._asdict() for name, value in found.items()}
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that figures may depend on."""
-    return {name: importlib.metadata.version(name) for name in ("qsjax", "jax", "flax", "numpy")}

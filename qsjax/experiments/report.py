@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 from qsjax.evaluate.plots import write_sheet
-from qsjax.evaluate.tables import versions
 from qsjax.experiments.experiment import Experiment, OutcomeT
 from qsjax.experiments.row import RowT
+from qsjax.versions import EVALUATION, versions
 
 
 class Report(ABC, Generic[RowT, OutcomeT]):
@@ -40,7 +40,7 @@ class Report(ABC, Generic[RowT, OutcomeT]):
             for _, members in groups(self._outcomes)
             for outcome in members
         ]
-        return {"run": self._experiment.facts, "versions": versions(), "rows": rows}
+        return {"run": self._experiment.facts, "versions": versions(EVALUATION), "rows": rows}
 
     def write(self, folder: Path, *, plots: bool = False) -> list[Path]:
         """Write tables, a contact sheet a table and, if asked for, plots; return the files.
@@ -49,7 +49,7 @@ class Report(ABC, Generic[RowT, OutcomeT]):
             InputError: plots without matplotlib, or a place that cannot be written.
         """
         facts = ", ".join(f"{name} {value}" for name, value in self._experiment.facts.items())
-        used = ", ".join(f"{name} {value}" for name, value in versions().items())
+        used = ", ".join(f"{name} {value}" for name, value in versions(EVALUATION).items())
         tables = folder / self.TABLES
         tables.write_text(f"{self.text()}\n\n{facts}; {used}\n", encoding="utf-8")
         written = [tables]

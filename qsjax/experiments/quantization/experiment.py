@@ -10,9 +10,10 @@ from qsjax.calibration import Samples, calibrate_module
 from qsjax.dit import DiT
 from qsjax.errors import QsjaxError
 from qsjax.evaluate.compare import Comparison, compare
-from qsjax.evaluate.tables import shown, summary, versions
+from qsjax.evaluate.tables import shown, summary
 from qsjax.experiments.experiment import SHOWN, Experiment
 from qsjax.experiments.quantization.grid import QuantizationRow
+from qsjax.versions import EVALUATION, versions
 
 BlockReports = Sequence[Mapping[str, Any]]
 
@@ -47,7 +48,7 @@ class QuantizationOutcome(NamedTuple):
         return {
             "row": self.row.name,
             "seconds": self.seconds,
-            "versions": versions(),
+            "versions": versions(EVALUATION),
             "attention_shift": self.shift,
             **self.comparison.to_mapping(),
         }

@@ -15,7 +15,6 @@ from qsjax.calibration import METHODS, SettingsChanges, calibrate_module
 from qsjax.dit import DiT
 from qsjax.errors import CheckpointError
 from qsjax.evaluate.metrics import psnr, ssim
-from qsjax.evaluate.tables import versions
 from qsjax.experiments.experiment import SHOWN, Experiment
 from qsjax.experiments.sparse.grid import SparseRow
 from qsjax.experiments.sparse.sampling import sampled, without_numbers
@@ -25,6 +24,7 @@ from qsjax.quant import Recipe
 from qsjax.sample import Heads, SamplingPlan, Skip, SparsePlan, heads_of
 from qsjax.sample.sparse import SPARSE
 from qsjax.sample.state import Memory
+from qsjax.versions import EVALUATION, versions
 
 _FIGURES = ("psnr", "ssim", "latents")
 
@@ -72,7 +72,7 @@ class SparseOutcome(NamedTuple):
             "dense_steps": self.dense_steps,
             "skipped": self.skipped,
             "seconds": self.seconds,
-            "versions": versions(),
+            "versions": versions(EVALUATION),
         }
 
 
