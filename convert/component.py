@@ -13,7 +13,7 @@ import numpy as np
 from convert.configuration import configuration
 from convert.containers import Source, TensorInfo, open_source
 from convert.keymaps import Row, check, detect
-from convert.keymaps.detect import TITLES, Layout
+from convert.keymaps.detect import TITLES, ComponentConfig, Layout
 from convert.sources import Sources
 from qsjax.config import to_mapping
 from qsjax.errors import CheckpointError
@@ -39,7 +39,7 @@ class Component:
     name: str
     path: Path
     source: Source
-    config: Any
+    config: ComponentConfig
     layout: Layout
     rows: tuple[Row, ...]
     ignored: tuple[str, ...]

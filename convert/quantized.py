@@ -20,6 +20,7 @@ from convert.containers import TensorInfo
 from convert.keymaps import Row
 from qsjax.checkpoint import Manifest, StoredComponent
 from qsjax.config import from_mapping, to_mapping
+from qsjax.dit import DiTConfig
 from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
 from qsjax.params import parameters
@@ -89,9 +90,11 @@ class QuantizedDiT(Component):
     """A DiT whose leaves are those of its quantized module.
 
     Attributes:
+        config: the DiT's.
         quantization: how.
     """
 
+    config: DiTConfig
     quantization: Quantization
 
     def outputs(self, row: Row) -> dict[str, TensorInfo]:

@@ -4,12 +4,17 @@ import importlib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from convert.keymaps import table
 from convert.keymaps.table import Row
 from convert.keymaps.transforms import Shape
+from qsjax.dit.config import DiTConfig
 from qsjax.errors import CheckpointError, InputError
+from qsjax.text.config import ClipConfig, LlamaConfig
+from qsjax.vae.config import VAEConfig
+
+ComponentConfig = DiTConfig | VAEConfig | LlamaConfig | ClipConfig
 
 COMPONENTS = ("dit", "vae", "llama", "clip")
 TITLES = {
@@ -39,7 +44,9 @@ def layouts(component: str) -> tuple[Layout, ...]:
     return tuple(Layout(name, prefix) for name, prefixes in known.items() for prefix in prefixes)
 
 
-def expand(component: str, config: Any, layout: str, prefix: str | None = None) -> tuple[Row, ...]:
+def expand(
+    component: str, config: ComponentConfig, layout: str, prefix: str | None = None
+) -> tuple[Row, ...]:
     """The rows of a component: each leaf, its shape, and the PyTorch tensors it is made of.
 
     Args:
@@ -61,7 +68,7 @@ def expand(component: str, config: Any, layout: str, prefix: str | None = None) 
     return tuple(table.expand(entries, layout, first if prefix is None else prefix))
 
 
-def detect(component: str, config: Any, names: Iterable[str], *, source: str) -> Layout:
+def detect(component: str, config: ComponentConfig, names: Iterable[str], *, source: str) -> Layout:
     """The layout that shares most names with a source.
 
     Args:
@@ -89,7 +96,12 @@ def detect(component: str, config: Any, names: Iterable[str], *, source: str) ->
 
 
 def check(
-    component: str, config: Any, layout: Layout, shapes: Mapping[str, Shape], *, source: str
+    component: str,
+    config: ComponentConfig,
+    layout: Layout,
+    shapes: Mapping[str, Shape],
+    *,
+    source: str,
 ) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """Every tensor is used exactly once or is on the ignore list; anything else is reported, all together.
 

@@ -70,7 +70,7 @@ def against_torch(pairs: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     settings = {k: v for k, v in MIDDLE.to_diffusers().items() if not k.startswith("_")}
-    theirs: Any = HunyuanVideoTransformer3DModel(**settings)
+    theirs = HunyuanVideoTransformer3DModel(**settings)
     theirs.eval()
     weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     ours = load_module(abstract_dit(MIDDLE, dtype=jnp.float32), "dit", "diffusers", weights, MIDDLE)

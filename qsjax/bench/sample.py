@@ -130,7 +130,7 @@ def _run(
     if plan.remembers:
         cache = jax.jit(lambda dit, given: empty_cache(plan, dit, latents, given))(dit, conditions)
 
-    def function(kind: str) -> Any:
+    def function(kind: str) -> jax.stages.Compiled:
         given = (dit, x, cache, step_at(numbers, 0), conditions)
         jitted = jax.jit(partial(denoise_step, plan, kind), donate_argnums=CACHE)
         return jitted.lower(*given).compile()
@@ -152,7 +152,7 @@ def _random_dit() -> DiT:
     graph, state = nnx.split(abstract_dit(CONFIG, dtype=jnp.float32))
     random = np.random.default_rng(0)
 
-    def value(leaf: Any) -> jax.Array:
+    def value(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         fan = leaf.shape[-2] if len(leaf.shape) > 1 else 100
         return jnp.asarray(random.standard_normal(leaf.shape) / np.sqrt(fan), leaf.dtype)
 

@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +15,19 @@ _MATRIX = 2048
 _UPDATED = 2**26  # float32 values, 256 MB: far more than any cache holds
 
 
-def seconds(run: Callable[[], Any]) -> float:
+def seconds(run: Callable[[], object]) -> float:
     """Of one call, to its end."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
 
 
-def median_seconds(run: Callable[[], Any], *, samples: int) -> float:
+def median_seconds(run: Callable[[], object], *, samples: int) -> float:
     """Of a call, the first left out; short ones are called several times a sample."""
     seconds(run)
     calls = max(1, min(100, round(_SAMPLE_SECONDS / seconds(run))))
 
-    def sample() -> Any:
+    def sample() -> object:
         for _ in range(calls - 1):
             run()
         return run()
@@ -36,7 +35,7 @@ def median_seconds(run: Callable[[], Any], *, samples: int) -> float:
     return statistics.median(seconds(sample) / calls for _ in range(samples))
 
 
-def alternating(runs: dict[str, Callable[[], Any]], *, pairs: int) -> dict[str, float]:
+def alternating(runs: dict[str, Callable[[], object]], *, pairs: int) -> dict[str, float]:
     """Median seconds of each, which take turns, so that what slows the machine slows all of them."""
     for run in runs.values():
         seconds(run)

@@ -4,8 +4,6 @@ A map [H, L, L] of a 720p video would have 340 billion entries. Its pooled form,
 are made from queries and keys directly (QuantSparse, section 3.2).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -20,7 +18,7 @@ def attention(
     k: Float[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
-    state: Any,
+    state: object,
 ) -> tuple[Float[Array, "B L H D"], tuple[Array, Array]]:
     """Dense attention for the DiT's slot, which returns queries and keys as its state.
 

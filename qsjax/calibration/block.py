@@ -11,10 +11,12 @@ import numpy as np
 from qsjax.calibration.blocks import Leaves
 from qsjax.calibration.inputs import Inputs
 from qsjax.calibration.measure import measure, signal_to_noise
+from qsjax.calibration.methods import Method
 from qsjax.calibration.packed import quantized_leaves
 from qsjax.calibration.programs import Figures, Programs
 from qsjax.calibration.variables import (
     Learned,
+    Starts,
     initial,
     start_rotations,
     untransformed,
@@ -111,7 +113,7 @@ def _smoothing(
 def _train(
     programs: Programs,
     learned: Learned,
-    starts: Any,
+    starts: Starts,
     leaves: Leaves,
     inputs: Inputs,
     rows: np.ndarray,
@@ -137,6 +139,6 @@ def _train(
     return learned, curve
 
 
-def _total(figures: Figures, scales: jax.Array, method: Any) -> float:
+def _total(figures: Figures, scales: jax.Array, method: Method) -> float:
     weights = np.array([1.0, method.global_weight, method.local_weight])
     return float(np.dot(weights * np.asarray(scales), [float(x) for x in figures[:3]]))

@@ -1,61 +1,68 @@
 """One transformer block by itself: as floats, watched, and with fake-quantized layers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from qsjax.calibration.variables import Learned, transforms
+from qsjax.calibration.variables import Learned, Starts, transforms
 from qsjax.dit import DiTConfig
 from qsjax.dit.blocks import Context, DoubleBlock, SingleBlock
 from qsjax.params import map_parameters
-from qsjax.quant import SITES, Recipe, Rotation, Site, Transform
+from qsjax.quant import SITES, Recipe, Site, Transform
 from qsjax.quant.fake import FakeJoinedLinear, FakeLinear, clip_of
 from qsjax.quant.sites import has_bias, merged_bias, merged_kernel
 
-KINDS: Mapping[str, Any] = {"double_blocks": DoubleBlock, "single_blocks": SingleBlock}
+KINDS = {"double_blocks": DoubleBlock, "single_blocks": SingleBlock}
+Block = DoubleBlock | SingleBlock
 Leaves = Mapping[str, Array]
+Rows = tuple[Float[Array, "B M"], Float[Array, "B M"]] | Float[Array, "B M"]
+"""A block's modulation vectors: of video and text, or one array of a single block."""
+QueriesAndKeys = tuple[Float[Array, "B L H D"], Float[Array, "B L H D"]]
+"""What the attention slot returns as its state (`qsjax.calibration.attention`)."""
 
 
 class Tokens(NamedTuple):
-    """What passes from block to block: video tokens [B, N, D] and text tokens [B, L, D]."""
+    """What passes from block to block: video tokens and text tokens."""
 
-    img: Any
-    txt: Any
+    img: Float[Array, "B N D"]
+    txt: Float[Array, "B L D"]
 
 
-def float_block(kind: str, leaves: Leaves, config: DiTConfig) -> Any:
+def float_block(kind: str, leaves: Leaves, config: DiTConfig) -> Block:
     """The block of `qsjax.dit.blocks` around leaves that are named as in it ("img.qkv.kernel")."""
     build = KINDS[kind]
     block = nnx.eval_shape(lambda: build(config, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0)))
     return map_parameters(lambda name, _: leaves[name], block)
 
 
-def modulation_rows(kind: str, block: Any, active: Float[Array, "B D"]) -> Any:
+def modulation_rows(block: Block, active: Float[Array, "B D"]) -> Rows:
     """The block's modulation vectors for conditioning `active`: (video, text), or one array for a single block."""
-    if kind == "double_blocks":
+    if isinstance(block, DoubleBlock):
         return block.img.modulation(active), block.txt.modulation(active)
     return block.modulation(active)
 
 
 def run_block(
-    kind: str, block: Any, tokens: Tokens, rows: Any, context: Context
-) -> tuple[Tokens, Any]:
+    block: Block, tokens: Tokens, rows: Rows, context: Context
+) -> tuple[Tokens, QueriesAndKeys]:
     """The block's output, and what the attention slot returned as its state."""
-    if kind == "double_blocks":
+    if isinstance(block, DoubleBlock):
+        assert isinstance(rows, tuple)
         (img, txt), state = block((tokens.img, tokens.txt), rows, context, ())
         return Tokens(img, txt), state
+    assert not isinstance(rows, tuple)
     x, state = block(jnp.concatenate(tokens, axis=1), rows, context, ())
     video = tokens.img.shape[1]
     return Tokens(x[:, :video], x[:, video:]), state
 
 
 def watched_inputs(
-    kind: str, leaves: Leaves, config: DiTConfig, tokens: Tokens, rows: Any, context: Context
-) -> tuple[Tokens, Any, dict[str, Array]]:
+    kind: str, leaves: Leaves, config: DiTConfig, tokens: Tokens, rows: Rows, context: Context
+) -> tuple[Tokens, QueriesAndKeys, dict[str, Array]]:
     """Run the float block; also the input of every site, by its layer's name."""
     block, seen = float_block(kind, leaves, config), {}
 
@@ -69,7 +76,7 @@ def watched_inputs(
     for name in dict.fromkeys(site.linear for site in SITES[kind]):
         parent, attribute = _parent(block, name)
         setattr(parent, attribute, nnx.static(watch(name, getattr(parent, attribute))))
-    out, state = run_block(kind, block, tokens, rows, context)
+    out, state = run_block(block, tokens, rows, context)
     width = config.hidden_size
     inputs = {}
     for site in SITES[kind]:
@@ -137,10 +144,10 @@ def fake_block(
     kind: str,
     leaves: Leaves,
     learned: Learned,
-    starts: Mapping[str, Rotation | None],
+    starts: Starts,
     recipe: Recipe,
     config: DiTConfig,
-) -> Any:
+) -> Block:
     """The block with every site's layer fake-quantized, differentiable in `learned`."""
     block, given = float_block(kind, leaves, config), transforms(learned, starts)
     made = {
@@ -183,7 +190,7 @@ def frame_divergence(one: Array, other: Array, frames: int) -> Array:
     return (jnp.exp(log_other) * (log_other - log_one)).sum(axis=-1).mean()
 
 
-def _parent(block: Any, name: str) -> tuple[Any, str]:
+def _parent(block: nnx.Module, name: str) -> tuple[nnx.Module, str]:
     *path, last = name.split(".")
     for step in path:
         block = getattr(block, step)

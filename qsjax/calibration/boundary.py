@@ -2,16 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from qsjax.calibration.blocks import Tokens
 from qsjax.errors import CheckpointError
 
-_PARTS = Tokens("img", "txt")
+_PARTS = Tokens._fields
 
 
 class Boundary:
@@ -22,12 +22,12 @@ class Boundary:
         dtype: of the tokens.
     """
 
-    def __init__(self, parts: list[np.ndarray], dtype: Any) -> None:
+    def __init__(self, parts: list[np.ndarray], dtype: DTypeLike) -> None:
         self.parts, self.dtype = parts, np.dtype(dtype)
 
     @classmethod
     def empty(
-        cls, shapes: list[tuple[int, ...]], dtype: Any, folder: Path | None, name: str
+        cls, shapes: list[tuple[int, ...]], dtype: DTypeLike, folder: Path | None, name: str
     ) -> "Boundary":
         """Room for tokens; with a folder as files, which get their final name by `commit`."""
         bits = _bits(dtype)
@@ -40,7 +40,7 @@ class Boundary:
         return cls(parts, dtype)
 
     @classmethod
-    def open(cls, dtype: Any, folder: Path, name: str) -> "Boundary":
+    def open(cls, dtype: DTypeLike, folder: Path, name: str) -> "Boundary":
         """The tokens of an earlier run.
 
         Raises:
@@ -96,5 +96,5 @@ def delete(folder: Path | None, name: str) -> None:
             Path(f"{folder / name}.{part}.npy").unlink(missing_ok=True)
 
 
-def _bits(dtype: Any) -> np.dtype:
+def _bits(dtype: DTypeLike) -> np.dtype:
     return np.dtype(f"uint{8 * np.dtype(dtype).itemsize}")

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from qsjax.calibration.blocks import KINDS
 from qsjax.calibration.loop import block_order, calibrate_blocks
@@ -40,7 +42,7 @@ class CheckpointSource:
         dtype: of the ends and of the activations.
     """
 
-    def __init__(self, manifest: Manifest, dtype: Any) -> None:
+    def __init__(self, manifest: Manifest, dtype: DTypeLike) -> None:
         self.manifest = manifest
         self._dtype = jnp.dtype(dtype)
         source = f"{manifest.directory}: dit config"
@@ -78,7 +80,7 @@ def calibrate_checkpoint(
     *,
     described: Mapping[str, Any],
     seed: int = 0,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
@@ -223,13 +225,12 @@ def _stored_samples(folder: Path, samples: Callable[[], Samples]) -> Samples:
         np.savez(buffer, **arrays)
         write_atomically(path, buffer.getvalue())
     with np.load(path, allow_pickle=False) as stored:
-        found = {name: stored[name] for name in stored.files}
-    return Samples(**{name: found.get(name) for name in Samples._fields})
+        return Samples(**{name: stored[name] for name in stored.files})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: jax.Array | np.ndarray) -> np.dtype:
     """`.npz` knows no bfloat16."""
-    return np.float32 if jnp.issubdtype(value.dtype, jnp.floating) else value.dtype
+    return np.dtype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value.dtype
 
 
 def _identity(
@@ -238,7 +239,7 @@ def _identity(
     method: Method,
     described: Mapping[str, Any],
     seed: int,
-    dtype: Any,
+    dtype: np.dtype,
 ) -> str:
     weights = [spec["sha256"] for _, _, spec in manifest.leaves("dit")]
     content = [weights, to_mapping(recipe), to_mapping(method), dict(described), seed, dtype.name]

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from qsjax.calibration import block as one_block
 from qsjax.calibration.blocks import KINDS, Leaves, Tokens
@@ -141,20 +142,30 @@ def _front(
     dit = source.ends
 
     @jax.jit
-    def embed(dit: DiT, one: Samples) -> tuple[Any, ...]:
-        img, txt, context = dit.embed(one.latents, one.timestep, one.text, one.mask)
-        active = dit.conditioning(one.timestep, one.pooled, one.guidance)
+    def embed(
+        dit: DiT,
+        latents: Array,
+        timestep: Array,
+        text: Array,
+        mask: Array,
+        pooled: Array,
+        guidance: Array | None,
+    ) -> tuple[Array, Array, Array, Shared]:
+        img, txt, context = dit.embed(latents, timestep, text, mask)
+        active = dit.conditioning(timestep, pooled, guidance)
         return img, txt, active, Shared(context.cos, context.sin)
 
     active, boundary, shared = [], None, None
     for index in range(len(samples.timestep)):
         one = jax.tree.map(lambda leaf, index=index: jnp.asarray(leaf[index : index + 1]), samples)
-        img, txt, row, shared = embed(dit, one)
+        img, txt, row, shared = embed(dit, *one)
         active.append(row)
         if finished:
             continue
         if boundary is None:
-            shapes: Any = [(len(samples.timestep), *part.shape[1:]) for part in (img, txt)]
+            shapes: list[tuple[int, ...]] = [
+                (len(samples.timestep), *part.shape[1:]) for part in (img, txt)
+            ]
             boundary = Boundary.empty(shapes, img.dtype, folder, "float-0")
         boundary.write(index, Tokens(img, txt))
     if boundary is None:

@@ -1,7 +1,5 @@
 """How far a block is from its float original, over all samples."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +7,13 @@ import numpy as np
 from qsjax.calibration.blocks import Leaves
 from qsjax.calibration.inputs import Inputs
 from qsjax.calibration.programs import Figures, Programs, Sample
-from qsjax.calibration.variables import Learned
+from qsjax.calibration.variables import Learned, Starts
 
 
 def measure(
     programs: Programs,
     learned: Learned,
-    starts: Any,
+    starts: Starts,
     leaves: Leaves,
     inputs: Inputs,
     rows: np.ndarray,
@@ -34,7 +32,7 @@ def measure(
 
 
 def signal_to_noise(
-    programs: Programs, learned: Learned, starts: Any, leaves: Leaves, inputs: Inputs
+    programs: Programs, learned: Learned, starts: Starts, leaves: Leaves, inputs: Inputs
 ) -> dict[str, float]:
     """Layer -> signal over quantization noise of its output on float inputs, decibels, over all samples."""
     sums: dict[str, np.ndarray] = {}

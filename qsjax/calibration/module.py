@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -89,11 +90,11 @@ def ends_leaves(dit: DiT, recipe: Recipe) -> dict[str, np.ndarray]:
     return made
 
 
-def filled(abstract: Any, dit: Any, leaves: Mapping[str, np.ndarray]) -> Any:
+def filled(abstract: DiT, dit: DiT, leaves: Mapping[str, np.ndarray]) -> DiT:
     """The module with its quantized leaves, and all others from the float one."""
     old = parameters(dit)
 
-    def fill(name: str, wanted: Any) -> Array:
+    def fill(name: str, wanted: jax.ShapeDtypeStruct) -> Array:
         value = jnp.asarray(leaves[name]) if name in leaves else old[name]
         if value.shape != wanted.shape:
             raise ValueError(f"{name} has shape {value.shape}, the module wants {wanted.shape}")

@@ -3,10 +3,10 @@
 Sixty blocks are calibrated by the same two programs of each sort: everything that differs between them is an argument.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array
 from qsjax.calibration.attention import attention, attention_rows, pooled_attention, saliency
 from qsjax.calibration.blocks import (
     Leaves,
+    Rows,
     Tokens,
     fake_block,
     fake_layer,
@@ -27,10 +28,10 @@ from qsjax.calibration.blocks import (
     watched_inputs,
 )
 from qsjax.calibration.methods import Method
-from qsjax.calibration.variables import Learned, optimizer, smoothing_peaks, transforms
+from qsjax.calibration.variables import Learned, Starts, optimizer, smoothing_peaks, transforms
 from qsjax.dit import DiTConfig
 from qsjax.dit.blocks import Context
-from qsjax.quant import SITES, Recipe, Rotation
+from qsjax.quant import SITES, Recipe
 from qsjax.quant.quantizer import fake_weight
 
 _PROBED_ROWS = 64
@@ -65,13 +66,10 @@ class Sample(NamedTuple):
 class Figures(NamedTuple):
     """Terms of the loss: block output, pooled attention, attention rows; and the shift of evenly spaced rows."""
 
-    output: Any
-    pooled: Any
-    rows: Any
-    shift: Any
-
-
-Starts = Mapping[str, Rotation | None]
+    output: Array | float
+    pooled: Array | float
+    rows: Array | float
+    shift: Array | float
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,7 @@ class Programs:
         )
         with jax.numpy_dtype_promotion("standard"):  # optax's AdamW mixes dtypes
             updates, state = self.optimizer.update(gradients, state, learned)
-        updated: Any = optax.apply_updates(learned, updates)
-        return updated, state, figures
+        return cast(Learned, optax.apply_updates(learned, updates)), state, figures
 
     @partial(jax.jit, static_argnums=0)
     def measure(
@@ -145,7 +142,7 @@ class Programs:
         """The output of the fake-quantized block on `sample.given`."""
         block = fake_block(self.kind, leaves, learned, starts, self.recipe, self.config)
         rows = self._rows(leaves, sample.active, quantized=True)
-        return run_block(self.kind, block, sample.given, rows, _context(sample, shared))[0]
+        return run_block(block, sample.given, rows, _context(sample, shared))[0]
 
     @partial(jax.jit, static_argnums=0)
     def compare_layers(
@@ -188,12 +185,12 @@ class Programs:
         teacher = float_block(kind, leaves, self.config)
         student = fake_block(kind, leaves, learned, starts, self.recipe, self.config)
         target, (q, k) = jax.lax.stop_gradient(
-            run_block(kind, teacher, sample.tokens, self._rows(leaves, sample.active), context)
+            run_block(teacher, sample.tokens, self._rows(leaves, sample.active), context)
         )
         rows = self._rows(leaves, sample.active, quantized=True)
-        out, (q_student, k_student) = run_block(kind, student, sample.given, rows, context)
+        out, (q_student, k_student) = run_block(student, sample.given, rows, context)
 
-        def distance(of: Any) -> Array:
+        def distance(of: Callable[[Array, Array], Array]) -> Array:
             return jnp.square(of(q, k) - of(q_student, k_student)).mean()
 
         probed = jnp.arange(min(_PROBED_ROWS, video), dtype=jnp.int32) * (
@@ -215,7 +212,7 @@ class Programs:
             loss = loss + method.frame_weight * divergence
         return loss, figures
 
-    def _rows(self, leaves: Leaves, active: Array, *, quantized: bool = False) -> Any:
+    def _rows(self, leaves: Leaves, active: Array, *, quantized: bool = False) -> Rows:
         """Modulation vectors; those of the quantized model come from its own modulation weights."""
         if quantized:
             leaves = dict(leaves)
@@ -226,7 +223,7 @@ class Programs:
                     leaves[kernel] = fake_weight(
                         leaves[kernel].astype(jnp.float32), bits.weights, group=bits.group
                     ).astype(leaves[kernel].dtype)
-        return modulation_rows(self.kind, float_block(self.kind, leaves, self.config), active)
+        return modulation_rows(float_block(self.kind, leaves, self.config), active)
 
     def _valid(self, sample: Sample, context: Context) -> dict[str, Array]:
         video = sample.tokens.img.shape[1]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from qsjax.calibration.methods import Method
 from qsjax.dit import DiTConfig
@@ -24,17 +24,17 @@ _NO_CLIP = 30.0  # sigmoid 1.0 in float32
 class Clips(NamedTuple):
     """Logits of a layer's clips: of each output channel's weights, and of all its tokens."""
 
-    weight: Any
-    activation: Any
+    weight: Float[Array, " N"]
+    activation: Float[Array, ""]
 
 
 class Branch(NamedTuple):
     """Low-rank corrections of a layer: `left right` of its weights, `into out` beside it, of rank 1."""
 
-    left: Any
-    right: Any
-    into: Any
-    out: Any
+    left: Float[Array, "K R"]
+    right: Float[Array, "R N"]
+    into: Float[Array, "K 1"]
+    out: Float[Array, "1 N"]
 
 
 class Learned(NamedTuple):
@@ -47,10 +47,14 @@ class Learned(NamedTuple):
         branches: layer -> low-rank corrections.
     """
 
-    log_smoothing: dict[str, Any]
-    generators: dict[str, Any]
-    clips: dict[str, Any]
-    branches: dict[str, Any]
+    log_smoothing: dict[str, Array | None]
+    generators: dict[str, Rotation | None]
+    clips: dict[str, Clips | None]
+    branches: dict[str, Branch | None]
+
+
+Starts = Mapping[str, Rotation | None]
+"""Transform -> the rotation that training starts from."""
 
 
 def effective_recipe(recipe: Recipe, method: Method) -> Recipe:
@@ -103,17 +107,14 @@ def initial(
     starts, used = start_rotations(kind, recipe, config), used_transforms(kind, recipe)
     names = dict.fromkeys(site.transform for site in SITES[kind])
     log_c = {
-        name: np.log(np.asarray(smoothing[name]))
+        name: jnp.asarray(np.log(np.asarray(smoothing[name])))
         if smoothing is not None and name in used
         else None
         for name in names
     }
-    generators = {
-        name: None if starts[name] is None else jax.tree.map(np.zeros_like, starts[name])
-        for name in names
-    }
+    generators = {name: _zeros(starts[name]) for name in names}
     clips = {
-        layer: Clips(np.full(count, _FIRST_CLIP, np.float32), np.float32(_FIRST_CLIP))
+        layer: Clips(_filled(_FIRST_CLIP, count), _filled(_FIRST_CLIP))
         if method.learn_clips
         else None
         for layer, count in outputs.items()
@@ -123,7 +124,7 @@ def initial(
         site.layer: _branch(channels(site, *sizes), outputs[site.layer], method.rank, number)
         for number, site in enumerate(SITES[kind])
     }
-    return jax.tree.map(jnp.asarray, Learned(log_c, generators, clips, branches))
+    return Learned(log_c, generators, clips, branches)
 
 
 def _branch(inputs: int, outputs: int, rank: int, seed: int) -> Branch | None:
@@ -132,20 +133,26 @@ def _branch(inputs: int, outputs: int, rank: int, seed: int) -> Branch | None:
         return None
     random = np.random.default_rng(seed)
 
-    def gaussian(*shape: int) -> np.ndarray:
-        return (random.standard_normal(shape) / np.sqrt(inputs)).astype(np.float32)
+    def gaussian(*shape: int) -> Array:
+        return jnp.asarray((random.standard_normal(shape) / np.sqrt(inputs)).astype(np.float32))
 
     return Branch(
         gaussian(inputs, rank),
-        np.zeros((rank, outputs), np.float32),
+        _filled(0.0, rank, outputs),
         gaussian(inputs, 1),
-        np.zeros((1, outputs), np.float32),
+        _filled(0.0, 1, outputs),
     )
 
 
-def untransformed(
-    learned: Learned, starts: Mapping[str, Rotation | None]
-) -> tuple[Learned, dict[str, Rotation | None]]:
+def _filled(value: float, *shape: int) -> Array:
+    return jnp.asarray(np.full(shape, value, np.float32))
+
+
+def _zeros(rotation: Rotation | None) -> Rotation | None:
+    return jax.tree.map(lambda factor: jnp.asarray(np.zeros_like(factor)), rotation)
+
+
+def untransformed(learned: Learned, starts: Starts) -> tuple[Learned, dict[str, Rotation | None]]:
     """Variables of the same structure that do nothing: round-to-nearest, for the same compiled program."""
 
     def identity(rotation: Rotation | None) -> Rotation | None:
@@ -166,12 +173,14 @@ def untransformed(
     }
 
 
-def transforms(learned: Learned, starts: Mapping[str, Rotation | None]) -> dict[str, Transform]:
+def transforms(learned: Learned, starts: Starts) -> dict[str, Transform]:
     """Transform -> its smoothing and rotation, differentiable in `learned`."""
     made = {}
     for name, start in starts.items():
-        log_c = learned.log_smoothing[name]
-        rotation = None if start is None else turned(start, learned.generators[name])
+        log_c, generators = learned.log_smoothing[name], learned.generators[name]
+        rotation = None
+        if start is not None and generators is not None:
+            rotation = turned(start, generators)
         made[name] = Transform(None if log_c is None else jnp.exp(log_c), rotation)
     return made
 

@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from qsjax.calibration import SettingsChanges
 from qsjax.errors import InputError
 from qsjax.evaluate.compare import Comparison, compare
 from qsjax.evaluate.plots import draw, write_sheet
@@ -82,7 +83,7 @@ def compare_checkpoints(
     batch: int = 8,
     show: int = 0,
     progress: bool = False,
-    **settings: Any,
+    **settings: Unpack[SettingsChanges],
 ) -> Checkpoints:
     """Sample `reference` and each of `models`, at the reference's settings and with its VAE and text encoders.
 

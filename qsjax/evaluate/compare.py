@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from qsjax.dit import DiT
+from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import CheckpointError, InputError
 from qsjax.evaluate.metrics import psnr, relative_error, ssim
 from qsjax.evaluate.reference import Reference, dense_programs
@@ -115,7 +115,7 @@ def compare(
     return Comparison(**figures, videos=np.concatenate(videos) if show else None)
 
 
-def _check(dit: Any, config: Any) -> None:
+def _check(dit: DiT, config: DiTConfig) -> None:
     for name in ("in_channels", "out_channels", "text_dim", "pooled_dim"):
         mine, theirs = getattr(dit.config, name), getattr(config, name)
         if mine != theirs:
@@ -124,5 +124,5 @@ def _check(dit: Any, config: Any) -> None:
             )
 
 
-def _rounded(values: np.ndarray) -> Any:
+def _rounded(values: np.ndarray) -> list[float] | list[list[float]]:
     return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(values).tolist()

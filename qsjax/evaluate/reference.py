@@ -1,21 +1,23 @@
 """What compressed models are measured against: full-precision videos, and the latents of every step on the way."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qsjax.calibration import SettingsChanges
 from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
 from qsjax.sample import (
     DENSE,
+    Conditions,
     SamplingPlan,
     Settings,
     StepResult,
@@ -24,9 +26,12 @@ from qsjax.sample import (
     initial_noise,
     prepare,
 )
+from qsjax.sample.loop import Program
 from qsjax.text import EncodedPrompt
 
 BATCH = 8
+Prepare = Callable[[DiT, EncodedPrompt, EncodedPrompt | None], Conditions]
+"""`prepare` of a plan, compiled: (dit, prompt, negative prompt) -> conditions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +80,7 @@ def reference_run(
     seed: int = 0,
     batch: int = BATCH,
     progress: bool = False,
-    **settings: Any,
+    **settings: Unpack[SettingsChanges],
 ) -> Reference:
     """Sample captions with the pipeline's own DiT.
 
@@ -134,6 +139,6 @@ def denoise_densely(
 
 
 @lru_cache(maxsize=8)
-def dense_programs(plan: SamplingPlan) -> tuple[Any, dict[str, Any]]:
+def dense_programs(plan: SamplingPlan) -> tuple[Prepare, dict[str, Program]]:
     """The jitted `prepare` and dense step of a plan; each keeps a program for every structure of model it has seen."""
     return jax.jit(partial(prepare, plan)), {DENSE: jax.jit(partial(denoise_step, plan, DENSE))}

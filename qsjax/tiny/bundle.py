@@ -17,6 +17,7 @@ from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.params import find_parameter, parameters
 from qsjax.sample.settings import FILE, Settings
+from qsjax.text import Clip, Llama
 from qsjax.tiny import encoders, words
 from qsjax.tiny.configs import CLIP_CONFIG, DEFAULTS, LLAMA_CONFIG
 from qsjax.vae import VAE
@@ -92,7 +93,9 @@ def write_bundle(
     return size
 
 
-def _tensors(component: str, layout: str, module: Any, dtype: np.dtype) -> dict[str, np.ndarray]:
+def _tensors(
+    component: str, layout: str, module: DiT | VAE | Llama | Clip, dtype: np.dtype
+) -> dict[str, np.ndarray]:
     """PyTorch names -> tensors of one component."""
     arrays = {name: np.asarray(value) for name, value in parameters(module).items()}
     tensors: dict[str, np.ndarray] = {}

@@ -6,7 +6,6 @@ mean. One thing is built in, which every trained language model has: heads that 
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from qsjax.params import map_parameters
+from qsjax.params import Module, map_parameters
 from qsjax.text import Clip, Llama
 from qsjax.tiny.configs import CLIP_CONFIG, LLAMA_CONFIG
 
@@ -84,11 +83,11 @@ def _looking_back(module: Llama) -> Llama:
     return module
 
 
-def _filled(abstract: Any, seed: int, gains: dict[str, float]) -> Any:
+def _filled(abstract: Module, seed: int, gains: dict[str, float]) -> Module:
     """Gaussian weights of standard deviation gain / sqrt(inputs) (embeddings: gain); norms are the identity."""
     random = np.random.default_rng(seed)
 
-    def fill(name: str, parameter: Any) -> Array:
+    def fill(name: str, parameter: jax.ShapeDtypeStruct) -> Array:
         shape = parameter.shape
         if name.endswith(("kernel", "embedding")):
             gain = next((g for part, g in gains.items() if part in name), 1.0)

@@ -10,10 +10,11 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
+from qsjax.calibration import SettingsChanges
 from qsjax.errors import InputError, QsjaxError
 from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
@@ -28,7 +29,7 @@ def evaluate(
     seed: int,
     batch: int = 8,
     sheet: Path | None = None,
-    **settings: Any,
+    **settings: Unpack[SettingsChanges],
 ) -> dict[str, Any]:
     """Sample held-out captions and score them.
 
@@ -110,7 +111,7 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
         if options.model == "tiny"
         else Pipeline.from_checkpoint(options.model, progress=False)
     )
-    settings = {
+    settings: SettingsChanges = {
         "frames": options.frames,
         "height": options.size,
         "width": options.size,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from qsjax.errors import InputError
 from qsjax.text import EncodedPrompt
@@ -31,15 +32,10 @@ TEXT_LENGTH = 16
 
 
 class Tokens(NamedTuple):
-    """Token ids of both encoders, zero-padded on the right.
+    """Token ids of both encoders, int32, zero-padded on the right."""
 
-    Attributes:
-        ids: int32 [B, L].
-        pooled_ids: int32 [B, L + 1].
-    """
-
-    ids: Any
-    pooled_ids: Any
+    ids: Int[Array | np.ndarray, "B L"]
+    pooled_ids: Int[Array | np.ndarray, "B L+1"]
 
 
 def tokenize(captions: Sequence[str], length: int | None = None) -> Tokens:

@@ -6,7 +6,7 @@ devices that `jax_num_cpu_devices` makes of a CPU's cores), averages gradients, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import optax
 import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from qsjax.dit import DiT
 from qsjax.errors import InputError
@@ -52,18 +52,18 @@ class DiTTraining:
 class TrainState(NamedTuple):
     """Everything a run needs to continue: parameters, their average, the optimizer's state, the step."""
 
-    parameters: Any
-    average: Any
-    optimizer: Any
+    parameters: nnx.State
+    average: nnx.State
+    optimizer: optax.OptState
     step: Array
 
 
 class Batch(NamedTuple):
-    """Latents float32 [B, C, T, H, W], token ids of their captions, learning rate / peak."""
+    """Latents, token ids of their captions, learning rate / peak."""
 
-    latents: Any
+    latents: Float[np.ndarray, "B C T H W"]
     tokens: words.Tokens
-    rate: Any
+    rate: np.float32
 
 
 def optimizer(training: DiTTraining) -> optax.GradientTransformation:
@@ -88,7 +88,7 @@ def _matrices(parameters: Any) -> Any:
     """Which axes of a parameter are a matrix for Muon: the block linears, stacked over layers, but no modulation."""
     axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
-    def choose(path: Any, _: Any) -> Any:
+    def choose(path: tuple[object, ...], _: object) -> optax.contrib.MuonDimensionNumbers | None:
         names = jax.tree_util.keystr(path)
         return (
             axes if "blocks" in names and "kernel" in names and "modulation" not in names else None
@@ -106,7 +106,7 @@ def initial_state(dit: DiT, training: DiTTraining) -> TrainState:
     )
 
 
-def velocity(dit: DiT, matmul_dtype: str) -> Callable[[Any], Velocity]:
+def velocity(dit: DiT, matmul_dtype: str) -> Callable[[nnx.State], Velocity]:
     """`parameters -> velocity function` of a DiT, in the form that trains fast."""
     dtype = jnp.dtype(matmul_dtype)
     module = nnx.merge(*nnx.split(dit))
@@ -114,7 +114,7 @@ def velocity(dit: DiT, matmul_dtype: str) -> Callable[[Any], Velocity]:
         matmul.use_in_linears(module, dtype)
     graph, attention = nnx.split(module)[0], matmul.attention(dtype)
 
-    def of(parameters: Any) -> Velocity:
+    def of(parameters: nnx.State) -> Velocity:
         model = nnx.merge(graph, parameters)
 
         def call(x: Array, sigma: Array, prompt: EncodedPrompt, guidance: Array) -> Array:
@@ -141,7 +141,9 @@ def make_step(
     mesh = Mesh(np.array(jax.devices()), ("clips",))
     whole, split = PartitionSpec(), PartitionSpec("clips")
 
-    def slopes(parameters: Any, x0: Array, tokens: words.Tokens, key: Array) -> tuple[Array, Any]:
+    def slopes(
+        parameters: nnx.State, x0: Array, tokens: words.Tokens, key: Array
+    ) -> tuple[Array, nnx.State]:
         key = jax.random.fold_in(key, jax.lax.axis_index("clips"))
         value, gradients = jax.value_and_grad(
             lambda parameters: objective(student(parameters), x0, tokens, key)
@@ -164,7 +166,7 @@ def make_step(
         with jax.numpy_dtype_promotion("standard"):  # optax's Muon mixes dtypes
             updates, moments = transform.update(gradients, state.optimizer, state.parameters)
         updates = jax.tree.map(lambda update: rate * update, updates)
-        parameters = optax.apply_updates(state.parameters, updates)
+        parameters = cast(nnx.State, optax.apply_updates(state.parameters, updates))
         # Early on the average is short, so that it does not remember the initial weights.
         seen = state.step.astype(jnp.float32)
         keep = jnp.minimum(training.ema, (1 + seen) / (10 + seen))

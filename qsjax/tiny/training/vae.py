@@ -6,7 +6,7 @@ training them through each other. The decoder sees slightly noisy latents, becau
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import optax.contrib
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from qsjax.params import map_parameters
 from qsjax.tiny import data
@@ -62,17 +62,17 @@ TRAINING: dict[Half, VAETraining] = {
 class VAEState(NamedTuple):
     """Parameters of one half, their average, the optimizer's state."""
 
-    parameters: Any
-    average: Any
-    optimizer: Any
+    parameters: nnx.State
+    average: nnx.State
+    optimizer: optax.OptState
 
 
 class Crop(NamedTuple):
-    """Video [B, 3, F, H, W] in [-1, 1], its latents [B, 16, T, h, w], learning rate / peak; float32."""
+    """Video in [-1, 1], its latents, learning rate / peak; float32."""
 
-    video: Any
-    latents: Any
-    rate: Any
+    video: Float[Array | np.ndarray, "B 3 F H W"]
+    latents: Float[Array | np.ndarray, "B 16 T h w"]
+    rate: Float[Array, ""] | np.float32
 
 
 def new_vae(seed: int) -> VAE:
@@ -84,7 +84,7 @@ def new_vae(seed: int) -> VAE:
     # Drawn on the host: compiling a random generator for every shape takes longer than some trainings.
     random = np.random.default_rng(seed)
 
-    def fill(name: str, abstract: Any) -> Array:
+    def fill(name: str, abstract: jax.ShapeDtypeStruct) -> Array:
         shape = abstract.shape
         if name.endswith("kernel"):
             value = random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
@@ -147,7 +147,7 @@ def make_step(
     """The jitted training step of one half."""
     graph, transform = nnx.split(halves(vae, half))[0], optimizer(training)
 
-    def decoder_loss(parameters: Any, crop: Crop, key: Array) -> tuple[Array, Array]:
+    def decoder_loss(parameters: nnx.State, crop: Crop, key: Array) -> tuple[Array, Array]:
         decoder, narrow = nnx.merge(graph, parameters)
         noisy = crop.latents + _LATENT_NOISE * jax.random.normal(key, crop.latents.shape)
         made = jnp.moveaxis(decoder(narrow(jnp.moveaxis(noisy, 1, -1))), -1, 1)
@@ -156,7 +156,7 @@ def make_step(
         square = jnp.square(error).mean()
         return 10 * square + 0.1 * jnp.abs(error).mean() + 0.05 * edges, square / 4
 
-    def encoder_loss(parameters: Any, crop: Crop, key: Array) -> tuple[Array, Array]:
+    def encoder_loss(parameters: nnx.State, crop: Crop, key: Array) -> tuple[Array, Array]:
         encoder, wide = nnx.merge(graph, parameters)
         moments = jnp.moveaxis(wide(encoder(jnp.moveaxis(crop.video, 1, -1))), -1, 1)
         mean, log_variance = jnp.split(moments, 2, axis=1)
@@ -174,7 +174,7 @@ def make_step(
         with jax.numpy_dtype_promotion("standard"):  # optax's Muon mixes dtypes
             updates, moments = transform.update(gradients, state.optimizer, state.parameters)
         updates = jax.tree.map(lambda update: crop.rate * update, updates)
-        parameters = optax.apply_updates(state.parameters, updates)
+        parameters = cast(nnx.State, optax.apply_updates(state.parameters, updates))
         keep = training.ema
         average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, state.average, parameters)
         figures = {"loss": value, "decibel": -10 * jnp.log10(square)}
