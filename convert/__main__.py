@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "verify": "re-read what was written and compare it with the source; if DST is a checkpoint already, only that",
         "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
         "overwrite": "replace DST once the new one is whole",
-        "offline": "with a model of the hub: use what was downloaded, ask nobody",
+        "offline": "with a model of the hub: use what was downloaded, without the network",
         "json": "print the report as JSON",
     }
     for name, text in flags.items():
@@ -137,11 +137,11 @@ def _convert(args: argparse.Namespace) -> int:
         report = describe(manifest)
         lines.append(as_text(report))
     if args.verify:
-        found = verify(args.destination, sources)
-        report["verified"] = found._asdict()
+        checked = verify(args.destination, sources)
+        report["verified"] = checked._asdict()
         lines.append(
-            f"verified: {found.leaves} leaves ({found.from_source} of them made again from the source) "
-            f"and {found.files} files are as written"
+            f"verified: {checked.leaves} leaves ({checked.from_source} of them made again from the source) "
+            f"and {checked.files} files are as written"
         )
     print(json.dumps(report, indent=1) if args.json else "\n".join(lines))
     return 0

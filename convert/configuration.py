@@ -39,7 +39,7 @@ _TENCENT_VAE_DEFAULTS = {
 
 
 def configuration(
-    component: str, path: Path, source: Source, given: Path | None
+    component: str, path: Path, source: Source, named: Path | None
 ) -> tuple[ComponentConfig, str]:
     """The config of a component and where it comes from.
 
@@ -47,13 +47,13 @@ def configuration(
         component: "dit", "vae", "llama" or "clip".
         path: where the weights are, for messages.
         source: the open weights.
-        given: TOML preset or config.json that the user names.
+        named: TOML preset or config.json that the user names.
 
     Raises:
         InputError: no configuration is there, or it does not describe this model.
     """
-    if given is not None:
-        return _read(component, given), given.name
+    if named is not None:
+        return _read(component, named), named.name
     if source.config is not None:
         return _from_json(component, source.config, str(path)), "config.json"
     if component == "dit":

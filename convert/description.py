@@ -1,4 +1,4 @@
-"""What the manifest says about a conversion besides the leaves, and the plain files of a checkpoint."""
+"""What the manifest says about a conversion apart from the leaves, and the plain files of a checkpoint."""
 
 import hashlib
 from collections.abc import Mapping

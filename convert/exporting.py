@@ -18,7 +18,7 @@ from qsjax.progress import Progress
 from qsjax.vae.config import VAEConfig
 
 FOLDERS = {"dit": ("transformer", "diffusers"), "vae": ("vae", "hunyuan")}
-"""Component -> (folder of a diffusers pipeline, layout). The text encoders lack the layers nobody uses."""
+"""Component -> (folder of a diffusers pipeline, layout). The text encoders lack the layers that are not used."""
 
 MARKER = "qsjax_export.json"
 """Marks a folder that an export may replace."""

@@ -146,9 +146,9 @@ def _tensors_of(path: Path, tree: object) -> tuple[dict[str, Any], tuple[str, ..
         else:
             problems.append(f"{name!r} of type {type(value).__name__}")
     if problems or not tensors:
-        found = first_few(problems) or "no tensor at all"
+        contents = first_few(problems) or "no tensor at all"
         raise CheckpointError(
-            f"{path}: is not a plain state dict, it holds {found}; save only model.state_dict()"
+            f"{path}: is not a plain state dict, it holds {contents}; save only model.state_dict()"
         )
     return tensors, tuple(ignored)
 

@@ -31,7 +31,7 @@ class Layout(NamedTuple):
 
     Attributes:
         name: one of the layouts of the component's table.
-        prefix: what stands in front of every name.
+        prefix: of every name.
     """
 
     name: str
@@ -53,7 +53,7 @@ def expand(
         component: "dit", "vae", "llama" or "clip".
         config: the component's config dataclass.
         layout: "tencent", "diffusers" or "comfy" for the DiT, "hunyuan" for the VAE, "transformers" otherwise.
-        prefix: what stands in front of the names; None takes the layout's first.
+        prefix: of the names; None takes the layout's first.
 
     Raises:
         InputError: the component or the layout is unknown.
@@ -80,14 +80,14 @@ def detect(component: str, config: ComponentConfig, names: Iterable[str], *, sou
     Raises:
         CheckpointError: none of the known names is among them.
     """
-    found = frozenset(names)
+    present = frozenset(names)
     scores = {
-        layout: len(found & _names(expand(component, config, *layout)))
+        layout: len(present & _names(expand(component, config, *layout)))
         for layout in layouts(component)
     }
     best = max(scores, key=lambda layout: scores[layout])
     if scores[best] == 0:
-        shown = ", ".join(sorted(found)[:3]) or "nothing"
+        shown = ", ".join(sorted(present)[:3]) or "nothing"
         known = ", ".join(_keymap(component).PREFIXES)
         raise CheckpointError(
             f"{source}: is not a {TITLES[component]} in a known layout ({known}); its first tensors are {shown}"
@@ -155,6 +155,6 @@ def _names(rows: Iterable[Row]) -> frozenset[str]:
     return frozenset(name for row in rows for name in row.sources)
 
 
-def _list(found: list[str]) -> str:
-    more = len(found) - _SHOWN
-    return ", ".join(found[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _list(entries: list[str]) -> str:
+    more = len(entries) - _SHOWN
+    return ", ".join(entries[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -47,12 +47,12 @@ def load_module(
     }
     for row in rows:
         leaf = row.to_leaf(state_dict.__getitem__)
-        found = find_parameter(row.leaf, wanted)
-        if found is None:
+        place = find_parameter(row.leaf, wanted)
+        if place is None:
             raise CheckpointError(
                 f"the module has no parameter for {row.leaf}; build it from the same config"
             )
-        parameter, index = found
+        parameter, index = place
         target = wanted[parameter]
         expected = target.shape if index is None else target.shape[1:]
         if leaf.shape != expected:

@@ -82,13 +82,11 @@ def choose(name: str | None) -> tuple[Target, str]:
     return target, "estimated"
 
 
-def report(
-    target: Target, method: str, peaks: Peaks, found: list[dict[str, Any]]
-) -> dict[str, Any]:
+def report(target: Target, method: str, peaks: Peaks, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """All of it, as plain data; sparse attention is also compared to full lists in the same kernel and the same way."""
     key = "measured_seconds" if method == "measured" else "estimated_seconds"
-    full = [row for row in found if row["case"].startswith("full lists") and key in row]
-    for row in found:
+    full = [row for row in rows if row["case"].startswith("full lists") and key in row]
+    for row in rows:
         if full and row["operation"] == "block_sparse_attention" and key in row:
             row["ratio_to_full_lists"] = row[key] / full[0][key]
     return {
@@ -102,7 +100,7 @@ def report(
         "peak_bytes_per_second": peaks.bandwidth,
         "peaks_from": peaks.source,
         "versions": versions(KERNELS),
-        "rows": found,
+        "rows": rows,
     }
 
 

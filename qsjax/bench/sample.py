@@ -79,7 +79,7 @@ def bench(
     flops, density = StepFlops.count(CONFIG, size), executed_density(pattern)
     kinds = plans["sparse"].kinds
     operations = [flops.total(density if kind == SPARSE else 1.0) for kind in kinds]
-    seconds = {name: sum(spent for _, spent in found) for name, found in times.items()}
+    seconds = {name: sum(spent for _, spent in steps_taken) for name, steps_taken in times.items()}
     return {
         "tokens": size.tokens,
         "steps": steps,
@@ -136,15 +136,15 @@ def _run(
         return jitted.lower(*given).compile()
 
     programs = {kind: function(kind) for kind in KINDS if kind in plan.kinds}
-    found = []
+    times = []
     with Progress(plan.steps, name, unit="step", enabled=progress) as bar:
         start = time.perf_counter()
         for result in denoise(plan, programs, dit, x, cache, conditions):
             x, _ = jax.block_until_ready((result.latents, result.cache))
-            found.append((result.kind, time.perf_counter() - start))
+            times.append((result.kind, time.perf_counter() - start))
             bar.advance()
             start = time.perf_counter()
-    return found, np.asarray(x)
+    return times, np.asarray(x)
 
 
 def _random_dit() -> DiT:

@@ -1,4 +1,4 @@
-"""Times by the clock, and what this machine's own matrix unit and memory do at most."""
+"""Wall-clock times, and the peak rates of this machine's matrix unit and memory."""
 
 import statistics
 import time
@@ -16,14 +16,14 @@ _UPDATED = 2**26  # float32 values, 256 MB: far more than any cache holds
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Of one call, to its end."""
+    """Wall seconds of one call, blocking on its result."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
 
 
 def median_seconds(run: Callable[[], object], *, samples: int) -> float:
-    """Of a call, the first left out; short ones are called several times a sample."""
+    """Median wall seconds of a call after a warm-up; short calls are timed several at once."""
     seconds(run)
     calls = max(1, min(100, round(_SAMPLE_SECONDS / seconds(run))))
 
@@ -40,7 +40,7 @@ def alternating(runs: dict[str, Callable[[], object]], *, pairs: int) -> dict[st
     for run in runs.values():
         seconds(run)
     times = [{name: seconds(run) for name, run in runs.items()} for _ in range(pairs)]
-    return {name: statistics.median(one[name] for one in times) for name in runs}
+    return {name: statistics.median(turn[name] for turn in times) for name in runs}
 
 
 def measured_peaks(*, samples: int = 5, size: int = _MATRIX, updated: int = _UPDATED) -> Peaks:

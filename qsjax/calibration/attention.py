@@ -29,11 +29,11 @@ def attention(
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
     @jax.checkpoint
-    def some(queries: Array) -> Array:
+    def attend(queries: Array) -> Array:
         return masked_attention(queries, keys, values, bias)
 
     parts = _chunks(q).transpose(0, 1, 3, 2, 4)
-    out = some(parts[0])[None] if len(parts) == 1 else jax.lax.map(some, parts)
+    out = attend(parts[0])[None] if len(parts) == 1 else jax.lax.map(attend, parts)
     out = out.transpose(1, 0, 3, 2, 4).reshape(len(q), -1, *q.shape[2:])
     return out[:, : q.shape[1]], (q, k)
 
@@ -44,7 +44,7 @@ def saliency(
     """The attention that each key gets from all valid queries and heads; some queries at a time, O(L) memory."""
     bias, keys = key_bias(kv_valid)[:, None, None], k.transpose(0, 2, 1, 3)
 
-    def some(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+    def add_received(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
         queries, counts = part
         weights = _softmax(queries.transpose(0, 2, 1, 3), keys, bias)
         received = jnp.einsum("bhqk,bqxy->bk", weights, counts)
@@ -54,7 +54,7 @@ def saliency(
     chunks = _chunks(q)
     rows = chunks.shape[2]
     asking = _chunks(kv_valid[..., None, None].astype(jnp.float32), rows)
-    return jax.lax.scan(some, zero, (chunks, asking))[0]
+    return jax.lax.scan(add_received, zero, (chunks, asking))[0]
 
 
 def attention_rows(

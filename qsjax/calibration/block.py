@@ -35,7 +35,7 @@ class Result:
 
     Attributes:
         leaves: of the quantized block, by the names of the unstacked model without the block's own prefix.
-        learned: the variables behind them.
+        learned: the variables that they were made from.
         report: plain data: loss curve, terms and signal-to-noise ratios before and after.
     """
 
@@ -101,13 +101,13 @@ def _smoothing(
     programs: Programs, leaves: Leaves, peaks: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array]:
     """SmoothQuant's c for every transform; layers that share one are looked at together."""
-    width, made = programs.config.hidden_size, {}
+    width, smoothing = programs.config.hidden_size, {}
     for name, sites in used_transforms(programs.kind, programs.recipe).items():
         kernels = [part(site, leaves[f"{site.linear}.kernel"], width) for site in sites]
-        made[name] = smoothquant(
+        smoothing[name] = smoothquant(
             jnp.asarray(peaks[name]), jnp.concatenate(kernels, axis=1), programs.method.alpha
         )
-    return made
+    return smoothing
 
 
 def _train(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from qsjax.calibration.variables import Learned, Starts, transforms
+from qsjax.calibration.variables import Learned, Starts, current_transforms
 from qsjax.dit import DiTConfig
 from qsjax.dit.blocks import Context, DoubleBlock, SingleBlock
 from qsjax.params import map_parameters
@@ -92,7 +92,7 @@ def fake_layer(
     site: Site,
     leaves: Leaves,
     learned: Learned,
-    given: Mapping[str, Transform],
+    transforms: Mapping[str, Transform],
     recipe: Recipe,
     config: DiTConfig,
     *,
@@ -105,7 +105,7 @@ def fake_layer(
         kind, site: where.
         leaves: of the float block.
         learned: for the clips.
-        given: transforms.
+        transforms: by name.
         recipe: bits.
         config: sizes.
         quantized: False keeps the transforms, with all 16 bits.
@@ -115,11 +115,11 @@ def fake_layer(
     bias = leaves[f"{site.linear}.bias"] if has_bias(site) else None
     clips, branch = learned.clips[site.layer], learned.branches[site.layer]
     return FakeLinear(
-        corrected_kernel(site, leaves, learned, given, config),
-        None if bias is None else merged_bias(site, bias, given, config.hidden_size),
+        corrected_kernel(site, leaves, learned, transforms, config),
+        None if bias is None else merged_bias(site, bias, transforms, config.hidden_size),
         transform=Transform()
         if site.source == "attention" and not alone
-        else given[site.transform],
+        else transforms[site.transform],
         precision=precision,
         weight_clip=1.0 if clips is None else clip_of(clips.weight),
         activation_clip=1.0 if clips is None else clip_of(clips.activation),
@@ -131,11 +131,11 @@ def corrected_kernel(
     site: Site,
     leaves: Leaves,
     learned: Learned,
-    given: Mapping[str, Transform],
+    transforms: Mapping[str, Transform],
     config: DiTConfig,
 ) -> Array:
     """The float32 weights that a site rounds: transformed, with their learned correction."""
-    kernel = merged_kernel(site, leaves[f"{site.linear}.kernel"], given, config.hidden_size)
+    kernel = merged_kernel(site, leaves[f"{site.linear}.kernel"], transforms, config.hidden_size)
     branch = learned.branches[site.layer]
     return kernel if branch is None else kernel + jnp.matmul(branch.left, branch.right)
 
@@ -149,35 +149,35 @@ def fake_block(
     config: DiTConfig,
 ) -> Block:
     """The block with every site's layer fake-quantized, differentiable in `learned`."""
-    block, given = float_block(kind, leaves, config), transforms(learned, starts)
-    made = {
-        site.layer: fake_layer(kind, site, leaves, learned, given, recipe, config)
+    block, current = float_block(kind, leaves, config), current_transforms(learned, starts)
+    layers = {
+        site.layer: fake_layer(kind, site, leaves, learned, current, recipe, config)
         for site in SITES[kind]
     }
     for name in dict.fromkeys(site.linear for site in SITES[kind]):
         parent, attribute = _parent(block, name)
         if name == "linear2":
-            layer = FakeJoinedLinear(made["linear2.attention"], made["linear2.mlp"])
+            layer = FakeJoinedLinear(layers["linear2.attention"], layers["linear2.mlp"])
         else:
-            layer = made[name]
+            layer = layers[name]
         setattr(parent, attribute, layer)
     return block
 
 
-def squared_error(one: Tokens, other: Tokens, txt_valid: Array) -> Array:
+def squared_error(tokens: Tokens, target: Tokens, txt_valid: Array) -> Array:
     """Mean squared difference over the values of all tokens that are there, float32."""
     keep = txt_valid[:, :, None].astype(jnp.float32)
-    img = jnp.square(one.img.astype(jnp.float32) - other.img.astype(jnp.float32)).sum()
-    txt = (jnp.square(one.txt.astype(jnp.float32) - other.txt.astype(jnp.float32)) * keep).sum()
-    count = one.img.size + keep.sum() * one.txt.shape[-1]
+    img = jnp.square(tokens.img.astype(jnp.float32) - target.img.astype(jnp.float32)).sum()
+    txt = (jnp.square(tokens.txt.astype(jnp.float32) - target.txt.astype(jnp.float32)) * keep).sum()
+    count = tokens.img.size + keep.sum() * tokens.txt.shape[-1]
     return (img + txt) / count
 
 
-def frame_divergence(one: Array, other: Array, frames: int) -> Array:
-    """Kullback-Leibler divergence between the softmaxed cosine similarities of frames, of `other` from `one`.
+def frame_divergence(video: Array, target: Array, frames: int) -> Array:
+    """Kullback-Leibler divergence between the softmaxed cosine similarities of frames, of `target` from `video`.
 
     Args:
-        one, other: video tokens [1, N, D], frame after frame.
+        video, target: video tokens [1, N, D], frame after frame.
         frames: number of them; divides N.
     """
 
@@ -186,8 +186,8 @@ def frame_divergence(one: Array, other: Array, frames: int) -> Array:
         flat = flat / jnp.sqrt(jnp.square(flat).sum(axis=1, keepdims=True) + 1e-12)
         return jax.nn.log_softmax(jnp.matmul(flat, flat.T), axis=-1)
 
-    log_one, log_other = similarities(one), similarities(other)
-    return (jnp.exp(log_other) * (log_other - log_one)).sum(axis=-1).mean()
+    log_video, log_target = similarities(video), similarities(target)
+    return (jnp.exp(log_target) * (log_target - log_video)).sum(axis=-1).mean()
 
 
 def _parent(block: nnx.Module, name: str) -> tuple[nnx.Module, str]:

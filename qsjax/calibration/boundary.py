@@ -15,7 +15,7 @@ _PARTS = Tokens._fields
 
 
 class Boundary:
-    """Tokens in front of a block, [S, N, D] and [S, L, D], read and written one sample at a time.
+    """Tokens that enter a block, [S, N, D] and [S, L, D], read and written one sample at a time.
 
     Args:
         parts: both arrays, or memory-mapped files, as unsigned integers of the dtype's size: `.npy` knows no bfloat16.
@@ -90,7 +90,7 @@ class Boundary:
 
 
 def delete(folder: Path | None, name: str) -> None:
-    """Forget the files of a boundary that nobody will need."""
+    """Delete the files of a boundary that is no longer needed."""
     if folder is not None:
         for part in _PARTS:
             Path(f"{folder / name}.{part}.npy").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Calibrating a checkpoint: float blocks off the disk one by one, quantized blocks onto it, nothing lost when killed.
+"""Calibrating a checkpoint: float blocks are read and quantized blocks are written one by one; a killed run resumes.
 
 DST.tmp/               the checkpoint that is being made; becomes DST when it is whole
 DST.calibration/       samples.npz, and the activations between blocks; deleted at the end
@@ -64,11 +64,11 @@ class CheckpointSource:
     def leaves(self, kind: str, index: int) -> dict[str, np.ndarray]:
         """One block's weights, in the dtype of the activations."""
         block = f"{kind}.{index}"
-        found: dict[str, np.ndarray] = {}
+        leaves: dict[str, np.ndarray] = {}
         for item in self._items[block]:
             for leaf, value in load_item(self.manifest, "dit", item).items():
-                found[leaf.removeprefix(f"{block}.")] = np.asarray(value).astype(self._dtype)
-        return found
+                leaves[leaf.removeprefix(f"{block}.")] = np.asarray(value).astype(self._dtype)
+        return leaves
 
 
 def calibrate_checkpoint(
@@ -86,7 +86,7 @@ def calibrate_checkpoint(
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Write a quantized checkpoint.
 
-    The same call after an interruption goes on behind the last finished block, and ends with the same bits.
+    The same call after an interruption goes on after the last finished block, and ends with the same bits.
 
     Args:
         source: a float checkpoint.
@@ -122,7 +122,7 @@ def calibrate_checkpoint(
     if not any(item.startswith("dit/") for item in finished):
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(exist_ok=True)
-    given = _stored_samples(folder, samples)
+    inputs = _stored_samples(folder, samples)
     origin = CheckpointSource(manifest, dtype)
     order = block_order(origin.config)
     names = [f"{kind}.{index}" for kind, index in order]
@@ -136,7 +136,7 @@ def calibrate_checkpoint(
 
     if done < len(order):
         calibrate_blocks(
-            origin, given, recipe, method, keep,
+            origin, inputs, recipe, method, keep,
             seed=seed, folder=folder, finished=done, progress=progress,
         )  # fmt: skip
     rest = _copy_rest(manifest, writer, stored)
@@ -180,18 +180,18 @@ def _copy_rest(
 def _rounded(
     leaves: Mapping[str, Any], paths: Mapping[str, str], recipe: Recipe
 ) -> dict[str, np.ndarray]:
-    made: dict[str, np.ndarray] = {}
+    rounded: dict[str, np.ndarray] = {}
     for leaf, value in leaves.items():
         layer, _, name = leaf.rpartition(".")
         precision = recipe.precision(paths[leaf])
         if not precision.quantized or name not in ("kernel", "bias"):
-            made[leaf] = np.asarray(value)
+            rounded[leaf] = np.asarray(value)
         elif name == "bias":
-            made[leaf] = np.asarray(value, np.float32)
+            rounded[leaf] = np.asarray(value, np.float32)
         else:
-            found = linear_leaves(value, precision)
-            made |= {f"{layer}.{part}": array for part, array in found.items()}
-    return made
+            quantized = linear_leaves(value, precision)
+            rounded |= {f"{layer}.{part}": array for part, array in quantized.items()}
+    return rounded
 
 
 def _description(
@@ -218,9 +218,9 @@ def _description(
 def _stored_samples(folder: Path, samples: Callable[[], Samples]) -> Samples:
     path = folder / _SAMPLES
     if not path.exists():
-        made = samples()
+        collected = samples()
         buffer = io.BytesIO()
-        present = {name: value for name, value in made._asdict().items() if value is not None}
+        present = {name: value for name, value in collected._asdict().items() if value is not None}
         arrays: Any = {name: np.asarray(value, _plain(value)) for name, value in present.items()}
         np.savez(buffer, **arrays)
         write_atomically(path, buffer.getvalue())

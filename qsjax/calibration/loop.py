@@ -13,7 +13,7 @@ from jaxtyping import Array
 from qsjax.calibration import block as one_block
 from qsjax.calibration.blocks import KINDS, Leaves, Tokens
 from qsjax.calibration.boundary import Boundary, delete
-from qsjax.calibration.inputs import Inputs, next_given, observe
+from qsjax.calibration.inputs import Inputs, advance_student, observe
 from qsjax.calibration.methods import Method
 from qsjax.calibration.programs import Programs, Shared
 from qsjax.calibration.samples import Samples
@@ -32,7 +32,7 @@ class Source(Protocol):
 
     Attributes:
         config: sizes.
-        ends: a DiT; what is in front of its blocks is used, its blocks are not.
+        ends: a DiT; its embedders are used, its blocks are not.
     """
 
     config: DiTConfig
@@ -58,8 +58,8 @@ def calibrate_blocks(
     """Calibrate all blocks, from the first that is not finished.
 
     A block's targets are the float block's outputs on float inputs, so that blocks do not wait for each other's errors. The
-    activations between blocks are computed once; with a folder they are files, and those in front of an unfinished
-    block stay until it is finished: a run that was killed goes on there, and ends with the same bits.
+    activations between blocks are computed once; with a folder they are files, and the inputs of an unfinished block stay
+    until it is finished: a run that was killed goes on there, and ends with the same bits.
 
     Args:
         source: of the float blocks.
@@ -82,11 +82,11 @@ def calibrate_blocks(
     }
     separate = method.inputs != "fp"
     active, shared, start = _front(source, samples, folder, finished)
-    # Off the device and on again, as the weights of a block are: what a checkpoint's ends compute is bound to a device, what
-    # training starts from is not, and a program is compiled anew for each mixture of the two.
+    # A round-trip through the host makes these inputs uncommitted, like the weights of a block: arrays committed to a device
+    # would compile every program once more.
     active, shared = jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), (active, shared))
     mask = jnp.asarray(samples.mask)
-    given = _resumed(start, folder, finished, "given") if separate else start
+    student_tokens = _resumed(start, folder, finished, "given") if separate else start
     per_block = steps if method.learns else 1
     with Progress(
         per_block * len(order),
@@ -102,7 +102,7 @@ def calibrate_blocks(
             leaves: Leaves = {
                 name: jnp.asarray(x) for name, x in source.leaves(kind, index).items()
             }
-            inputs = Inputs(tokens, given, active, mask, shared)
+            inputs = Inputs(tokens, student_tokens, active, mask, shared)
             after = Boundary.empty(tokens.shapes, tokens.dtype, folder, f"float-{number + 1}")
             peaks, rows = observe(program, leaves, inputs, after, seed + number)
             after.commit(folder, f"float-{number + 1}")
@@ -114,17 +114,19 @@ def calibrate_blocks(
                 program, leaves, inputs, peaks, rows, seed=seed + number, advance=advance
             )
             if separate:
-                behind = Boundary.empty(tokens.shapes, tokens.dtype, folder, f"given-{number + 1}")
-                next_given(program, leaves, result.learned, inputs, behind)
-                behind.commit(folder, f"given-{number + 1}")
-                given = behind
+                student_after = Boundary.empty(
+                    tokens.shapes, tokens.dtype, folder, f"given-{number + 1}"
+                )
+                advance_student(program, leaves, result.learned, inputs, student_after)
+                student_after.commit(folder, f"given-{number + 1}")
+                student_tokens = student_after
             seconds = time.perf_counter() - began
             report = {"block": f"{kind}.{index}", "seconds": round(seconds, 2), **result.report}
             keep(kind, index, result.leaves, report)
             for name in ("float", "given"):
                 delete(folder, f"{name}-{number}")
             tokens = after
-            given = given if separate else tokens
+            student_tokens = student_tokens if separate else tokens
             if not method.learns:
                 bar.advance(1, block=f"{number + 1}/{len(order)}")
 
@@ -138,7 +140,7 @@ def block_order(config: DiTConfig) -> list[tuple[str, int]]:
 def _front(
     source: Source, samples: Samples, folder: Path | None, finished: int
 ) -> tuple[jax.Array, Shared, Boundary]:
-    """Conditioning of all samples, rotary tables, and the tokens in front of the first unfinished block."""
+    """Conditioning of all samples, rotary tables, and the inputs of the first unfinished block."""
     dit = source.ends
 
     @jax.jit
@@ -157,8 +159,10 @@ def _front(
 
     active, boundary, shared = [], None, None
     for index in range(len(samples.timestep)):
-        one = jax.tree.map(lambda leaf, index=index: jnp.asarray(leaf[index : index + 1]), samples)
-        img, txt, row, shared = embed(dit, *one)
+        sample = jax.tree.map(
+            lambda leaf, index=index: jnp.asarray(leaf[index : index + 1]), samples
+        )
+        img, txt, row, shared = embed(dit, *sample)
         active.append(row)
         if finished:
             continue
@@ -178,7 +182,7 @@ def _front(
 
 
 def _resumed(start: Boundary, folder: Path | None, finished: int, name: str) -> Boundary:
-    """The quantized model's tokens: at the beginning those of the float one."""
+    """The quantized model's tokens: at the beginning those of the float model."""
     if not finished:
         return start
     assert folder is not None

@@ -21,14 +21,14 @@ def measure(
     """Mean terms over all samples, on float inputs."""
     state, ones = programs.optimizer.init(learned), jnp.ones(3, jnp.float32)
 
-    def one(sample: Sample) -> Figures:
+    def terms(sample: Sample) -> Figures:
         if not programs.method.learns:
             return programs.measure(learned, leaves, starts, sample, inputs.shared)
         # The program that trains is there already; its update is thrown away.
         return programs.step(learned, state, leaves, starts, sample, inputs.shared, ones)[2]
 
-    found = [one(inputs.sample(i, rows, mixed=True)) for i in range(len(inputs.tokens))]
-    return Figures(*(float(np.mean(jax.device_get(term))) for term in zip(*found, strict=True)))
+    samples = [terms(inputs.sample(i, rows, mixed=True)) for i in range(len(inputs.tokens))]
+    return Figures(*(float(np.mean(jax.device_get(term))) for term in zip(*samples, strict=True)))
 
 
 def signal_to_noise(
@@ -38,8 +38,8 @@ def signal_to_noise(
     sums: dict[str, np.ndarray] = {}
     for index in range(len(inputs.tokens)):
         sample = inputs.sample(index, None, mixed=True)
-        found = programs.compare_layers(learned, leaves, starts, sample, inputs.shared)
-        for layer, pair in found.items():
+        layers = programs.compare_layers(learned, leaves, starts, sample, inputs.shared)
+        for layer, pair in layers.items():
             sums[layer] = sums.get(layer, np.zeros(2)) + np.asarray(pair, np.float64)
     return {
         layer: round(float(10 * np.log10(signal / max(noise, 1e-30))), 2)

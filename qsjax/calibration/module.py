@@ -75,19 +75,21 @@ def calibrate_module(
 
 def ends_leaves(dit: DiT, recipe: Recipe) -> dict[str, np.ndarray]:
     """The quantized layers outside the blocks (the refiner's), all rounded to nearest."""
-    made: dict[str, np.ndarray] = {}
+    leaves_of_ends: dict[str, np.ndarray] = {}
     for path, (_, _, linear) in iterate_linears(dit):
         precision = recipe.precision(path)
         if path.startswith(("double_blocks.", "single_blocks.")) or not precision.quantized:
             continue
         kernel = linear.kernel.get_value()
-        each = [linear_leaves(one, precision) for one in kernel.reshape(-1, *kernel.shape[-2:])]
-        for name in each[0]:
-            stack = np.stack([leaves[name] for leaves in each])
-            made[f"{path}.{name}"] = stack if kernel.ndim == 3 else stack[0]
+        stored = [
+            linear_leaves(matrix, precision) for matrix in kernel.reshape(-1, *kernel.shape[-2:])
+        ]
+        for name in stored[0]:
+            stack = np.stack([leaves[name] for leaves in stored])
+            leaves_of_ends[f"{path}.{name}"] = stack if kernel.ndim == 3 else stack[0]
         if linear.bias is not None:
-            made[f"{path}.bias"] = np.asarray(linear.bias.get_value(), np.float32)
-    return made
+            leaves_of_ends[f"{path}.bias"] = np.asarray(linear.bias.get_value(), np.float32)
+    return leaves_of_ends
 
 
 def filled(abstract: DiT, dit: DiT, leaves: Mapping[str, np.ndarray]) -> DiT:

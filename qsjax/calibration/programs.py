@@ -28,7 +28,13 @@ from qsjax.calibration.blocks import (
     watched_inputs,
 )
 from qsjax.calibration.methods import Method
-from qsjax.calibration.variables import Learned, Starts, optimizer, smoothing_peaks, transforms
+from qsjax.calibration.variables import (
+    Learned,
+    Starts,
+    current_transforms,
+    optimizer,
+    smoothing_peaks,
+)
 from qsjax.dit import DiTConfig
 from qsjax.dit.blocks import Context
 from qsjax.quant import SITES, Recipe
@@ -46,18 +52,18 @@ class Shared(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One sample in front of one block.
+    """One sample before one block.
 
     Attributes:
         tokens: of the float model.
-        given: what the quantized block sees: the same, or the tokens of the quantized model.
+        student_tokens: what the quantized block gets: the same, or the tokens of the quantized model.
         active: conditioning of the modulation, [1, D].
         mask: which text tokens are there, [1, L].
         rows: attention rows of the local term, int32 [1, R].
     """
 
     tokens: Tokens
-    given: Tokens
+    student_tokens: Tokens
     active: Array
     mask: Array
     rows: Array
@@ -139,10 +145,10 @@ class Programs:
     def run_quantized(
         self, learned: Learned, leaves: Leaves, starts: Starts, sample: Sample, shared: Shared
     ) -> Tokens:
-        """The output of the fake-quantized block on `sample.given`."""
+        """The output of the fake-quantized block on `sample.student_tokens`."""
         block = fake_block(self.kind, leaves, learned, starts, self.recipe, self.config)
         rows = self._rows(leaves, sample.active, quantized=True)
-        return run_block(block, sample.given, rows, _context(sample, shared))[0]
+        return run_block(block, sample.student_tokens, rows, _context(sample, shared))[0]
 
     @partial(jax.jit, static_argnums=0)
     def compare_layers(
@@ -151,13 +157,17 @@ class Programs:
         """Layer -> (signal, noise): sums of squares of its output on the float block's input, and of its error."""
         context, rows = _context(sample, shared), self._rows(leaves, sample.active)
         _, _, inputs = watched_inputs(self.kind, leaves, self.config, sample.tokens, rows, context)
-        valid, given, found = self._valid(sample, context), transforms(learned, starts), {}
+        valid, transforms, sums = (
+            self._valid(sample, context),
+            current_transforms(learned, starts),
+            {},
+        )
         layer = partial(
             fake_layer,
             self.kind,
             leaves=leaves,
             learned=learned,
-            given=given,
+            transforms=transforms,
             recipe=self.recipe,
             config=self.config,
             alone=True,
@@ -167,8 +177,8 @@ class Programs:
             exact, quantized = layer(site=site, quantized=False)(x), layer(site=site)(x)
             noise = (exact.astype(jnp.float32) - quantized.astype(jnp.float32)) * keep
             signal = exact.astype(jnp.float32) * keep
-            found[site.layer] = (jnp.square(signal).sum(), jnp.square(noise).sum())
-        return found
+            sums[site.layer] = (jnp.square(signal).sum(), jnp.square(noise).sum())
+        return sums
 
     def _loss(
         self,
@@ -188,7 +198,7 @@ class Programs:
             run_block(teacher, sample.tokens, self._rows(leaves, sample.active), context)
         )
         rows = self._rows(leaves, sample.active, quantized=True)
-        out, (q_student, k_student) = run_block(student, sample.given, rows, context)
+        out, (q_student, k_student) = run_block(student, sample.student_tokens, rows, context)
 
         def distance(of: Callable[[Array, Array], Array]) -> Array:
             return jnp.square(of(q, k) - of(q_student, k_student)).mean()

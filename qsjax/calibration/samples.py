@@ -115,14 +115,14 @@ def collect(
         due: dict[int, list[int]] = {}
         for index in np.flatnonzero(of == number).tolist():
             due.setdefault(int(wanted[index]), []).append(index)
-        one = EncodedPrompt(*(jnp.asarray(part[number : number + 1]) for part in prompt))
+        encoded = EncodedPrompt(*(jnp.asarray(part[number : number + 1]) for part in prompt))
         noise = initial_noise(seed + number, pipeline.latent_shape(chosen))
         last = max(due)
         for index in due.get(0, ()):
             latents[index] = np.asarray(noise[0])
         if last == 0:
             continue
-        for result in pipeline.denoise(one, settings=chosen, latents=noise):
+        for result in pipeline.denoise(encoded, settings=chosen, latents=noise):
             done = result.index + 1
             for index in due.get(done, ()):
                 latents[index] = np.asarray(result.latents[0])

@@ -159,7 +159,10 @@ def untransformed(learned: Learned, starts: Starts) -> tuple[Learned, dict[str, 
         if rotation is None:
             return None
         return Rotation(
-            *(None if one is None else np.eye(len(one), dtype=np.float32) for one in rotation)
+            *(
+                None if factor is None else np.eye(len(factor), dtype=np.float32)
+                for factor in rotation
+            )
         )
 
     plain = Learned(
@@ -173,16 +176,16 @@ def untransformed(learned: Learned, starts: Starts) -> tuple[Learned, dict[str, 
     }
 
 
-def transforms(learned: Learned, starts: Starts) -> dict[str, Transform]:
+def current_transforms(learned: Learned, starts: Starts) -> dict[str, Transform]:
     """Transform -> its smoothing and rotation, differentiable in `learned`."""
-    made = {}
+    current = {}
     for name, start in starts.items():
         log_c, generators = learned.log_smoothing[name], learned.generators[name]
         rotation = None
         if start is not None and generators is not None:
             rotation = turned(start, generators)
-        made[name] = Transform(None if log_c is None else jnp.exp(log_c), rotation)
-    return made
+        current[name] = Transform(None if log_c is None else jnp.exp(log_c), rotation)
+    return current
 
 
 def optimizer(method: Method, steps: int) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""What compressed models are measured against: full-precision videos, and the latents of every step on the way."""
+"""What compressed models are measured against: full-precision videos, and the latents of every step."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Batch:
     Attributes:
         prompt: encoded captions.
         negative: the negative prompt, with true guidance.
-        trajectory: float32 latents in front of every step, and behind the last, on the host.
+        trajectory: float32 latents before every step and after the last, on the host.
         frames: float32 in [0, 1].
     """
 
@@ -103,23 +103,23 @@ def reference_run(
             f"{len(captions)} captions in batches of {batch}: at least one of each is needed"
         )
     chosen = pipeline.resolve(**settings)
-    made = []
+    batches = []
     with Progress(
         chosen.steps * -(-len(captions) // batch), "reference", unit="step", enabled=progress
     ) as bar:
         for first in range(0, len(captions), batch):
-            some = list(captions[first : first + batch])
-            prompt, negative = pipeline.encode(some), None
+            texts = list(captions[first : first + batch])
+            prompt, negative = pipeline.encode(texts), None
             if chosen.plan().uses_negative:
-                negative = pipeline.text_encoder([chosen.negative_prompt] * len(some))
-            noise = initial_noise(seed + first, pipeline.latent_shape(chosen, len(some)))
+                negative = pipeline.text_encoder([chosen.negative_prompt] * len(texts))
+            noise = initial_noise(seed + first, pipeline.latent_shape(chosen, len(texts)))
             latents = [noise]
             for result in denoise_densely(chosen.plan(), pipeline.dit, noise, prompt, negative):
                 latents.append(result.latents)
                 bar.advance()
             trajectory = np.stack([np.asarray(x) for x in latents])
-            made.append(Batch(prompt, negative, trajectory, pipeline.decode(latents[-1])))
-    return Reference(tuple(captions), chosen, seed, tuple(made))
+            batches.append(Batch(prompt, negative, trajectory, pipeline.decode(latents[-1])))
+    return Reference(tuple(captions), chosen, seed, tuple(batches))
 
 
 def denoise_densely(

@@ -122,15 +122,15 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         """The full-precision run that a row is compared with."""
         name = row.reference_name
         if name not in self._references:
-            made = reference_run(
+            reference = reference_run(
                 self._pipeline,
                 self.captions,
                 seed=self._seed,
                 progress=self._progress,
                 **self._reference_settings(row),
             )
-            self._keep_videos(name, to_uint8(made.clips(SHOWN)))
-            self._references[name] = made
+            self._keep_videos(name, to_uint8(reference.clips(SHOWN)))
+            self._references[name] = reference
         return self._references[name]
 
     @cached_property

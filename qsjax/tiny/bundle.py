@@ -105,10 +105,10 @@ def _tensors(
 
 
 def _leaf(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    found = find_parameter(name, arrays)
-    if found is None:
+    place = find_parameter(name, arrays)
+    if place is None:
         raise InputError(f"the module has no parameter for {name}")
-    stack, row = found
+    stack, row = place
     return arrays[stack] if row is None else arrays[stack][row]
 
 
@@ -129,7 +129,7 @@ def _write_text(destination: Path) -> None:
 
 
 def _add_unused_layers(tensors: dict[str, np.ndarray]) -> None:
-    """The two layers above the text states, and the last norm: a whole LlamaModel has them, nobody reads them."""
+    """The two layers above the text states, and the last norm: a whole LlamaModel has them, but they are not used."""
     first = {name: value for name, value in tensors.items() if name.startswith("layers.0.")}
     for layer in range(LLAMA_CONFIG.num_used_layers, LLAMA_CONFIG.num_hidden_layers):
         for name, value in first.items():

@@ -50,8 +50,8 @@ def evaluate(
     with Progress(pairs, "sample", unit="video") as bar:
         for first in range(0, pairs, batch):
             captions = [scene.caption for scene in scenes[first : first + batch]]
-            made = pipeline(captions, seed=seed + first, **settings)
-            videos.extend(np.moveaxis(made, -1, 1) / 127.5 - 1)
+            frames = pipeline(captions, seed=seed + first, **settings)
+            videos.extend(np.moveaxis(frames, -1, 1) / 127.5 - 1)
             bar.advance(len(captions))
     if sheet is not None:
         sheets.write(videos, scenes, sheet)
@@ -69,11 +69,11 @@ def reconstruction(pipeline: Pipeline, clips: int = 16) -> float:
     """Mean PSNR of held-out clips of the default size that the VAE encoded and decoded, in the pipeline's tiles."""
     size = (pipeline.settings.frames, pipeline.settings.height, pipeline.settings.width)
     videos = [data.render(scene, *size) for scene in held_out(HELD_OUT, clips)]
-    vae, made = pipeline.vae, []
+    vae, decoded = pipeline.vae, []
     for video in videos:
         latents = vae.encode(video[None]).mode()
-        made.append(np.asarray(vae.decode(latents, pipeline.tiling)[0]))
-    return sheets.decibels(videos, made)
+        decoded.append(np.asarray(vae.decode(latents, pipeline.tiling)[0]))
+    return sheets.decibels(videos, decoded)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -117,7 +117,7 @@ class Scene:
     def caption(self) -> str:
         """The sentence a text encoder sees, made of `VOCABULARY` only."""
         article = "" if self.texture == "stripes" else "a "
-        phrases = " and ".join(one.phrase for one in self.objects)
+        phrases = " and ".join(item.phrase for item in self.objects)
         return f"{phrases} over {article}{self.tone} {self.texture}"
 
 

@@ -137,7 +137,7 @@ def test_packed_integers_compute_what_was_trained(kind, name, method, dit, given
         random = np.random.default_rng(seed)
         given = jax.tree.map(
             lambda x: x * jnp.asarray(1 + 3e-7 * random.standard_normal(x.shape), jnp.float32),
-            sample.given,
+            sample.student_tokens,
         )
         return programs.run_quantized(learned, leaves, starts, sample._replace(given=given), shared)
 

@@ -101,8 +101,8 @@ def attention_shift(blocks: BlockReports) -> tuple[float, float] | None:
     """Means over the blocks of a calibration's report: of what was made, and of rounding to nearest."""
     if not blocks:
         return None
-    made, nearest = (
+    end, nearest = (
         float(np.mean([block[when]["shift"] for block in blocks]))
         for when in ("end", "round_to_nearest")
     )
-    return made, nearest
+    return end, nearest

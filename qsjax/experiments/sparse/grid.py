@@ -74,7 +74,7 @@ def sparse_grid() -> tuple[SparseRow, ...]:
 
 
 def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
-    """One dense step in front, a refresh in every fifth; without a cache nothing is refreshed."""
+    """One dense step first, a refresh in every fifth; without a cache nothing is refreshed."""
     interval = 0 if residual.policy == "none" else 5
     return SparsePlan(sparsity=sparsity, residual=residual, interval=interval, dense_steps=1)
 
@@ -105,7 +105,7 @@ def _sweeps() -> list[SparseRow]:
 
 
 def _schedules() -> list[SparseRow]:
-    """How the full passes lie in a run: more of them in front, by mask and policy; as many, in front or spread."""
+    """Where the full passes are in a run: more of them at its start, by mask and policy; as many, at its start or spread."""
     warm = [(f"{count} dense", count, 5) for count in (1, 3, 5)]
     equal = [(f"{n} dense, interval {i}", n, i) for n, i in SCHEDULES]
     tables = (
@@ -117,8 +117,8 @@ def _schedules() -> list[SparseRow]:
         group, sparsity = f"{title}, float, {mask}, 15 %, shift 3", MASKS[mask]
         for policy, (label, count, interval) in product(policies, schedules):
             plan = _plan(replace(sparsity, density=0.15), replace(FLOATS, policy=policy))
-            some = replace(plan, dense_steps=count, interval=interval)
-            rows.append(SparseRow(group=group, label=f"{policy}, {label}", sparse=some))
+            scheduled = replace(plan, dense_steps=count, interval=interval)
+            rows.append(SparseRow(group=group, label=f"{policy}, {label}", sparse=scheduled))
     return rows
 
 

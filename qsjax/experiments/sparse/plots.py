@@ -51,18 +51,18 @@ def plot_densities(outcomes: Sequence[SparseOutcome], path: Path, *, title: str 
         InputError: nothing to draw, matplotlib is missing, or a place that cannot be written.
     """
     figure, axes = figure_for(len(outcomes) // 2, path)
-    for label in dict.fromkeys(one.row.label for one in outcomes):
+    for label in dict.fromkeys(outcome.row.label for outcome in outcomes):
         line = sorted(
             (
-                (one.row.sparse.sparsity.density, estimate(one.psnr))
-                for one in outcomes
-                if one.row.label == label and one.row.sparse is not None
+                (outcome.row.sparse.sparsity.density, estimate(outcome.psnr))
+                for outcome in outcomes
+                if outcome.row.label == label and outcome.row.sparse is not None
             ),
             key=lambda point: point[0],
         )
         at = 100 * np.array([density for density, _ in line])
-        means = [found.mean for _, found in line]
-        errors = [found.error or 0.0 for _, found in line]
+        means = [psnr.mean for _, psnr in line]
+        errors = [psnr.error or 0.0 for _, psnr in line]
         axes.errorbar(at, means, yerr=errors, marker="o", markersize=3, capsize=2, label=label)
     axes.set(xlabel="pairs of video blocks computed, %", ylabel="PSNR, dB", title=title)
     axes.legend(fontsize=7)

@@ -2,8 +2,8 @@
 
 A latent cell holds the 16 strongest principal components of its block of 4 frames x 4 x 4 pixels, with the first
 frame of a clip standing for four (the VAE is causal). The VAE learns to compute these latents and to decode them,
-the DiT to generate them: both train at the same time, and the DiT on endless fresh clips without an encoder
-in its way. Channels are half-whitened: fully whitened, the loss would be spent on channels nobody sees.
+the DiT to generate them: both train at the same time, and the DiT on endless fresh clips that need
+no encoder. Channels are half-whitened: fully whitened, the loss would be spent on channels that are invisible.
 """
 
 from collections.abc import Callable, Iterable

@@ -94,8 +94,8 @@ def restore(directory: Path, state: State, *, required: str | None = None) -> tu
     Raises:
         CheckpointError: there is none, and one is required.
     """
-    found = _checkpoints(directory)
-    if not found:
+    checkpoints = _checkpoints(directory)
+    if not checkpoints:
         if required is not None:
             raise CheckpointError(f"{directory}: no checkpoint; run --stage {required} first")
         return state, 0
@@ -104,10 +104,10 @@ def restore(directory: Path, state: State, *, required: str | None = None) -> tu
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for name, leaf in _named(state).items()
     }
-    loaded = ocp.load(found[-1].absolute(), abstract)
+    loaded = ocp.load(checkpoints[-1].absolute(), abstract)
     # Through the host, so that a resumed run has the placement, and the compiled step, of a fresh one.
     arrays = [jnp.asarray(np.asarray(loaded[f"{i:04d}"])) for i in range(len(leaves))]
-    return jax.tree.unflatten(form, arrays), int(found[-1].name.removeprefix("step_"))
+    return jax.tree.unflatten(form, arrays), int(checkpoints[-1].name.removeprefix("step_"))
 
 
 def read_log(directory: Path) -> list[dict[str, float | int]]:

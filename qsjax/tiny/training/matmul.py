@@ -96,16 +96,16 @@ def _attention(dtype: jnp.dtype) -> Callable[[_Heads, _Heads, _Heads, Float[Arra
     def scores(q: Array, k: Array, bias: Array) -> Array:
         return _dot(q, _turned(k)) * jnp.float32(q.shape[-1] ** -0.5) + bias[None]
 
-    def head(one: tuple[Array, ...]) -> tuple[Array, Array]:
-        q, k, v, bias = (*(x.astype(dtype) for x in one[:3]), one[3])
+    def head(operands: tuple[Array, ...]) -> tuple[Array, Array]:
+        q, k, v, bias = (*(x.astype(dtype) for x in operands[:3]), operands[3])
         logits = scores(q, k, bias)
         peak = logits.max(axis=-1, keepdims=True)
         weights = jnp.exp(logits - peak)
         total = weights.sum(axis=-1, keepdims=True)
         return _dot(weights.astype(dtype), v) / total, peak + jnp.log(total)
 
-    def slopes(one: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-        *wide, bias, out, log_total, slope = one
+    def slopes(operands: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+        *wide, bias, out, log_total, slope = operands
         q, k, v, narrow = (x.astype(dtype) for x in (*wide, slope))
         weights = jnp.exp(scores(q, k, bias) - log_total)
         to_v = _dot(_turned(weights.astype(dtype)), narrow)

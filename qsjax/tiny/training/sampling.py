@@ -40,17 +40,17 @@ def sample(
     sampler = jax.jit(make_sampler(dit.config, plan))
     cells = (latents.CHANNELS, (size[0] - 1) // 4 + 1, size[1] // 4, size[2] // 4)
     empty = words.encode_tokens(words.tokenize([""] * batch, TEXT_LENGTH))
-    made: list[np.ndarray] = []
+    samples: list[np.ndarray] = []
     for start in range(0, len(scenes), batch):
         captions = [scene.caption for scene in scenes[start : start + batch]]
         text = words.encode_tokens(words.tokenize(captions, TEXT_LENGTH))
         noise = initial_noise(seed + start, (batch, *cells))
-        made.extend(np.asarray(sampler(dit, noise, text, empty if plan.uses_negative else None)))
-    return made
+        samples.extend(np.asarray(sampler(dit, noise, text, empty if plan.uses_negative else None)))
+    return samples
 
 
 def judge(
-    made: Sequence[np.ndarray],
+    samples: Sequence[np.ndarray],
     scenes: Sequence[Scene],
     decode: Decode,
     sheet: Path | None = None,
@@ -58,12 +58,12 @@ def judge(
     """Decode latents, score them against their scenes, and write a contact sheet of the first dozen.
 
     Args:
-        made: latents [16, T, h, w].
+        samples: latents [16, T, h, w].
         scenes: what they should show.
         decode: latents -> video [3, F, H, W] in [-1, 1].
         sheet: PNG to write.
     """
-    videos = [np.clip(decode(z), -1, 1) for z in made]
+    videos = [np.clip(decode(z), -1, 1) for z in samples]
     if sheet is not None:
         sheets.write(videos, scenes, sheet)
     return checker.score(zip(videos, scenes, strict=True))

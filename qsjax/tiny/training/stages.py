@@ -127,9 +127,9 @@ def train_vae(options: Options) -> None:
         nnx.update(vae_training.halves(model, half), state.average)
     scenes = held_out(options.seed + HELD_OUT, 16)
     videos = [data.render(scene, 33, 64, 64) for scene in scenes]
-    made = [np.asarray(model.decode(model.encode(video[None]).mode())[0]) for video in videos]
-    sheets.write(made, scenes, options.work / "vae.png")
-    logger.info("encoded and decoded: %.2f dB", sheets.decibels(videos, made))
+    decoded = [np.asarray(model.decode(model.encode(video[None]).mode())[0]) for video in videos]
+    sheets.write(decoded, scenes, options.work / "vae.png")
+    logger.info("encoded and decoded: %.2f dB", sheets.decibels(videos, decoded))
 
 
 def train_dit(options: Options) -> None:
@@ -224,9 +224,9 @@ def _train(
         averaged = nnx.merge(nnx.split(model)[0], jax.device_get(state.average))
         phase, _ = training.curriculum.place(step - 1)
         size = (phase.frames, phase.size, phase.size)
-        made = sampling.sample(averaged, scenes, plan, size, seed=options.seed)
+        samples = sampling.sample(averaged, scenes, plan, size, seed=options.seed)
         sheet = options.work / f"{stage}_{step:06d}.png"
-        score = sampling.judge(made, scenes, lambda z: latents.decode(basis, z), sheet)
+        score = sampling.judge(samples, scenes, lambda z: latents.decode(basis, z), sheet)
         return {name: float(value) for name, value in score._asdict().items()}
 
     loop.run(

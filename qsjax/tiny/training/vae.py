@@ -150,8 +150,8 @@ def make_step(
     def decoder_loss(parameters: nnx.State, crop: Crop, key: Array) -> tuple[Array, Array]:
         decoder, narrow = nnx.merge(graph, parameters)
         noisy = crop.latents + _LATENT_NOISE * jax.random.normal(key, crop.latents.shape)
-        made = jnp.moveaxis(decoder(narrow(jnp.moveaxis(noisy, 1, -1))), -1, 1)
-        error = made - crop.video
+        video = jnp.moveaxis(decoder(narrow(jnp.moveaxis(noisy, 1, -1))), -1, 1)
+        error = video - crop.video
         edges = sum(jnp.abs(jnp.diff(error, axis=axis)).mean() for axis in (3, 4))
         square = jnp.square(error).mean()
         return 10 * square + 0.1 * jnp.abs(error).mean() + 0.05 * edges, square / 4
@@ -186,7 +186,7 @@ def make_step(
 def crops(basis: Basis, curriculum: Curriculum, seed: int) -> Callable[[int], Crop]:
     """`step -> Crop`: parts of clips drawn at several sizes, so that whole shapes and details both occur."""
 
-    def one(phase: Phase, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def crop(phase: Phase, index: int) -> tuple[np.ndarray, np.ndarray]:
         size = phase.size
         side = (size, max(size, 48), max(size, 64), max(size, 64))[index % 4]
         video = data.render(scene(seed, index), max(33, phase.frames), side, side)
@@ -199,7 +199,7 @@ def crops(basis: Basis, curriculum: Curriculum, seed: int) -> Callable[[int], Cr
 
     def batch(step: int) -> Crop:
         phase, first = curriculum.place(step)
-        videos, cells = zip(*(one(phase, first + i) for i in range(phase.batch)), strict=True)
+        videos, cells = zip(*(crop(phase, first + i) for i in range(phase.batch)), strict=True)
         return Crop(np.stack(videos), np.stack(cells), np.float32(curriculum.rate(step)))
 
     return batch
