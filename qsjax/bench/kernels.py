@@ -83,7 +83,7 @@ def choose(name: str | None) -> tuple[Target, str]:
 
 
 def report(target: Target, method: str, peaks: Peaks, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """All of it, as plain data; sparse attention is also compared to full lists in the same kernel and the same way."""
+    """All of it, as plain data; sparse attention is also compared to full lists in the same kernel."""
     key = "measured_seconds" if method == "measured" else "estimated_seconds"
     full = [row for row in rows if row["case"].startswith("full lists") and key in row]
     for row in rows:

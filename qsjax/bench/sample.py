@@ -104,7 +104,7 @@ def bench(
 
 
 def text(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in report["kinds"].items())
     each = ", ".join(f"{name} {spent:.2f} s" for name, spent in report["seconds_a_step"].items())
     return (

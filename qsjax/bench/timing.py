@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.roofline import Peaks
 
-# A sample of calls on an accelerator, which are queued, has to be long against the time to queue one.
+# Calls on an accelerator are queued: a sample of them has to be long against the time to queue one.
 _SAMPLE_SECONDS = 0.2
 _MATRIX = 2048
 _UPDATED = 2**26  # float32 values, 256 MB: far more than any cache holds
@@ -36,7 +36,7 @@ def median_seconds(run: Callable[[], object], *, samples: int) -> float:
 
 
 def alternating(runs: dict[str, Callable[[], object]], *, pairs: int) -> dict[str, float]:
-    """Median seconds of each, which take turns, so that what slows the machine slows all of them."""
+    """Median seconds of each; they take turns, so that a slow spell of the machine slows all of them."""
     for run in runs.values():
         seconds(run)
     times = [{name: seconds(run) for name, run in runs.items()} for _ in range(pairs)]
@@ -56,7 +56,7 @@ def measured_peaks(*, samples: int = 5, size: int = _MATRIX, updated: int = _UPD
     """
     x = jax.random.normal(jax.random.key(0), (size, size))
     multiply = jax.jit(lambda x: jnp.matmul(x, x))
-    # In place: new memory would have to be mapped first, which takes longer than to fill it.
+    # In place: mapping new memory takes longer than filling it.
     increment = jax.jit(lambda y: y + 1, donate_argnums=0)
     y = jnp.zeros(updated)
 

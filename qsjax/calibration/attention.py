@@ -1,4 +1,4 @@
-"""Attention as calibration needs it: differentiable in bounded memory, and looked at in small pieces.
+"""Attention as calibration needs it: differentiable in bounded memory, and summarized without the whole map.
 
 A map [H, L, L] of a 720p video would have 340 billion entries. Its pooled form, some of its rows and the sums of its columns
 are made from queries and keys directly (QuantSparse, section 3.2).
@@ -22,7 +22,7 @@ def attention(
 ) -> tuple[Float[Array, "B L H D"], tuple[Array, Array]]:
     """Dense attention for the DiT's slot, which returns queries and keys as its state.
 
-    Scores are made again in the backward pass, some queries at a time.
+    Scores are recomputed in the backward pass, some queries at a time.
     """
     del state
     bias = key_bias(kv_valid)[:, None, None]

@@ -1,4 +1,4 @@
-"""One transformer block by itself: as floats, watched, and with fake-quantized layers."""
+"""One transformer block: in floats, with the inputs of its layers recorded, and with fake-quantized layers."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -63,7 +63,7 @@ def run_block(
 def watched_inputs(
     kind: str, leaves: Leaves, config: DiTConfig, tokens: Tokens, rows: Rows, context: Context
 ) -> tuple[Tokens, QueriesAndKeys, dict[str, Array]]:
-    """Run the float block; also the input of every site, by its layer's name."""
+    """Run the float block, and record the input of every site by its layer's name."""
     block, seen = float_block(kind, leaves, config), {}
 
     def watch(name: str, linear: nnx.Linear) -> Callable[[Array], Array]:
@@ -99,7 +99,7 @@ def fake_layer(
     quantized: bool = True,
     alone: bool = False,
 ) -> FakeLinear:
-    """A site as calibration sees it.
+    """The fake-quantized layer of a site.
 
     Args:
         kind, site: where.
@@ -109,7 +109,8 @@ def fake_layer(
         recipe: bits.
         config: sizes.
         quantized: False keeps the transforms, with all 16 bits.
-        alone: the input is the float block's; in its block the attention's output comes transformed, by V's columns.
+        alone: the input is the float block's; inside a fake-quantized block the attention's output is transformed already,
+            by V's columns.
     """
     precision = recipe.precision(f"{kind}.{site.linear}" if quantized else "")
     bias = leaves[f"{site.linear}.bias"] if has_bias(site) else None

@@ -1,4 +1,4 @@
-"""The activations between two blocks, of all samples: in memory, or as files for models that are larger than it."""
+"""The activations between two blocks, of all samples: in memory, or in files where they do not fit."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ class Boundary:
     def empty(
         cls, shapes: list[tuple[int, ...]], dtype: DTypeLike, folder: Path | None, name: str
     ) -> "Boundary":
-        """Room for tokens; with a folder as files, which get their final name by `commit`."""
+        """Storage for tokens; with a folder in files, which get their final name from `commit`."""
         bits = _bits(dtype)
         if folder is None:
             return cls([np.empty(shape, bits) for shape in shapes], dtype)

@@ -156,7 +156,7 @@ def calibrate_checkpoint(
 def _copy_rest(
     manifest: Manifest, writer: CheckpointWriter, recipe: Recipe
 ) -> dict[str, list[str]]:
-    """Everything that is no block: taken over, the refiner's layers rounded to nearest. Returns component -> items."""
+    """Copy everything outside the blocks, the refiner's layers rounded to nearest; return component -> items."""
     finished, names = writer.finished_items(), {}
     for component, stored in manifest.components.items():
         names[component] = []

@@ -24,7 +24,7 @@ def measure(
     def terms(sample: Sample) -> Figures:
         if not programs.method.learns:
             return programs.measure(learned, leaves, starts, sample, inputs.shared)
-        # The program that trains is there already; its update is thrown away.
+        # The training step is compiled already; its update is discarded.
         return programs.step(learned, state, leaves, starts, sample, inputs.shared, ones)[2]
 
     samples = [terms(inputs.sample(i, rows, mixed=True)) for i in range(len(inputs.tokens))]

@@ -93,7 +93,7 @@ def ends_leaves(dit: DiT, recipe: Recipe) -> dict[str, np.ndarray]:
 
 
 def filled(abstract: DiT, dit: DiT, leaves: Mapping[str, np.ndarray]) -> DiT:
-    """The module with its quantized leaves, and all others from the float one."""
+    """The abstract quantized DiT with these leaves, and all others from the float DiT."""
     old = parameters(dit)
 
     def fill(name: str, wanted: jax.ShapeDtypeStruct) -> Array:

@@ -1,6 +1,6 @@
 """The compiled functions of calibration, once for each kind of block: observe, step, compare layers, run quantized.
 
-Sixty blocks are calibrated by the same two programs of each sort: everything that differs between them is an argument.
+Two programs of each sort serve sixty blocks: everything that differs between blocks is an argument.
 """
 
 from collections.abc import Callable
@@ -100,7 +100,7 @@ class Programs:
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """Of the learned variables."""
+        """The optimizer of the learned variables."""
         return optimizer(self.method, self.steps)
 
     @partial(jax.jit, static_argnums=0)
@@ -126,7 +126,7 @@ class Programs:
         shared: Shared,
         scales: Array,
     ) -> tuple[Learned, Any, Figures]:
-        """One update; `scales` are those of the three terms. The figures are those before it."""
+        """One update; `scales` multiply the three terms of the loss. The figures are those before the update."""
         gradients, figures = jax.grad(self._loss, has_aux=True)(
             learned, leaves, starts, sample, shared, scales
         )

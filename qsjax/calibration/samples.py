@@ -89,7 +89,7 @@ def collect(
     seed: int = 0,
     **settings: Unpack[SettingsChanges],
 ) -> Samples:
-    """Sample the captions with the float model and keep what it was given at some of the steps.
+    """Sample the captions with the float model and keep its inputs at some of the steps.
 
     Args:
         pipeline: a `qsjax.Pipeline`.

@@ -94,7 +94,7 @@ def initial(
     smoothing: Mapping[str, Array] | None,
     outputs: Mapping[str, int],
 ) -> Learned:
-    """Where a block's training begins; made on the host, since eagerly every shape would be compiled for.
+    """The variables before training. NumPy makes them: eager jax.numpy would compile a program for every shape.
 
     Args:
         kind: of the block.
@@ -128,7 +128,7 @@ def initial(
 
 
 def _branch(inputs: int, outputs: int, rank: int, seed: int) -> Branch | None:
-    """Corrections that begin at zero: one factor of each is."""
+    """Corrections that are zero at first, since one factor of each is."""
     if not rank:
         return None
     random = np.random.default_rng(seed)
@@ -189,7 +189,7 @@ def current_transforms(learned: Learned, starts: Starts) -> dict[str, Transform]
 
 
 def optimizer(method: Method, steps: int) -> optax.GradientTransformation:
-    """AdamW with cosine decay to a thousandth; what is not learned stays.
+    """AdamW with cosine decay to a thousandth; variables that are not learned stay as they are.
 
     Without weight decay: it would pull the logits of clips towards 0, which is half the range, and smoothing towards 1.
     """

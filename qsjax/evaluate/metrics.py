@@ -1,8 +1,8 @@
 """How far a video is from another: PSNR, SSIM and relative error, in float64 on the host.
 
 SSIM is that of Wang et al. (IEEE Trans. Image Processing 13(4), 2004): windows of 11 x 11 pixels with Gaussian weights of
-sigma 1.5, K1 = 0.01, K2 = 0.03, only windows that lie inside the picture, with the moments of the weights themselves. It is taken of
-each of R, G and B and averaged over them, which is scikit-image's `structural_similarity` with `channel_axis=-1,
+sigma 1.5, K1 = 0.01, K2 = 0.03, only windows that lie inside the picture, with the moments of the weights themselves. It is computed
+for R, G and B and averaged, which is scikit-image's `structural_similarity` with `channel_axis=-1,
 gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1`. (The paper looks at luma.)
 """
 
@@ -61,7 +61,7 @@ def ssim(
         )
     return np.array(
         [
-            # A frame at a time: the five maps of a long video would not fit.
+            # A frame at a time: the five maps of a long video would not fit into memory.
             np.mean([_frame_ssim(x, y) for x, y in zip(video, target, strict=True)])
             for video, target in zip(videos, reference, strict=True)
         ]

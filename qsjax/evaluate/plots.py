@@ -46,7 +46,7 @@ def plot_velocity(results: Mapping[str, Comparison], path: Path, *, title: str =
         color = f"C{number % 10}"
         style = ("-", "--", ":")[number // 10 % 3]
         axes.plot(steps, mean, style, color=color, label=label)
-        # On a logarithmic axis a band that reaches zero would have no end.
+        # A logarithmic axis cannot show a band that reaches zero.
         axes.fill_between(
             steps, np.maximum(mean - error, mean / 10), mean + error, color=color, alpha=0.2
         )
@@ -72,7 +72,7 @@ def plot_psnr(results: Mapping[str, Comparison], path: Path, *, title: str = "")
 
 
 def bars(values: Mapping[str, Float[np.ndarray, " clips"]], path: Path, *, title: str = "") -> Path:
-    """The same of decibels by label, one a clip."""
+    """The same picture of any decibels by label, one value a clip."""
     figure, axes = figure_for(len(values), path)
     estimates = [estimate(clips) for clips in values.values()]
     at = np.arange(len(estimates))

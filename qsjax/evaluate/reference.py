@@ -129,7 +129,7 @@ def denoise_densely(
     prompt: EncodedPrompt,
     negative: EncodedPrompt | None,
 ) -> Iterator[StepResult]:
-    """Dense steps of a model, all of them computed, whatever else the plan says.
+    """Run all steps of a plan with dense attention, without its sparse attention and step skipping.
 
     Models of the same structure (of all bits and transforms alike) share a program.
     """
@@ -140,5 +140,5 @@ def denoise_densely(
 
 @lru_cache(maxsize=8)
 def dense_programs(plan: SamplingPlan) -> tuple[Prepare, dict[str, Program]]:
-    """The jitted `prepare` and dense step of a plan; each keeps a program for every structure of model it has seen."""
+    """The jitted `prepare` and dense step of a plan; each keeps a program for every structure of model."""
     return jax.jit(partial(prepare, plan)), {DENSE: jax.jit(partial(denoise_step, plan, DENSE))}

@@ -1,6 +1,6 @@
 """Means over clips with standard errors, and differences between methods clip by clip.
 
-Clips differ among each other by far more than methods do (13 to 26 dB against tenths): two means with their own
+Clips differ among each other by far more than methods do (13 to 26 dB against tenths): two means with separate
 errors say little. Methods see the same captions and the same noise, so the difference is taken per clip first.
 """
 

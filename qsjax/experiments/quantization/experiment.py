@@ -65,8 +65,8 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         )
 
     def _measure(self, row: QuantizationRow) -> QuantizationOutcome:
-        # Made before the clock starts: the first row would pay for both. Outliers do not change the samples, since the
-        # model with them is the same function.
+        # Before the clock starts: else the first row would be charged for both. The samples are the same with outliers, since
+        # the model with them is the same function.
         samples, reference = self.samples, self.reference(row)
         seconds: dict[str, float] = {}
         try:
@@ -98,7 +98,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
 
 
 def attention_shift(blocks: BlockReports) -> tuple[float, float] | None:
-    """Means over the blocks of a calibration's report: of what was made, and of rounding to nearest."""
+    """Means over the blocks of a calibration's report: after calibration, and of rounding to nearest."""
     if not blocks:
         return None
     end, nearest = (

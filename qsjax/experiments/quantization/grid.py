@@ -1,4 +1,4 @@
-"""The experiments on quantization, as data: methods by bit widths, modulation layers, and what remains without a part."""
+"""The experiments on quantization, as data: methods by bit widths, modulation layers, and methods without one of their parts."""
 
 from dataclasses import dataclass, replace
 
@@ -37,7 +37,7 @@ class QuantizationRow(Row):
 
 
 def quantization_grid() -> tuple[QuantizationRow, ...]:
-    """All experiments, each with and without outliers, but for the modulation's; the first row of a table is what its others are paired with."""
+    """All experiments, with and without outliers except for modulation; the first row of a table is what its others are paired with."""
     rows = []
     for weights, activations in BITS:
         recipe = _recipe(weights, activations)
@@ -48,7 +48,7 @@ def quantization_grid() -> tuple[QuantizationRow, ...]:
 
 
 def _modulation() -> list[QuantizationRow]:
-    """The modulation layers, by themselves and beside W4A8 blocks: a quarter of the weights, but read once a prompt."""
+    """The modulation layers, alone and with W4A8 blocks: a quarter of the weights, but read once a prompt."""
     forms = {
         "16 bits": Precision(weights=UNQUANTIZED),
         "8 bits": Precision(weights=8),
@@ -70,8 +70,8 @@ def _modulation() -> list[QuantizationRow]:
 
 
 def _ablation(outliers: bool) -> list[QuantizationRow]:
-    """W4A8 by MSAD; by what else a block may see while it is trained; on float inputs, without one part of MSAD, or with one part of the
-    learned transforms only."""
+    """W4A8 by MSAD; with other inputs during training; on float inputs, without one part of MSAD, or with only one part of the
+    learned transforms."""
     ptq, msad = METHODS["ptq"], METHODS["msad"]
     light = replace(msad, global_weight=0.1, local_weight=0.1)
     nothing = replace(ptq, learn_smoothing=False, learn_rotation=False, learn_clips=False)
@@ -106,7 +106,7 @@ def _group(name: str, outliers: bool) -> str:
 
 
 def _recipe(weights: int, activations: int) -> Recipe:
-    """Only the blocks' layers: what stands beside them is the same for every method."""
+    """Only the blocks' layers are quantized; all others are the same for every method."""
     whole = Precision(weights=UNQUANTIZED)
     return Recipe(
         name=f"W{weights}A{activations}",

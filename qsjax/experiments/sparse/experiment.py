@@ -184,7 +184,7 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
 
 
 def _density(plan: SamplingPlan, heads: Sequence[Heads]) -> float:
-    """The mean over steps; lists that change count as they were at the last refresh."""
+    """The mean over steps; lists that change between steps count as at the last refresh."""
     if not heads:
         return 1.0
     share = plan.kinds.count(SPARSE) / plan.steps

@@ -123,8 +123,8 @@ def _schedules() -> list[SparseRow]:
 
 
 def _baselines() -> list[SparseRow]:
-    """What others do, at 15 % in float32: SVG alone, windows with a first-order cache as DiTFastAttn, top-k alone as Jenga, sliding
-    tiles, radial; and dense attention in every fifth step with nothing remembered, the control."""
+    """Other methods, at 15 % in float32: SVG alone, windows with a first-order cache as DiTFastAttn, top-k alone as Jenga, sliding
+    tiles, radial; and dense attention in every fifth step and no cache, the control."""
     none, first = (replace(FLOATS, policy=policy) for policy in ("none", "first"))
     masks = {
         "SVG": MASKS["svg"],

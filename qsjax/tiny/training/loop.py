@@ -105,13 +105,13 @@ def restore(directory: Path, state: State, *, required: str | None = None) -> tu
         for name, leaf in _named(state).items()
     }
     loaded = ocp.load(checkpoints[-1].absolute(), abstract)
-    # Through the host, so that a resumed run has the placement, and the compiled step, of a fresh one.
+    # A round-trip through the host: a resumed run has the placement, and therefore the compiled step, of a fresh run.
     arrays = [jnp.asarray(np.asarray(loaded[f"{i:04d}"])) for i in range(len(leaves))]
     return jax.tree.unflatten(form, arrays), int(checkpoints[-1].name.removeprefix("step_"))
 
 
 def read_log(directory: Path) -> list[dict[str, float | int]]:
-    """The lines of a run's log, in order; steps that a resumed run repeated are there once, as they were last."""
+    """The lines of a run's log, in order; of steps that a resumed run repeated, the last time counts."""
     path = directory / _LOG
     if not path.is_file():
         return []

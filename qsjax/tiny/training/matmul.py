@@ -34,7 +34,7 @@ def use_in_linears(module: nnx.Module, dtype: jnp.dtype) -> None:
 
 
 def attention(dtype: jnp.dtype) -> Attention:
-    """Dense attention for the DiT's slot that keeps no scores for its gradient, but computes them again."""
+    """Dense attention for the DiT's slot that recomputes its scores for the gradient."""
     attend = _attention(dtype)
 
     def slot(
