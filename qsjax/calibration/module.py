@@ -14,7 +14,7 @@ from qsjax.calibration.methods import Method
 from qsjax.calibration.samples import Samples
 from qsjax.calibration.variables import effective_recipe
 from qsjax.dit import DiT
-from qsjax.params import map_parameters, parameters
+from qsjax.params import Module, map_parameters, parameters
 from qsjax.quant import Recipe, with_quantized_layers
 from qsjax.quant.storage import linear_leaves
 from qsjax.quant.surgery import iterate_linears
@@ -92,9 +92,9 @@ def ends_leaves(dit: DiT, recipe: Recipe) -> dict[str, np.ndarray]:
     return leaves_of_ends
 
 
-def filled(abstract: DiT, dit: DiT, leaves: Mapping[str, np.ndarray]) -> DiT:
-    """The abstract quantized DiT with these leaves, and all others from the float DiT."""
-    old = parameters(dit)
+def filled(abstract: Module, original: nnx.Module, leaves: Mapping[str, np.ndarray]) -> Module:
+    """An abstract quantized module with these leaves, and all others from its float original."""
+    old = parameters(original)
 
     def fill(name: str, wanted: jax.ShapeDtypeStruct) -> Array:
         value = jnp.asarray(leaves[name]) if name in leaves else old[name]

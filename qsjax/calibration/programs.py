@@ -6,12 +6,12 @@ Two programs of each sort serve sixty blocks: everything that differs between bl
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from qsjax.calibration.attention import attention, attention_rows, pooled_attention, saliency
 from qsjax.calibration.blocks import (
@@ -119,13 +119,13 @@ class Programs:
     def step(
         self,
         learned: Learned,
-        state: Any,
+        state: PyTree[Array],
         leaves: Leaves,
         starts: Starts,
         sample: Sample,
         shared: Shared,
         scales: Array,
-    ) -> tuple[Learned, Any, Figures]:
+    ) -> tuple[Learned, PyTree[Array], Figures]:
         """One update; `scales` multiply the three terms of the loss. The figures are those before the update."""
         gradients, figures = jax.grad(self._loss, has_aux=True)(
             learned, leaves, starts, sample, shared, scales

@@ -15,7 +15,7 @@ import optax
 import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from qsjax.dit import DiT
 from qsjax.errors import InputError
@@ -106,7 +106,7 @@ def initial_state(dit: DiT, training: DiTTraining) -> TrainState:
     )
 
 
-def velocity(dit: DiT, matmul_dtype: str) -> Callable[[nnx.State], Velocity]:
+def velocity(dit: DiT, matmul_dtype: str) -> Callable[[PyTree[Array]], Velocity]:
     """`parameters -> velocity function` of a DiT, in the form that trains fast."""
     dtype = jnp.dtype(matmul_dtype)
     module = nnx.merge(*nnx.split(dit))
@@ -114,7 +114,7 @@ def velocity(dit: DiT, matmul_dtype: str) -> Callable[[nnx.State], Velocity]:
         matmul.use_in_linears(module, dtype)
     graph, attention = nnx.split(module)[0], matmul.attention(dtype)
 
-    def of(parameters: nnx.State) -> Velocity:
+    def of(parameters: PyTree[Array]) -> Velocity:
         model = nnx.merge(graph, parameters)
 
         def call(x: Array, sigma: Array, prompt: EncodedPrompt, guidance: Array) -> Array:
@@ -142,8 +142,8 @@ def make_step(
     whole, split = PartitionSpec(), PartitionSpec("clips")
 
     def slopes(
-        parameters: nnx.State, x0: Array, tokens: words.Tokens, key: Array
-    ) -> tuple[Array, nnx.State]:
+        parameters: PyTree[Array], x0: Array, tokens: words.Tokens, key: Array
+    ) -> tuple[Array, PyTree[Array]]:
         key = jax.random.fold_in(key, jax.lax.axis_index("clips"))
         value, gradients = jax.value_and_grad(
             lambda parameters: objective(student(parameters), x0, tokens, key)

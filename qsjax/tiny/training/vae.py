@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import optax.contrib
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from qsjax.params import map_parameters
 from qsjax.tiny import data
@@ -147,7 +147,7 @@ def make_step(
     """The jitted training step of one half."""
     graph, transform = nnx.split(halves(vae, half))[0], optimizer(training)
 
-    def decoder_loss(parameters: nnx.State, crop: Crop, key: Array) -> tuple[Array, Array]:
+    def decoder_loss(parameters: PyTree[Array], crop: Crop, key: Array) -> tuple[Array, Array]:
         decoder, narrow = nnx.merge(graph, parameters)
         noisy = crop.latents + _LATENT_NOISE * jax.random.normal(key, crop.latents.shape)
         video = jnp.moveaxis(decoder(narrow(jnp.moveaxis(noisy, 1, -1))), -1, 1)
@@ -156,7 +156,7 @@ def make_step(
         square = jnp.square(error).mean()
         return 10 * square + 0.1 * jnp.abs(error).mean() + 0.05 * edges, square / 4
 
-    def encoder_loss(parameters: nnx.State, crop: Crop, key: Array) -> tuple[Array, Array]:
+    def encoder_loss(parameters: PyTree[Array], crop: Crop, key: Array) -> tuple[Array, Array]:
         encoder, wide = nnx.merge(graph, parameters)
         moments = jnp.moveaxis(wide(encoder(jnp.moveaxis(crop.video, 1, -1))), -1, 1)
         mean, log_variance = jnp.split(moments, 2, axis=1)
