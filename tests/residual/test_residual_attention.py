@@ -10,8 +10,8 @@ import pytest
 from compilations import compilations
 from tolerances import FLOAT32_NETWORK
 
-from qsjax.dit.attention import dense_attention
 from qsjax.config import from_mapping
+from qsjax.dit.attention import dense_attention
 from qsjax.errors import InputError
 from qsjax.residual import (
     POLICIES,
