@@ -49,13 +49,13 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    from qsjax.cache import keep_programs
-    from qsjax.errors import QsjaxError
-
     arguments = sys.argv[1:] if argv is None else argv
     verb = next((word for word in arguments if word in VERBS), None)
     parser = build_parser(verb)
     args = parser.parse_args(arguments)
+    from qsjax.cache import keep_programs  # `--help` is printed by now
+    from qsjax.errors import QsjaxError
+
     keep_programs()
     logger = logging.getLogger("qsjax")
     handler = logging.StreamHandler()
