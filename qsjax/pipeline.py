@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from pallas_kernels import KernelsLike
 from qsjax.budget import PlannedModel, Weights
 from qsjax.budget.fit import require_room
 from qsjax.budget.run import Run
@@ -21,8 +22,9 @@ from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, nearest
 from qsjax.denoising import Denoiser
 from qsjax.dit import DiT, DiTConfig
+from qsjax.dit.kernels import checked_kernels
 from qsjax.errors import Cancelled, InputError
-from qsjax.generation import Result, choose_settings, same_arguments
+from qsjax.generation import Result, same_arguments
 from qsjax.models import Models, device_room
 from qsjax.parallel import check_heads, gathered, make_mesh
 from qsjax.sample import (
@@ -34,8 +36,8 @@ from qsjax.sample import (
     initial_noise,
     within_budget,
 )
-from qsjax.sample.recipe import RecipeLike
-from qsjax.sample.settings import Settings, check_size
+from qsjax.settings import RecipeLike, Settings, choose_settings
+from qsjax.settings.video import check_size
 from qsjax.text import EncodedPrompt, TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig
 
@@ -74,6 +76,7 @@ class Pipeline:
         staged: bool | None = None,
         devices: int = 1,
         shard_weights: bool = False,
+        kernels: KernelsLike | None = None,
         progress: bool = True,
     ) -> None:
         if modulation not in MODULATION:
@@ -93,7 +96,7 @@ class Pipeline:
             )
         self.mesh = make_mesh(devices) if devices != 1 else None
         self._cut = shard_weights
-        self.settings = Settings.of_manifest(manifest)
+        self.settings = Settings.stored(manifest.generation)
         self.tiling: Tiling | None = from_mapping(
             Tiling, manifest.tiling, source=f"{source}: tiling"
         )
@@ -105,6 +108,7 @@ class Pipeline:
             staged=staged,
             mesh=self.mesh,
             cut=shard_weights,
+            kernels=checked_kernels(kernels),
             progress=progress,
             add=self._add,
         )
@@ -124,6 +128,7 @@ class Pipeline:
         staged: bool | None = None,
         devices: int = 1,
         shard_weights: bool = False,
+        kernels: KernelsLike | None = None,
         progress: bool = True,
     ) -> "Pipeline":
         """Open a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
@@ -140,11 +145,13 @@ class Pipeline:
             devices: that share the transformer's tokens and heads, and take the autoencoder's tiles in turns. Text encoders run on
                 the first.
             shard_weights: devices share the transformer's weights too, and gather a layer's when its turn comes; else each has all.
+            kernels: names of implementations by operation, as {"attention": "xla_chunked", "matmul": "xla"}; the operations are
+                attention, sparse_attention, matmul and quantize, the names those that `qsjax doctor` lists. None is "auto" for all.
             progress: show bars (on a terminal or notebook; in a log, a line per 10 %).
 
         Raises:
             CheckpointError: not a checkpoint, or one without a DiT or VAE.
-            InputError: no such modulation; not so many devices.
+            InputError: no such modulation or implementation; not so many devices.
         """
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -156,6 +163,7 @@ class Pipeline:
             staged=staged,
             devices=devices,
             shard_weights=shard_weights,
+            kernels=kernels,
             progress=progress,
         )
 

@@ -66,7 +66,7 @@ def block_sparse_attention(
 
     Raises:
         ValueError: shapes that do not go together.
-        ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
+        UnsupportedError: the implementation cannot serve this call; the message says why.
     """
     if cache is not None:
         _check_cache(cache, q.shape)
@@ -95,7 +95,7 @@ def attention_with_residual(
 
     Raises:
         ValueError: shapes that do not go together.
-        ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
+        UnsupportedError: the implementation cannot serve this call; the message says why.
     """
     (listed, listed_lse), (others, others_lse) = (
         _attend(q, k, v, lists, kv_valid, None, scale, scores, implementation)

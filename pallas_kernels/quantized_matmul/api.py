@@ -48,7 +48,7 @@ def quantized_matmul(
 
     Raises:
         ValueError: shapes or dtypes that do not go together.
-        ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
+        UnsupportedError: the implementation cannot serve this call; the message says why.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")

@@ -16,6 +16,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array
 
 from pallas_kernels import PackedWeight, unpack
+from pallas_kernels.dispatch import AUTO, parse
 from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL, WeightLayout
 from pallas_kernels.targets import current
 from qsjax.params import dotted
@@ -26,37 +27,45 @@ from qsjax.quant.recipe import Precision
 Module = TypeVar("Module", bound=nnx.Module)
 
 
-def preferred_layout(precision: Precision, rows: int, backend: str | None = None) -> WeightLayout:
-    """The layout that the most preferred implementation of the matmul takes; of several, the first here.
+def preferred_layout(
+    precision: Precision, rows: int, backend: str | None = None, matmul: str = AUTO
+) -> WeightLayout:
+    """The layout that the implementation of the matmul takes; of several, the first here.
 
     Args:
         precision: of the layer.
         rows: K.
         backend: "cpu", "gpu" or "tpu"; None is the default device's.
+        matmul: name of the implementation, perhaps with a target; "auto" is the most preferred one.
+
+    Raises:
+        UnsupportedError: the implementation takes no layout.
     """
-    backend = backend or current().backend
+    name, target = parse(matmul)
+    backend = backend or (current() if name == matmul else target).backend
     layouts: list[WeightLayout] = ["bytes", "bytes_transposed"]
     if backend == "tpu" and precision.container == 4:
         layouts.insert(0, "int4")  # elsewhere an int4 takes a whole byte
     order = list(QUANTIZED_MATMUL.implementations)
-
-    def rank(layout: WeightLayout) -> int:
-        name = QUANTIZED_MATMUL.choose(
-            backend=backend,
-            bits=precision.container,
-            layout=layout,
-            rows=rows,
-            weight_only=precision.activations == UNQUANTIZED,
-        )
-        return order.index(name)
-
-    return min(layouts, key=rank)
+    facts = {
+        "backend": backend,
+        "bits": precision.container,
+        "rows": rows,
+        "weight_only": precision.activations == UNQUANTIZED,
+    }
+    if name != AUTO:
+        able = [one for one in layouts if QUANTIZED_MATMUL.objections(layout=one, **facts)[name] is None]  # fmt: skip
+        if not able:
+            QUANTIZED_MATMUL.choose(name, layout=layouts[0], **facts)  # Raises.
+        return able[0]
+    return min(layouts, key=lambda layout: order.index(QUANTIZED_MATMUL.choose(layout=layout, **facts)))  # fmt: skip
 
 
 def arrange(
     module: Module,
     backend: str | None = None,
     place: Callable[[str, tuple[int, ...]], Sharding] | None = None,
+    matmul: str = AUTO,
 ) -> Module:
     """Give every quantized layer the layout that suits a backend, in place.
 
@@ -67,11 +76,12 @@ def arrange(
         module: with packed weights in bytes, as stored.
         backend: "cpu", "gpu" or "tpu"; None is the default device's.
         place: of a parameter among devices, by its dotted name and shape; None leaves it to the compiler.
+        matmul: name of the implementation of the product; "auto" is the most preferred one.
     """
     for path, linear in nnx.iter_modules(module):
         if not isinstance(linear, QuantizedLinear) or linear.layout != "bytes":
             continue
-        layout = preferred_layout(linear.precision, linear.rows, backend)
+        layout = preferred_layout(linear.precision, linear.rows, backend, matmul)
         if layout == "bytes":
             continue
         for name in ("packed", "low_bits"):

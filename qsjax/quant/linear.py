@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int8
 
-from pallas_kernels import PackedWeight, quantize_tokens, quantized_matmul, unpack
+from pallas_kernels import Kernels, PackedWeight, quantize_tokens, quantized_matmul, unpack
 from pallas_kernels.quantized_matmul import WeightLayout
 from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.quant.recipe import Precision
@@ -56,6 +56,7 @@ class QuantizedLinear(nnx.Module):
         layout: WeightLayout = "bytes",
     ) -> None:
         self.rows, self.precision, self.layout = rows, precision, layout
+        self.kernels = Kernels()
         self.dtype = jnp.dtype(dtype)
         for name in ("packed", "scale"):
             setattr(self, name, nnx.Param(leaves[name]))
@@ -90,7 +91,10 @@ class QuantizedLinear(nnx.Module):
         if self.precision.activations == UNQUANTIZED:
             return x
         values, scale = quantize_tokens(
-            x.reshape(-1, self.rows), bits=self.precision.activations, clip=self._clip
+            x.reshape(-1, self.rows),
+            bits=self.precision.activations,
+            clip=self._clip,
+            implementation=self.kernels.quantize,
         )
         return QuantizedTokens(values.reshape(x.shape), scale.reshape(x.shape[:-1]))
 
@@ -139,6 +143,7 @@ class QuantizedLinear(nnx.Module):
             rotation=None if self.rotation is None else self.rotation[...].astype(self.dtype),
             bits=self.precision.activations,
             clip=self._clip,
+            implementation=self.kernels.quantize,
             **settings,
         )
         return QuantizedTokens(values.reshape(x.shape), scale.reshape(x.shape[:-1]))
@@ -167,6 +172,7 @@ class QuantizedLinear(nnx.Module):
                 residual=None if residual is None else residual.reshape(len(flat), -1),
                 gate=gate,
                 out_dtype=dtype,
+                implementation=self.kernels.matmul,
             )
         return y.reshape(*values.shape[:-1], -1)
 

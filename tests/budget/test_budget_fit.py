@@ -11,7 +11,7 @@ from qsjax.budget.fit import DOUBT, advice, require_room
 from qsjax.budget.run import Run
 from qsjax.cli import main
 from qsjax.errors import InputError
-from qsjax.sample.recipe import SamplingRecipe
+from qsjax.settings import SamplingRecipe
 
 GB = 10**9
 
@@ -20,7 +20,7 @@ GB = 10**9
 def run():
     """HunyuanVideo-13B in W4A8 with 15 % of attention, at 720p and 129 frames."""
     model = PlannedModel.find("hunyuan-13b", "w4a8")
-    sparse = SamplingRecipe.load("quantsparse-w4a8-d15").plan("w4a8")
+    sparse = SamplingRecipe.load("quantsparse-w4a8-d15").sparse
     weights = Weights.count(model.dit, model.recipe)
     return Run(model=model, weights=weights, settings=replace(model.settings, sparse=sparse))
 
