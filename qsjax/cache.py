@@ -6,7 +6,7 @@ import platform
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 
 def cache_directory() -> Path:
@@ -29,7 +29,7 @@ def keep_programs() -> Path:
     The command line does so by itself. Programs of a CPU are for its kind: a home that machines share has a folder of each.
     """
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    imported: Any = sys.modules.get("jax")
+    imported: ModuleType | None = sys.modules.get("jax")
     if imported is not None:
         chosen = imported.config.jax_compilation_cache_dir or chosen
     if not chosen:

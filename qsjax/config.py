@@ -12,11 +12,18 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from qsjax.errors import InputError
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class Config(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
@@ -38,11 +45,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
     Raises:
         InputError: unknown key (the nearest valid one is named), missing key, or a value of the wrong type.
     """
-    if not isinstance(values, Mapping):
-        raise InputError(f"{source}: expected a table of {cls.__name__} fields, found {values!r}")
+    _require_table(cls, values, source)
+    if not dataclasses.is_dataclass(cls):
+        raise TypeError(f"{cls.__name__} is not a dataclass")
     hints = typing.get_type_hints(cls)
-    as_dataclass: Any = cls  # a TypeVar cannot be bound to "any dataclass"
-    fields = {field.name: field for field in dataclasses.fields(as_dataclass)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
             raise InputError(f"{source}: unknown key {key!r}; {nearest(key, fields)}")
@@ -73,7 +80,7 @@ def check_choices(config: object) -> None:
             raise InputError(f"no {name} {value!r}; {nearest(str(value), typing.get_args(hint))}")
 
 
-def to_mapping(config: Any) -> dict[str, Any]:
+def to_mapping(config: Config) -> dict[str, Any]:
     """The plain-data form of a config dataclass, ready for JSON or TOML; inverse of `from_mapping`."""
     return dataclasses.asdict(config)
 
@@ -116,7 +123,13 @@ def preset(kind: str, name: str) -> dict[str, Any]:
     return load_toml(path)
 
 
-def _convert(hint: Any, value: Any, *, source: str) -> Any:
+def _require_table(cls: type, values: object, source: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise InputError(f"{source}: expected a table of {cls.__name__} fields, found {values!r}")
+    return values
+
+
+def _convert(hint: object, value: object, *, source: str) -> object:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in typing.get_args(hint):
@@ -138,10 +151,10 @@ def _convert(hint: Any, value: Any, *, source: str) -> Any:
     if origin is Literal:
         word = _convert(str, value, source=source)
         if word not in typing.get_args(hint):
-            raise InputError(f"{source}: no {word!r}; {nearest(word, typing.get_args(hint))}")
+            raise InputError(f"{source}: no {word!r}; {nearest(str(word), typing.get_args(hint))}")
         return word
-    if dataclasses.is_dataclass(hint):
-        return from_mapping(hint, value, source=source)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_mapping(hint, _require_table(hint, value, source), source=source)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (bool, int, float, str):

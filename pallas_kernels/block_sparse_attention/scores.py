@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8
 
+from pallas_kernels import absmax
+
 SCORES = ("float", "int8")
-_LIMIT = 127
-_SMALLEST = 1e-30  # largest absolute value assumed for a row of zeros
 
 
 class Int8Scales(NamedTuple):
@@ -49,6 +49,5 @@ def dequantize(
 
 
 def _rows(x: Float[Array, "B L H D"]) -> tuple[Int8[Array, "B L H D"], Float[Array, "B H L"]]:
-    largest = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), _SMALLEST)
-    integers = jnp.round(x * (_LIMIT / largest)).astype(jnp.int8)
-    return integers, (largest / _LIMIT)[..., 0].swapaxes(1, 2)
+    integers, scale = absmax.quantize(x, absmax.limit(8))
+    return integers, scale.swapaxes(1, 2)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from pallas_kernels.absmax import limit
 from pallas_kernels.activations import ACTIVATIONS, Activation
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
 from pallas_kernels.quantize_tokens import gpu, reference, tpu, xla
@@ -59,9 +60,8 @@ def quantize_tokens(
         rotated=0 if rotation is None else rotation.shape[0],
     )
     gain, offset = _affine(x.shape[1], shift, scale, smoothing)
-    limit = 2 ** (bits - 1) - 1
     clip = jnp.asarray(clip, jnp.float32)
-    settings = {"norm": norm, "activation": activation, "limit": limit, "epsilon": epsilon}
+    settings = {"norm": norm, "activation": activation, "limit": limit(bits), "epsilon": epsilon}
     return serve(x, gain, offset, rotation, clip, **settings)
 
 

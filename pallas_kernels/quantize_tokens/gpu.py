@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int8
 
+from pallas_kernels.absmax import SMALLEST
 from pallas_kernels.activations import Activation, activate
 from pallas_kernels.gpu_params import inside, load, needs_gpu, store, triton_options
-from pallas_kernels.quantize_tokens.reference import SMALLEST, Norm
+from pallas_kernels.quantize_tokens.reference import Norm
 from pallas_kernels.refs import Operand, Ref, Span
 from pallas_kernels.targets import Target
 

@@ -5,13 +5,12 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from pallas_kernels.absmax import quantize
 from pallas_kernels.activations import Activation, activate
 
 Norm = Literal["none", "layer"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
 """Without a norm, or LayerNorm without weights."""
-SMALLEST = 1e-30
-"""Assumed to be the largest absolute value of a row of zeros: its inverse is finite, so zeros stay zeros."""
 
 
 def quantize_tokens(
@@ -36,6 +35,4 @@ def quantize_tokens(
     if rotation is not None:
         parts = y.reshape(len(y), -1, len(rotation))
         y = jnp.matmul(parts, rotation.astype(jnp.float32), precision="highest").reshape(y.shape)
-    largest = jnp.maximum(jnp.abs(y).max(axis=1), SMALLEST) * clip
-    integers = jnp.clip(jnp.round(y * (limit / largest)[:, None]), -limit - 1, limit)
-    return integers.astype(jnp.int8), largest / limit
+    return quantize(y, limit, clip)

@@ -13,8 +13,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int8
 
+from pallas_kernels.absmax import SMALLEST
 from pallas_kernels.activations import Activation, activate
-from pallas_kernels.quantize_tokens.reference import SMALLEST, Norm
+from pallas_kernels.quantize_tokens.reference import Norm
 from pallas_kernels.refs import Operand, Ref, Span
 from pallas_kernels.targets import Target
 from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs_tpu

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from pallas_kernels.absmax import quantize
 from pallas_kernels.activations import Activation, activate
-from pallas_kernels.quantize_tokens.reference import SMALLEST, Norm
+from pallas_kernels.quantize_tokens.reference import Norm
 
 
 def quantize_tokens(
@@ -31,6 +32,4 @@ def quantize_tokens(
     if rotation is not None:
         parts = y.reshape(-1, len(rotation)).astype(rotation.dtype)
         y = jnp.matmul(parts, rotation, preferred_element_type=jnp.float32).reshape(x.shape)
-    largest = jnp.maximum(jnp.abs(y).max(axis=1), SMALLEST) * clip
-    integers = jnp.clip(jnp.round(y * (limit / largest)[:, None]), -limit - 1, limit)
-    return integers.astype(jnp.int8), largest / limit
+    return quantize(y, limit, clip)

@@ -138,12 +138,13 @@ def stored_bytes(manifest: Manifest, component: str | None = None) -> int:
 @lru_cache(maxsize=8)
 def _writer(sharding: Sharding) -> Callable[[Array, Array, np.int32], Array]:
     """Writes rows into an array that stays where it is."""
-    return jax.jit(_write_rows, donate_argnums=0, out_shardings=sharding)
+    return jax.jit(write_rows, donate_argnums=0, out_shardings=sharding)
 
 
-def _write_rows(whole: Array, part: Array, offset: Array) -> Array:
-    rows = part.reshape(-1, *whole.shape[1:]).astype(whole.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(whole, rows, offset, axis=0)
+def write_rows(whole: Array, rows: Array, first: Array) -> Array:
+    """`whole` with some of its rows replaced, from the number `first` on; a single row may lack its leading axis."""
+    rows = rows.reshape(-1, *whole.shape[1:]).astype(whole.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(whole, rows, first, axis=0)
 
 
 def _host() -> jax.Device:

@@ -4,14 +4,16 @@ No implementation holds a full [heads, tokens, tokens] score matrix: at 720x1280
 """
 
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
 
+State = TypeVar("State")
 # Finite, so that a row without any valid key gives finite numbers instead of NaN.
 _MASKED = -1e30
 # Queries a step: 256 rows of scores stay in a CPU core's cache; an accelerator wants larger matmuls.
@@ -24,16 +26,16 @@ def dense_attention(
     k: Float[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
-    state: Any = (),
+    state: State = (),
     *,
     implementation: str = AUTO,
-) -> tuple[Float[Array, "B Q H D"], Any]:
+) -> tuple[Float[Array, "B Q H D"], State]:
     """softmax(q k^T / sqrt(D)) v over the valid keys, softmax in float32; the state passes through.
 
     Args:
         q, k, v: one layer's heads; the queries may be some of the tokens.
         kv_valid: keys that may be seen; at least one a sample.
-        state: untouched.
+        state: returned as it is.
         implementation: "auto" or a name of `DENSE_ATTENTION.implementations`.
 
     Raises:
@@ -71,12 +73,12 @@ def _per_head(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
     q = jnp.pad(q, ((0, 0), (0, chunks * rows - length), (0, 0)))
     bias = jnp.repeat(key_bias(kv_valid), heads, axis=0)
 
-    def head(one: tuple[Array, Array, Array, Array]) -> Array:
-        q, k, v, bias = one
+    def attend(head: tuple[Array, Array, Array, Array]) -> Array:
+        q, k, v, bias = head
         parts = q.reshape(chunks, rows, size)
         return jax.lax.map(lambda part: masked_attention(part, k, v, bias[None]), parts)
 
-    out = jax.lax.map(head, (q, k, v, bias)).reshape(batch, heads, chunks * rows, size)
+    out = jax.lax.map(attend, (q, k, v, bias)).reshape(batch, heads, chunks * rows, size)
     return out[:, :, :length].transpose(0, 2, 1, 3)
 
 
@@ -96,18 +98,18 @@ def _chunked(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
 
 
 def _cudnn(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
-    """cuDNN's flash attention; padded text is the tail of the sequence, so a length says it all."""
+    """cuDNN's flash attention; padding is at the end of the sequence, so a length per sample replaces the mask."""
     lengths = kv_valid.sum(axis=1, dtype=jnp.int32)
     return jax.nn.dot_product_attention(
         q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
     )
 
 
-def _only_on(*backends: str, backend: str, **_: Any) -> str | None:
+def _only_on(*backends: str, backend: str, **_: object) -> str | None:
     return None if backend in backends else f"is for {' or '.join(backends)}, not {backend}"
 
 
-def _cudnn_objection(*, backend: str, dtype: Any, head_dim: int, **_: Any) -> str | None:
+def _cudnn_objection(*, backend: str, dtype: DTypeLike, head_dim: int, **_: object) -> str | None:
     if backend != "gpu":
         return f"needs an NVIDIA GPU, not {backend}"
     if dtype not in (jnp.bfloat16, jnp.float16):

@@ -4,7 +4,8 @@ A block knows its linear layers by name and calls them; whether they are quantiz
 It hands queries, keys and values to the attention slot; whether that is sparse is the slot's to know.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from qsjax.dit.config import DiTConfig
-from qsjax.dit.norms import RMSNorm
+from qsjax.dit.norms import EPSILON
 from qsjax.dit.rope import apply_rope
 from qsjax.dit.slot import activated_input, gated_sum, joined_input, modulated_input
+from qsjax.layers.norms import RMSNorm
+
+State = TypeVar("State")
 
 
 @runtime_checkable
-class Attention(Protocol):
+class Attention(Protocol[State]):
     """The attention slot: one layer's attention, with a state of that layer that only it understands."""
 
     def __call__(
@@ -27,18 +31,19 @@ class Attention(Protocol):
         k: Float[Array, "B L H D"],
         v: Float[Array, "B L H D"],
         kv_valid: Bool[Array, "B L"],
-        state: Any,
-    ) -> tuple[Float[Array, "B L H D"], Any]:
+        state: State,
+    ) -> tuple[Float[Array, "B L H D"], State]:
         """Attend over all tokens; keys outside `kv_valid` (padded text) are never seen."""
 
 
-class Context(NamedTuple):
+@dataclass(frozen=True)
+class Context(Generic[State]):
     """What all blocks share: rotary tables of the video tokens, the valid keys, the attention slot."""
 
-    cos: Any
-    sin: Any
+    cos: Array
+    sin: Array
     kv_valid: Array
-    attention: Attention
+    attention: Attention[State]
 
 
 def _heads(x: Array, parts: int, head_dim: int) -> list[Array]:
@@ -57,8 +62,8 @@ class Stream(nnx.Module):
             width, 6 * width, param_dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros
         )
         self.qkv = nnx.Linear(width, 3 * width, param_dtype=dtype, rngs=rngs)
-        self.q_norm = RMSNorm(config.head_dim, dtype=dtype)
-        self.k_norm = RMSNorm(config.head_dim, dtype=dtype)
+        self.q_norm = RMSNorm(config.head_dim, epsilon=EPSILON, dtype=dtype)
+        self.k_norm = RMSNorm(config.head_dim, epsilon=EPSILON, dtype=dtype)
         self.proj = nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
         self.fc1 = nnx.Linear(width, mlp, param_dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(mlp, width, param_dtype=dtype, rngs=rngs)
@@ -91,9 +96,9 @@ class DoubleBlock(nnx.Module):
         self,
         streams: tuple[Float[Array, "B N D"], Float[Array, "B T D"]],
         modulation: tuple[Float[Array, "B M"], Float[Array, "B M"]],
-        context: Context,
-        state: Any,
-    ) -> tuple[tuple[Array, Array], Any]:
+        context: Context[State],
+        state: State,
+    ) -> tuple[tuple[Array, Array], State]:
         """Update (video, text); `modulation` holds shift, scale, gate twice for each, concatenated."""
         img, txt = streams
         img_modulation, txt_modulation = (jnp.split(row, 6, axis=-1) for row in modulation)
@@ -125,17 +130,17 @@ class SingleBlock(nnx.Module):
             width, 3 * width, param_dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros
         )
         self.linear1 = nnx.Linear(width, 3 * width + mlp, param_dtype=dtype, rngs=rngs)
-        self.q_norm = RMSNorm(config.head_dim, dtype=dtype)
-        self.k_norm = RMSNorm(config.head_dim, dtype=dtype)
+        self.q_norm = RMSNorm(config.head_dim, epsilon=EPSILON, dtype=dtype)
+        self.k_norm = RMSNorm(config.head_dim, epsilon=EPSILON, dtype=dtype)
         self.linear2 = nnx.Linear(width + mlp, width, param_dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "B L D"],
         modulation: Float[Array, "B M"],
-        context: Context,
-        state: Any,
-    ) -> tuple[Float[Array, "B L D"], Any]:
+        context: Context[State],
+        state: State,
+    ) -> tuple[Float[Array, "B L D"], State]:
         """Update video and text tokens, video first; `modulation` is shift, scale, gate concatenated."""
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         with jax.named_scope("linear1"):

@@ -4,8 +4,6 @@ The vectors depend on time, guidance and pooled text only, so that one table ser
 A quarter of HunyuanVideo's weights does nothing else and need not be on the device while steps run.
 """
 
-from typing import Any
-
 import jax
 from flax import nnx
 
@@ -51,7 +49,7 @@ def keep(dit: DiT, part: str) -> DiT:
 
 def _prune(module: nnx.Module, part: str, path: tuple[str, ...]) -> None:
     for name, child in list(vars(module).items()):
-        here: Any = (*path, name)
+        here = (*path, name)
         if isinstance(child, nnx.Variable) and not belongs_to(part, ".".join(here)):
             delattr(module, name)
         elif isinstance(child, nnx.Module):

@@ -5,7 +5,7 @@ asked the same questions (see `qsjax.dit.slot`), and attention is an argument of
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,12 @@ from qsjax.dit.norms import modulate
 from qsjax.dit.refiner import TokenRefiner
 from qsjax.dit.rope import rope_tables
 from qsjax.dit.slot import dtype_of
-from qsjax.dit.stack import over_layers, scan_layers, stacked
+from qsjax.dit.stack import over_layers, scan_layers
 from qsjax.errors import InputError
+from qsjax.layers.stack import stacked
+
+State = TypeVar("State")
+Streams = tuple[Array, Array]
 
 
 class Modulation(NamedTuple):
@@ -140,10 +144,10 @@ class DiT(nnx.Module):
         guidance: Float[Array, " B"] | None = None,
         *,
         modulation: Modulation | None = None,
-        attention: Attention | None = None,
-        state: Any = (),
+        attention: Attention[State] | None = None,
+        state: State = (),
         axis: str | None = None,
-    ) -> tuple[Float[Array, "B O T H W"], Any]:
+    ) -> tuple[Float[Array, "B O T H W"], State]:
         """The same with the attention slot open: `attention` and its state, stacked over all blocks.
 
         The DiT threads `state` through its blocks (double, then single) and never looks inside. With an `axis` of devices, inside
@@ -161,19 +165,23 @@ class DiT(nnx.Module):
         self,
         img: Float[Array, "B N D"],
         txt: Float[Array, "B L D"],
-        context: Context,
+        context: Context[State],
         modulation: Modulation,
-        state: Any = (),
-    ) -> tuple[Float[Array, "B N D"], Any]:
-        """The video's tokens behind the last block, and the attention slot's state; arguments are those of `embed`."""
+        state: State = (),
+    ) -> tuple[Float[Array, "B N D"], State]:
+        """The video's tokens after the last block, and the attention slot's state; arguments are those of `embed`."""
 
-        def double(block: DoubleBlock, streams: Any, rows: Any, mine: Any) -> tuple[Any, Any]:
+        def double(
+            block: DoubleBlock, streams: Streams, rows: Streams, layer_state: State
+        ) -> tuple[Streams, State]:
             with jax.named_scope("double_block"):
-                return block(streams, rows, context, mine)
+                return block(streams, rows, context, layer_state)
 
-        def single(block: SingleBlock, x: Array, row: Array, mine: Any) -> tuple[Array, Any]:
+        def single(
+            block: SingleBlock, x: Array, row: Array, layer_state: State
+        ) -> tuple[Array, State]:
             with jax.named_scope("single_block"):
-                return block(x, row, context, mine)
+                return block(x, row, context, layer_state)
 
         tokens = img.shape[1]
         (img, txt), state = scan_layers(
@@ -213,10 +221,10 @@ class DiT(nnx.Module):
         text: Float[Array, "B L E"],
         text_mask: Bool[Array, "B L"],
         *,
-        attention: Attention | None = None,
+        attention: Attention[State] | None = None,
         axis: str | None = None,
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B L D"], Context]:
-        """Video tokens, refined text tokens, and what all blocks share: everything in front of the first block.
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B L D"], Context[State]]:
+        """Video tokens, refined text tokens, and what all blocks share: everything before the first block.
 
         Args:
             latents, timestep, text, text_mask: as in a call.
@@ -227,8 +235,8 @@ class DiT(nnx.Module):
         cos, sin = map(jnp.asarray, rope_tables(self.config, grid))
         txt = self.refiner(text, text_mask, timestep)
         patches = self._patchify(latents, grid)
-        everything = jnp.ones(patches.shape[:2], bool)
-        kv_valid = jnp.concatenate([everything, text_mask], axis=1)
+        video_mask = jnp.ones(patches.shape[:2], bool)
+        kv_valid = jnp.concatenate([video_mask, text_mask], axis=1)
         if axis is not None:
             patches = own_share(patches, axis, along=1)
             cos, sin = (own_share(table, axis, along=0) for table in (cos, sin))

@@ -10,7 +10,8 @@ from qsjax.dit.config import DiTConfig
 from qsjax.dit.embedders import FREQUENCIES, Embedder, sinusoid
 from qsjax.dit.norms import LayerNorm
 from qsjax.dit.slot import dtype_of
-from qsjax.dit.stack import scan_layers, stacked
+from qsjax.dit.stack import scan_layers
+from qsjax.layers.stack import stacked
 
 _MLP_RATIO = 4  # fixed in HunyuanVideo, whatever the blocks' own ratio is
 

@@ -1,6 +1,6 @@
 """Blocks of which every device has a part: a layer's parameters are whole only while it is its turn."""
 
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import jax
 from flax import nnx
@@ -34,7 +34,7 @@ class Shards(nnx.Module, Generic[Block]):
         return nnx.merge(graph, jax.tree.unflatten(structure, leaves))
 
 
-def layer(graph: Any, parameters: Any) -> Any:
+def layer(graph: nnx.GraphDef[Block], parameters: object) -> Block:
     """A block from one layer's parameters, gathered if devices share them."""
     block = nnx.merge(graph, parameters)
     return block.whole() if isinstance(block, Shards) else block

@@ -1,46 +1,47 @@
-"""Blocks of one kind as a single module with stacked parameters, run under `jax.lax.scan`.
+"""Stacked blocks run under `jax.lax.scan`, with a state of which each layer has a slice.
 
-Sixty blocks compile as two. The carry may hold a state stacked over layers; each layer reads and
-writes its own slice in place, so that a donated state is never held twice. Leaves of it that are in the
-host's memory are fetched a layer ahead: while one layer computes, the next one's slice is on its way.
+Sixty blocks compile as two. Each layer reads and writes its own slice of the state in place, so that a donated state
+is never held twice. Leaves in the host's memory are fetched a layer ahead: while one layer computes, the next one's
+slice is on its way.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array
 
 from qsjax.dit.shards import layer
+from qsjax.layers.stack import depth, take_layer
 
 HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
 Block = TypeVar("Block", bound=nnx.Module)
+Carry = TypeVar("Carry")
+Inputs = TypeVar("Inputs")
+State = TypeVar("State")
+Result = TypeVar("Result")
 
 
-def stacked(build: Callable[[nnx.Rngs], Block], count: int, rngs: nnx.Rngs) -> Block:
-    """`count` blocks made by `build`, every parameter with a leading axis of that length."""
-    return nnx.vmap(build)(rngs.split(count))
-
-
-def over_layers(blocks: Block, function: Callable[[Block], Any]) -> Any:
+def over_layers(blocks: Block, function: Callable[[Block], Result]) -> Result:
     """`function` of one block after the other, results stacked over layers.
 
-    Not all at once: packed weights that are widened for a product would be so for every layer.
+    A vmap would dequantize the packed weights of all layers at once.
     """
     graph, parameters = nnx.split(blocks)
-    return jax.lax.map(lambda one: function(layer(graph, one)), parameters)
+    return jax.lax.map(lambda own: function(layer(graph, own)), parameters)
 
 
 def scan_layers(
     blocks: Block,
-    step: Callable[[Block, Any, Any, Any], tuple[Any, Any]],
-    carry: Any,
-    inputs: Any,
-    state: Any,
+    step: Callable[[Block, Carry, Inputs, State], tuple[Carry, State]],
+    carry: Carry,
+    inputs: Inputs,
+    state: State,
     *,
     first: int = 0,
-) -> tuple[Any, Any]:
+) -> tuple[Carry, State]:
     """Run blocks one after the other.
 
     Args:
@@ -56,33 +57,35 @@ def scan_layers(
         The last carry and the updated state.
     """
     graph, parameters = nnx.split(blocks)
-    count = jax.tree.leaves(parameters)[0].shape[0]
+    count = depth(parameters)
     leaves, structure = jax.tree.flatten(state)
     hosted = [n for n, leaf in enumerate(leaves) if jax.typeof(leaf).memory_space == HOST]
 
-    def fetch(leaves: list[Any], index: Any) -> dict[int, Any]:
-        return {n: jax.device_put(_layer(leaves[n], index), DEVICE) for n in hosted}
+    def fetch(leaves: list[Array], index: Array | int) -> dict[int, Array]:
+        return {n: jax.device_put(take_layer(leaves[n], index), DEVICE) for n in hosted}
 
-    def body(loop: Any, scanned: tuple[Any, Any, Any]) -> tuple[Any, None]:
+    def body(
+        loop: tuple[Carry, list[Array], dict[int, Array]],
+        scanned: tuple[object, Inputs, Array],
+    ) -> tuple[tuple[Carry, list[Array], dict[int, Array]], None]:
         carry, leaves, fetched = loop
-        one, given, index = scanned
-        # Behind the last layer it is fetched once more, in vain.
+        own, block_input, index = scanned
+        # At the last layer there is no next one: its own slice is fetched once more, and not used.
         ahead = fetch(leaves, jnp.minimum(index + 1, first + count - 1))
-        mine = [fetched[n] if n in fetched else _layer(x, index) for n, x in enumerate(leaves)]
-        carry, later = step(layer(graph, one), carry, given, jax.tree.unflatten(structure, mine))
-        later = jax.tree.leaves(later)
-        for n, (before, after) in enumerate(zip(mine, later, strict=True)):
-            if after is before:  # only read: nothing to write back
+        before = [
+            fetched[n] if n in fetched else take_layer(x, index) for n, x in enumerate(leaves)
+        ]
+        layer_state = jax.tree.unflatten(structure, before)
+        carry, layer_state = step(layer(graph, own), carry, block_input, layer_state)
+        after = jax.tree.leaves(layer_state)
+        for n, (old, new) in enumerate(zip(before, after, strict=True)):
+            if new is old:  # only read: nothing to write back
                 continue
-            after = jax.device_put(after, HOST) if n in fetched else after
-            leaves[n] = jax.lax.dynamic_update_index_in_dim(leaves[n], after, index, 0)
+            new = jax.device_put(new, HOST) if n in fetched else new
+            leaves[n] = jax.lax.dynamic_update_index_in_dim(leaves[n], new, index, 0)
         return (carry, leaves, ahead), None
 
     indices = jnp.arange(first, first + count)
     start = (carry, leaves, fetch(leaves, first))
     (carry, leaves, _), _ = jax.lax.scan(body, start, (parameters, inputs, indices))
     return carry, jax.tree.unflatten(structure, leaves)
-
-
-def _layer(whole: Any, index: Any) -> Any:
-    return jax.lax.dynamic_index_in_dim(whole, index, keepdims=False)

@@ -1,6 +1,6 @@
 """What the hub's client raises, in one sentence each."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from huggingface_hub.errors import (
@@ -15,7 +15,7 @@ from qsjax.hub.address import Address
 
 
 @contextmanager
-def explained(address: Address, name: str = "") -> Iterator[None]:
+def explained(address: Address, name: str = "") -> Generator[None, None, None]:
     """Turn errors of what is done inside into one sentence for each thing that the hub can say, or the network, or the disk.
 
     Args:

@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoSibling
 
 from qsjax.errors import CheckpointError, InputError
 from qsjax.hub.address import SCHEME, Address
@@ -47,24 +47,28 @@ def ask(address: Address) -> tuple[str, dict[str, File]]:
     return commit, files
 
 
-def _listing(address: Address, siblings: Any) -> dict[str, File]:
+def _listing(address: Address, siblings: Iterable[RepoSibling]) -> dict[str, File]:
     """The files that a conversion may read; beside safetensors a .pt is the same weights once more."""
     inside = f"{address.folder}/" if address.folder else ""
     files = {}
-    for one in siblings:
-        path = PurePosixPath(one.rfilename)
-        if not one.rfilename.startswith(inside) or path.suffix not in WANTED:
+    for sibling in siblings:
+        path = PurePosixPath(sibling.rfilename)
+        if not sibling.rfilename.startswith(inside) or path.suffix not in WANTED:
             continue
         if (
             path.is_absolute()
             or ".." in path.parts
-            or "\\" in one.rfilename
+            or "\\" in sibling.rfilename
             or path.parts[0].startswith(".")
         ):
             raise CheckpointError(
-                f"{address}: lists {one.rfilename!r}, which is no name of a file in a folder"
+                f"{address}: lists {sibling.rfilename!r}, which is no name of a file in a folder"
             )
-        files[one.rfilename] = File(int(one.size or 0), one.lfs and one.lfs.sha256, one.blob_id)
+        files[sibling.rfilename] = File(
+            sibling.size or 0,
+            None if sibling.lfs is None else sibling.lfs.sha256,
+            sibling.blob_id,
+        )
     safe = {PurePosixPath(name).parent for name in files if name.endswith(".safetensors")}
     files = {
         name: file

@@ -4,46 +4,62 @@ A baseline: the correction needs the input before it is quantized, so that nothi
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from qsjax.quant.linear import QuantizedLinear
-
-
-class BranchedTokens(NamedTuple):
-    """A prepared input, and its projection on the branch, [B, L, 1]."""
-
-    tokens: Any
-    projected: Any
+from pallas_kernels.quantized_matmul import WeightLayout
+from qsjax.quant.linear import QuantizedLinear, QuantizedTokens
+from qsjax.quant.recipe import Precision
 
 
 class BranchedLinear(QuantizedLinear):
     """`QuantizedLinear` plus (x branch_in) branch_out, [K, 1] and [1, N], float32 leaves."""
 
-    modulated_input: Any = None
-    activated_input: Any = None
-
-    def __init__(self, leaves: Mapping[str, Any], **settings: Any) -> None:
-        super().__init__(leaves, **settings)
+    def __init__(
+        self,
+        leaves: Mapping[str, Array | np.ndarray | None],
+        *,
+        rows: int,
+        precision: Precision,
+        dtype: DTypeLike,
+        layout: WeightLayout = "bytes",
+    ) -> None:
+        super().__init__(leaves, rows=rows, precision=precision, dtype=dtype, layout=layout)
         self.branch_in = nnx.Param(leaves["branch_in"])
         self.branch_out = nnx.Param(leaves["branch_out"])
 
-    def prepare(self, x: Float[Array, "*B K"]) -> BranchedTokens:
-        """The input for both."""
-        return BranchedTokens(
-            super().prepare(x), jnp.matmul(x, self.branch_in[...].astype(x.dtype))
-        )
+    @property
+    def modulated_input(self) -> None:
+        """None: the branch takes the modulated norm in floating point."""
 
-    def __call__(self, given: Any) -> Float[Array, "*B N"]:
-        """The sum of both."""
-        given = given if isinstance(given, BranchedTokens) else self.prepare(given)
-        added = jnp.matmul(given.projected, self.branch_out[...].astype(given.projected.dtype))
-        return self._multiply(given.tokens) + added
+    @property
+    def activated_input(self) -> None:
+        """None: the branch takes the GELU in floating point."""
 
-    def gated_sum(self, x: Array, gate: Array, given: Any, *, dtype: Any = None) -> Array:
-        """x + gate * layer(given)."""
+    def __call__(self, x: Float[Array, "*B K"] | QuantizedTokens) -> Float[Array, "*B N"]:
+        """The sum of both.
+
+        Raises:
+            TypeError: of quantized tokens, from which the branch cannot be computed.
+        """
+        if isinstance(x, QuantizedTokens):
+            raise TypeError("a layer with a branch takes its input before it is quantized")
+        projected = jnp.matmul(x, self.branch_in[...].astype(x.dtype))
+        correction = jnp.matmul(projected, self.branch_out[...].astype(x.dtype))
+        return super().__call__(x) + correction
+
+    def gated_sum(
+        self,
+        x: Float[Array, "B L N"],
+        gate: Float[Array, "B N"],
+        prepared: Float[Array, "B L K"] | QuantizedTokens,
+        *,
+        dtype: DTypeLike | None = None,
+    ) -> Float[Array, "B L N"]:
+        """x + gate * layer(prepared)."""
         dtype = dtype or x.dtype
-        return x.astype(dtype) + (gate[:, None] * self(given)).astype(dtype)
+        return x.astype(dtype) + (gate[:, None] * self(prepared)).astype(dtype)

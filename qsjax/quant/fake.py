@@ -1,12 +1,12 @@
 """Quantized layers in floating point, differentiable: what calibration trains, with the function of `linear`'s layers.
 
 A block of the real model has 21,504 channels a token between its layers. Everything that a layer does to its input (GELU,
-transform, rounding) is made again in the backward pass, some tokens at a time: what is kept is what the layers hand over.
+transform, rounding) is recomputed in the backward pass, some tokens at a time: only the layers' inputs are kept.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,24 +22,24 @@ _TOKENS = 2048
 """Tokens at a time; fewer are not worth a loop."""
 
 
-class _Later(NamedTuple):
-    """A layer's input that the layer itself makes, token by token, from `x`."""
+class Deferred(NamedTuple):
+    """A layer's input, `function(x)`, which the layer itself computes, a part of the tokens at a time."""
 
-    make: Callable[[Array], Array]
+    function: Callable[[Array], Array]
     x: Array
 
 
 class FakeLinear(nnx.Module):
-    """fake_tokens(rotate(x / c)) fake_weight(W) + b, everything in front of the matmul done here and now.
+    """fake_tokens(rotate(x / c)) fake_weight(W) + b, with all that comes before the matmul computed in the layer.
 
     Args:
         kernel: [in, out], already multiplied by the inverse of the transform.
         bias: None where there is none.
-        transform: of the input, all of it: at run time a part is merged elsewhere.
+        transform: of the input, whole, where the packed layer's is partly merged into other weights.
         precision: 16 bits change nothing.
         weight_clip: of each output channel.
         activation_clip: of all tokens.
-        branch: [K, 1] and [1, N], a correction from the input as it comes.
+        branch: [K, 1] and [1, N], a correction computed from the untransformed input.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class FakeLinear(nnx.Module):
         *,
         transform: Transform,
         precision: Precision,
-        weight_clip: Any = 1.0,
-        activation_clip: Any = 1.0,
+        weight_clip: Array | float = 1.0,
+        activation_clip: Array | float = 1.0,
         branch: tuple[Array, Array] | None = None,
     ) -> None:
         self.branch = nnx.data(branch)
@@ -61,24 +61,24 @@ class FakeLinear(nnx.Module):
         )
         self.bias = nnx.data(None if bias is None else nnx.Param(bias))
 
-    def activated_input(self, hidden: Float[Array, "B L C"]) -> Any:
-        """GELU is the layer's own affair."""
-        return _Later(partial(jax.nn.gelu, approximate=True), hidden)
+    def activated_input(self, hidden: Float[Array, "B L C"]) -> Deferred:
+        """GELU, which the layer computes itself."""
+        return Deferred(partial(jax.nn.gelu, approximate=True), hidden)
 
-    def __call__(self, x: Any) -> Float[Array, "*B N"]:
+    def __call__(self, x: Float[Array, "*B K"] | Deferred) -> Float[Array, "*B N"]:
         """Transform, quantize, multiply; sums are float32, the result has x's dtype.
 
         Args:
             x: [..., K], or what `activated_input` has returned.
         """
-        if isinstance(x, _Later):
-            make, x = x
-            return _in_parts(lambda part: self._multiply(make(part)), x)
+        if isinstance(x, Deferred):
+            function, hidden = x
+            return _in_parts(lambda part: self._multiply(function(part)), hidden)
         return _in_parts(self._multiply, x) if x.ndim == 3 else self._multiply(x)
 
     def _multiply(self, x: Float[Array, "*B K"]) -> Float[Array, "*B N"]:
         smoothing, rotation = self.transform
-        given = x
+        plain = x
         if smoothing is not None:
             divisor = smoothing.reshape((1,) * (x.ndim - 1) + (-1,))
             x = (x.astype(jnp.float32) / divisor).astype(x.dtype)
@@ -89,22 +89,24 @@ class FakeLinear(nnx.Module):
             y = y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,))
         if self.branch is not None:
             into, out = (part.astype(x.dtype) for part in self.branch)
-            y = y + jnp.matmul(jnp.matmul(given, into), out).astype(jnp.float32)
+            y = y + jnp.matmul(jnp.matmul(plain, into), out).astype(jnp.float32)
         return y.astype(x.dtype)
 
 
 class FakeJoinedLinear(nnx.Module):
-    """A single block's second layer; the two halves of its input are quantized apart."""
+    """A single block's second layer; the two halves of its input are quantized separately."""
 
     def __init__(self, attention: FakeLinear, mlp: FakeLinear) -> None:
         self.attention, self.mlp = attention, mlp
 
-    def joined_input(self, attended: Float[Array, "B L C"], hidden: Float[Array, "B L F"]) -> Any:
-        """Both halves apart, GELU for the layer to do."""
+    def joined_input(
+        self, attended: Float[Array, "B L C"], hidden: Float[Array, "B L F"]
+    ) -> tuple[Array, Deferred]:
+        """Both halves; the MLP's layer computes the GELU."""
         return attended, self.mlp.activated_input(hidden)
 
-    def __call__(self, joined: tuple[Any, Any]) -> Float[Array, "B L N"]:
-        """Of what `joined_input` returns."""
+    def __call__(self, joined: tuple[Array, Deferred]) -> Float[Array, "B L N"]:
+        """attention + mlp, of what `joined_input` returns."""
         attended, hidden = joined
         return self.attention(attended) + self.mlp(hidden)
 
@@ -117,7 +119,7 @@ def clip_of(logit: Float[Array, "*B"]) -> Float[Array, "*B"]:
 def _in_parts(
     function: Callable[[Array], Array], x: Float[Array, "B L K"]
 ) -> Float[Array, "B L N"]:
-    """`function` of all tokens, made again in the backward pass; part by part where there are many."""
+    """`function` of all tokens, recomputed in the backward pass; part by part where there are many."""
     batch, tokens, channels = x.shape
     if tokens <= _TOKENS:
         return function(x)

@@ -6,7 +6,7 @@ implementation wants is made from it while loading, by moving bits only.
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +55,8 @@ def preferred_layout(
     }
     if name != AUTO:
         able = [one for one in layouts if QUANTIZED_MATMUL.objections(layout=one, **facts)[name] is None]  # fmt: skip
-        if not able:
-            QUANTIZED_MATMUL.choose(name, layout=layouts[0], **facts)  # Raises.
+        if not able:  # it says why
+            QUANTIZED_MATMUL.choose(name, layout=layouts[0], **facts)
         return able[0]
     return min(layouts, key=lambda layout: order.index(QUANTIZED_MATMUL.choose(layout=layout, **facts)))  # fmt: skip
 
@@ -87,15 +87,13 @@ def arrange(
         for name in ("packed", "low_bits"):
             plane = getattr(linear, name)
             if plane is not None:
-                one, find = plane.get_value(), None
-                if place is not None:
-                    find = partial(place, dotted(*path, name))
-                plane.set_value(_rearranged(one, layout, linear.rows, find))
+                place_plane = None if place is None else partial(place, dotted(*path, name))
+                plane.set_value(_rearranged(plane.get_value(), layout, linear.rows, place_plane))
         linear.layout = layout
     return module
 
 
-def device_bytes(tree: Any) -> int:
+def device_bytes(tree: object) -> int:
     """Bytes of all arrays of a module or another pytree; two int4 values share one.
 
     Abstract arrays (`nnx.eval_shape`) count like real ones.
@@ -103,7 +101,7 @@ def device_bytes(tree: Any) -> int:
     return sum(_nbytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def _nbytes(leaf: Any) -> int:
+def _nbytes(leaf: Array | np.ndarray | jax.ShapeDtypeStruct) -> int:
     if leaf.dtype in (jnp.int4, jnp.uint4):
         return -(-leaf.size // 2)
     return leaf.size * np.dtype(leaf.dtype).itemsize

@@ -1,14 +1,18 @@
 """Linear layers with integer weights, for the linear slot of `qsjax.dit.slot`."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
 from pallas_kernels import Kernels, PackedWeight, quantize_tokens, quantized_matmul, unpack
+from pallas_kernels.activations import Activation
+from pallas_kernels.quantize_tokens.reference import Norm
 from pallas_kernels.quantized_matmul import WeightLayout
 from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.quant.recipe import Precision
@@ -37,22 +41,22 @@ class QuantizedLinear(nnx.Module):
         layout: of the packed weights.
     """
 
-    packed: Any
-    low_bits: Any
-    scale: Any
-    bias: Any
-    smoothing: Any
-    rotation: Any
-    mix: Any
-    clip: Any
+    packed: nnx.Param
+    low_bits: nnx.Param | None
+    scale: nnx.Param
+    bias: nnx.Param | None
+    smoothing: nnx.Param | None
+    rotation: nnx.Param | None
+    mix: nnx.Param | None
+    clip: nnx.Param | None
 
     def __init__(
         self,
-        leaves: Mapping[str, Any],
+        leaves: Mapping[str, Array | np.ndarray | None],
         *,
         rows: int,
         precision: Precision,
-        dtype: jnp.dtype | type,
+        dtype: DTypeLike,
         layout: WeightLayout = "bytes",
     ) -> None:
         self.rows, self.precision, self.layout = rows, precision, layout
@@ -64,23 +68,21 @@ class QuantizedLinear(nnx.Module):
             leaf = leaves.get(name)
             setattr(self, name, nnx.data(None if leaf is None else nnx.Param(leaf)))
 
-    def __call__(self, given: Float[Array, "*B K"] | QuantizedTokens) -> Float[Array, "*B N"]:
-        """The layer's output; `given` is an array, or what one of the `*_input` methods returned."""
-        if isinstance(given, QuantizedTokens):
-            return self._multiply(given)
-        return self._multiply(self.prepare(given))
+    def __call__(self, x: Float[Array, "*B K"] | QuantizedTokens) -> Float[Array, "*B N"]:
+        """The layer's output for an array, or for what one of the `*_input` methods returned."""
+        return self._multiply(x if isinstance(x, QuantizedTokens) else self.prepare(x))
 
     @property
-    def modulated_input(self) -> Any:
+    def modulated_input(self) -> Callable[[Array, Array, Array], QuantizedTokens] | None:
         """Norm, modulation, rotation and quantization in one pass; None where that is not one pass."""
         return self._modulated if self._fused else None
 
     @property
-    def activated_input(self) -> Any:
+    def activated_input(self) -> Callable[[Array], QuantizedTokens] | None:
         """GELU, smoothing, rotation and quantization in one pass; None where that is not one pass."""
         return self._activated if self._fused else None
 
-    def prepare(self, x: Float[Array, "*B K"]) -> Any:
+    def prepare(self, x: Float[Array, "*B K"]) -> Float[Array, "*B K"] | QuantizedTokens:
         """Smoothed, rotated and, unless the layer is weight-only, quantized."""
         if self._fused:
             return self._quantize(x)
@@ -102,15 +104,16 @@ class QuantizedLinear(nnx.Module):
         self,
         x: Float[Array, "B L N"],
         gate: Float[Array, "B N"],
-        given: Any,
+        prepared: Float[Array, "B L K"] | QuantizedTokens,
         *,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
     ) -> Float[Array, "B L N"]:
-        """x + gate * layer(given), in the matmul's epilogue."""
-        given = given if isinstance(given, QuantizedTokens) else self.prepare(given)
+        """x + gate * layer(prepared), in the matmul's epilogue."""
+        if not isinstance(prepared, QuantizedTokens):
+            prepared = self.prepare(prepared)
         if not self.precision.group:
-            return self._multiply(given, residual=x, gate=gate, dtype=dtype or x.dtype)
-        y = self._multiply(given, dtype=jnp.float32)
+            return self._multiply(prepared, residual=x, gate=gate, dtype=dtype or x.dtype)
+        y = self._multiply(prepared, dtype=jnp.float32)
         y = x.astype(jnp.float32) + gate.astype(jnp.float32)[:, None] * y
         return y.astype(dtype or x.dtype)
 
@@ -119,7 +122,7 @@ class QuantizedLinear(nnx.Module):
         return self.precision.activations != UNQUANTIZED and self.mix is None
 
     @property
-    def _clip(self) -> Any:
+    def _clip(self) -> Array | float:
         return 1.0 if self.clip is None else self.clip[0]
 
     @property
@@ -136,27 +139,38 @@ class QuantizedLinear(nnx.Module):
     def _activated(self, hidden: Array) -> QuantizedTokens:
         return self._quantize(hidden, activation="gelu_tanh")
 
-    def _quantize(self, x: Array, **settings: Any) -> QuantizedTokens:
-        values, scale = quantize_tokens(
+    def _quantize(
+        self,
+        x: Array,
+        *,
+        norm: Norm = "none",
+        activation: Activation = "none",
+        shift: Array | None = None,
+        scale: Array | None = None,
+    ) -> QuantizedTokens:
+        values, token_scale = quantize_tokens(
             x.reshape(-1, self.rows),
+            norm=norm,
+            activation=activation,
+            shift=shift,
+            scale=scale,
             smoothing=None if self.smoothing is None else self.smoothing[...],
             rotation=None if self.rotation is None else self.rotation[...].astype(self.dtype),
             bits=self.precision.activations,
             clip=self._clip,
             implementation=self.kernels.quantize,
-            **settings,
         )
-        return QuantizedTokens(values.reshape(x.shape), scale.reshape(x.shape[:-1]))
+        return QuantizedTokens(values.reshape(x.shape), token_scale.reshape(x.shape[:-1]))
 
     def _multiply(
         self,
-        given: Any,
+        prepared: Array | QuantizedTokens,
         *,
         residual: Array | None = None,
         gate: Array | None = None,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
     ) -> Array:
-        values, scale = given if isinstance(given, QuantizedTokens) else (given, None)
+        values, scale = prepared if isinstance(prepared, QuantizedTokens) else (prepared, None)
         bias = None if self.bias is None else self.bias[...]
         flat, dtype = values.reshape(-1, self.rows), dtype or self.dtype
         if self.precision.group:
@@ -178,28 +192,37 @@ class QuantizedLinear(nnx.Module):
 
 
 class JoinedLinear(nnx.Module):
-    """A single block's second layer: two inputs that are quantized apart, each with scales and weights of its own.
+    """A single block's second layer: two inputs that are quantized separately, each with its own scales and weights.
 
-    Attention and GELU have unlike ranges, and a rotation over both would not be mergeable for one of them.
+    Attention and GELU have different ranges, and a rotation over both could not be merged into V's columns.
     """
 
     def __init__(self, attention: QuantizedLinear, mlp: QuantizedLinear) -> None:
         self.attention, self.mlp = attention, mlp
 
-    def joined_input(self, attended: Array, hidden: Array) -> tuple[Any, Any]:
-        """Both inputs; what is not quantized tokens yet, its layer prepares."""
-        ask = self.mlp.activated_input
-        return attended, jax.nn.gelu(hidden, approximate=True) if ask is None else ask(hidden)
+    def joined_input(self, attended: Array, hidden: Array) -> tuple[Array, Array | QuantizedTokens]:
+        """Both inputs; the attention's is quantized when it is multiplied."""
+        activate = self.mlp.activated_input
+        if activate is None:
+            return attended, jax.nn.gelu(hidden, approximate=True)
+        return attended, activate(hidden)
 
-    def gated_sum(self, x: Array, gate: Array, given: tuple[Any, Any]) -> Array:
+    def __call__(self, prepared: tuple[Array, Array | QuantizedTokens]) -> Array:
+        """attention + mlp, of what `joined_input` returns."""
+        attended, active = prepared
+        return self.attention(attended) + self.mlp(active)
+
+    def gated_sum(
+        self, x: Array, gate: Array, prepared: tuple[Array, Array | QuantizedTokens]
+    ) -> Array:
         """x + gate * (attention + mlp); the sum in between is float32."""
-        attended, active = given
+        attended, active = prepared
         between = self.attention.gated_sum(x, gate, attended, dtype=jnp.float32)
         return self.mlp.gated_sum(between, gate, active, dtype=x.dtype)
 
 
 def _grouped(x: Array, weight: PackedWeight, scale: Array) -> Array:
-    """A product with weights whose scales change along K: they become floats first. For few rows."""
+    """A product with weights whose scales change along K: they are dequantized first. For few rows of x."""
     w = unpack(weight).astype(jnp.float32).reshape(len(scale), -1, scale.shape[1])
     w = (w * scale[:, None]).reshape(weight.shape).astype(x.dtype)
     return jnp.matmul(x, w, preferred_element_type=jnp.float32)

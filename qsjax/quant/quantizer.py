@@ -1,29 +1,21 @@
 """Uniform, symmetric quantizers, as integers and as floats with straight-through gradients.
 
-With b bits and Q = 2^(b-1) - 1 the integers are -Q - 1 .. Q and the scale is clip * absmax / Q: of an output channel for
-weights (or of a group of its inputs), of a token, as it comes, for activations (QuantSparse, section 3.1). `clip`, below 1,
-gives up the largest values for a finer grid. Both forms divide and round in the same order, so that they agree bit for
-bit until a product is summed.
+The scales are those of `pallas_kernels.absmax`: one for an output channel of weights (or for a group of its inputs), one
+for a token of activations, computed as it comes (QuantSparse, section 3.1). Both forms divide and round in the same order,
+so that they agree bit for bit until a product is summed.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
+from pallas_kernels.absmax import SMALLEST, largest, limit
+
 UNQUANTIZED = 16
 """Bits of what stays as it is."""
-SMALLEST = 1e-30
-"""Largest absolute value assumed where everything is zero: the one of `pallas_kernels.quantize_tokens`."""
 
 _DEAD = 1e-15  # 1 / _DEAD^2 is a float32
-
-
-def limit(bits: int) -> int:
-    """Q, the largest integer of `bits`."""
-    return 2 ** (bits - 1) - 1
 
 
 def round_straight(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -67,7 +59,9 @@ def fake_weight(
     return _integers(kernel, scale, bits) * _spread(scale, kernel)
 
 
-def fake_tokens(x: Float[Array, "*B C"], bits: int, clip: Any = 1.0) -> Float[Array, "*B C"]:
+def fake_tokens(
+    x: Float[Array, "*B C"], bits: int, clip: Array | float = 1.0
+) -> Float[Array, "*B C"]:
     """What `pallas_kernels.quantize_tokens` keeps of activations, differentiable in them and in `clip`.
 
     Args:
@@ -78,9 +72,9 @@ def fake_tokens(x: Float[Array, "*B C"], bits: int, clip: Any = 1.0) -> Float[Ar
     if bits == UNQUANTIZED:
         return x
     wide, top = x.astype(jnp.float32), limit(bits)
-    largest = _alive(jnp.maximum(jnp.abs(wide).max(axis=-1, keepdims=True), SMALLEST) * clip)
-    integers = _limited(round_straight(wide * (top / largest)), top)
-    return (integers * (largest / top)).astype(x.dtype)
+    covered = _alive(largest(wide) * clip)
+    integers = _limited(round_straight(wide * (top / covered)), top)
+    return (integers * (covered / top)).astype(x.dtype)
 
 
 def _alive(scale: Array) -> Array:

@@ -1,13 +1,13 @@
 """Orthogonal rotations that spread outliers over channels: Hadamard, and Hadamard times a learned Cayley factor.
 
 A rotation of K channels has one or two factors. The block-diagonal one rotates every run of R channels by the same [R, R]
-matrix: it costs R / N of the matmul behind it, fits the matrix unit, and is fused in front of the quantization. A second
+matrix: it costs R / N of the matmul after it, fits the matrix unit, and is fused with the quantization. A second
 factor [K/R, K/R] mixes the runs (Kronecker form, as FlatQuant's); with Hadamard factors both together are the full Hadamard
 transform of QuaRot.
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +26,8 @@ class Rotation(NamedTuple):
         mix: [K/R, K/R], applied across runs, or None.
     """
 
-    runs: Any
-    mix: Any = None
+    runs: Array | np.ndarray
+    mix: Array | np.ndarray | None = None
 
 
 @lru_cache(maxsize=32)
@@ -56,7 +56,7 @@ def hadamard(size: int) -> Float[np.ndarray, "n n"]:
     return made
 
 
-def cayley(generator: Float[Array, "R R"]) -> Float[Array, "R R"]:
+def cayley(generator: Float[Array | np.ndarray, "R R"]) -> Float[Array, "R R"]:
     """(I - S/2)^-1 (I + S/2) with the skew S = tril(G) - tril(G)^T: orthogonal whatever G is, the identity at 0."""
     lower = jnp.tril(generator, -1)
     half = (lower - lower.T) / 2
@@ -92,16 +92,17 @@ def start(kind: str, channels: int, size: int) -> Rotation | None:
 def turned(rotation: Rotation, generators: Rotation) -> Rotation:
     """The rotation H Cayley(G) of every factor."""
 
-    def factor(matrix: Any, generator: Any) -> Any:
-        if matrix is None:
-            return None
+    def factor(matrix: Array | np.ndarray, generator: Array | np.ndarray) -> Array:
         return jnp.matmul(matrix, cayley(generator), precision="highest")
 
-    return Rotation(*map(factor, rotation, generators))
+    runs = factor(rotation.runs, generators.runs)
+    if rotation.mix is None or generators.mix is None:
+        return Rotation(runs)
+    return Rotation(runs, factor(rotation.mix, generators.mix))
 
 
 def rotate(x: Float[Array, "*B K"], rotation: Rotation | None) -> Float[Array, "*B K"]:
-    """x (mix (x) runs): what stands in front of a rotated layer. The matmul's operands keep x's dtype."""
+    """x (mix (x) runs), the input of a rotated layer. The matmul's operands keep x's dtype."""
     if rotation is None:
         return x
     runs = jnp.asarray(rotation.runs, x.dtype)
@@ -113,7 +114,7 @@ def rotate(x: Float[Array, "*B K"], rotation: Rotation | None) -> Float[Array, "
 
 
 def rotate_rows(kernel: Float[Array, "K N"], rotation: Rotation | None) -> Float[Array, "K N"]:
-    """(mix (x) runs)^T W, the weights behind it: rotate(x) rotate_rows(W) = x W."""
+    """(mix (x) runs)^T W, the weights of a rotated layer: rotate(x) rotate_rows(W) = x W."""
     return rotate(kernel.T, rotation).T
 
 

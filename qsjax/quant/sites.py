@@ -4,21 +4,24 @@ A block is a dict of leaves as the unstacked model names them ("img.qkv.kernel")
 division by c and a rotation R; the weights are multiplied by the inverse, so that nothing changes in exact arithmetic:
 
     input made by      c                                R
-    modulated norm     in the modulation's weights      online, in front of the quantization
+    modulated norm     in the modulation's weights      online, before the quantization
     attention          in the columns of V that make    per head, merged into V; both streams of a double block share
                        it                               it, since their tokens mix
     GELU               online (not linear)              online
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from qsjax.quant import rotation as rotations
 from qsjax.quant.recipe import Recipe
 from qsjax.quant.rotation import Rotation, rotate, rotate_rows
+
+Source = Literal["modulated", "attention", "gelu"]
 
 
 class Site(NamedTuple):
@@ -27,7 +30,7 @@ class Site(NamedTuple):
     Attributes:
         layer: its name in the quantized block.
         linear: the layer of the float block.
-        source: what makes its input: "modulated", "attention" or "gelu".
+        source: what makes its input.
         transform: name of its input transform; sites may share one.
         modulation: the layer that makes shift and scale of a modulated norm.
         first: number of the shift vector there; the scale is the next.
@@ -36,7 +39,7 @@ class Site(NamedTuple):
 
     layer: str
     linear: str
-    source: str
+    source: Source
     transform: str
     modulation: str = ""
     first: int = 0
@@ -46,7 +49,7 @@ class Site(NamedTuple):
 class Transform(NamedTuple):
     """An input transform x -> rotate(x / smoothing); a pytree, None for what is absent."""
 
-    smoothing: Any = None
+    smoothing: Array | np.ndarray | None = None
     rotation: Rotation | None = None
 
 
@@ -84,7 +87,7 @@ def start_rotation(site: Site, recipe: Recipe, width: int, mlp: int, head: int) 
     return rotations.start(recipe.rotation, channels(site, width, mlp), recipe.rotation_size)
 
 
-def part(site: Site, kernel: Any, width: int) -> Any:
+def part(site: Site, kernel: Array | np.ndarray, width: int) -> Array | np.ndarray:
     """The rows of the float layer's kernel that belong to a site."""
     if not site.layer.startswith("linear2."):
         return kernel
@@ -118,7 +121,7 @@ def merged_kernel(
     *,
     first: int = 0,
 ) -> Float[Array, "R N"]:
-    """The float32 weights behind a site's transform, V's columns already as the attention output's transform wants them.
+    """The float32 weights of a transformed site, V's columns transformed as the attention's output is.
 
     Args:
         site: where.
@@ -127,7 +130,7 @@ def merged_kernel(
         width: D, the model's.
         first: number of the first column.
     """
-    kernel = part(site, kernel, width).astype(jnp.float32)
+    kernel = jnp.asarray(part(site, kernel, width), jnp.float32)
     if site.values:
         kernel = _with_values(kernel, transforms[site.values], width, first)
     smoothing, rotation = transforms[site.transform]

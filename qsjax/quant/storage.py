@@ -5,11 +5,11 @@ That is exact: scales belong to output channels, and rotations act on rows; V's 
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from pallas_kernels import pack
@@ -52,7 +52,7 @@ def kernel_leaves(
         return linear_leaves(part(site, kernel, width), precision, clip=weight_clip)
     rotation = transforms[site.values].rotation if site.values else None
 
-    def quantize(columns: Any, clip: Any, first: int) -> tuple[Array, Array]:
+    def quantize(columns: Kernel, clip: np.ndarray, first: int) -> tuple[Array, Array]:
         return _quantize_site(
             columns,
             clip,
@@ -79,7 +79,9 @@ def bias_leaves(
     return {"bias": np.asarray(merged_bias(site, jnp.asarray(bias), transforms, width))}
 
 
-def input_leaves(site: Site, transform: Transform, activation_clip: Any = None) -> Leaves:
+def input_leaves(
+    site: Site, transform: Transform, activation_clip: ArrayLike | None = None
+) -> Leaves:
     """The leaves, float32, that say what a site's layer does with its input at run time."""
     smoothing, rotation = online(site, transform)
     found = {
@@ -102,7 +104,7 @@ def site_leaves(
     width: int,
     *,
     weight_clip: Array | float = 1.0,
-    activation_clip: Any = None,
+    activation_clip: ArrayLike | None = None,
 ) -> Leaves:
     """All leaves of a site's `QuantizedLinear`, everything merged that can be.
 
@@ -128,7 +130,7 @@ def _by_ranges(
     precision: Precision,
     clip: Array | float,
     multiple: int,
-    quantize: Callable[[Any, Any, int], tuple[Array, Array]],
+    quantize: Callable[[Kernel, np.ndarray, int], tuple[Array, Array]],
 ) -> Leaves:
     """Quantize and pack ranges of columns whose lengths are a multiple of `multiple`."""
     rows, columns = kernel.shape

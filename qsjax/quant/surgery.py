@@ -5,7 +5,7 @@ Nothing here computes with weights. The module it makes has the right leaves, em
 """
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +16,34 @@ from qsjax.params import dotted
 from qsjax.quant.branched import BranchedLinear
 from qsjax.quant.linear import JoinedLinear, QuantizedLinear
 from qsjax.quant.recipe import Precision, Recipe
-from qsjax.quant.sites import SITES, Site, channels, online, start_rotation
+from qsjax.quant.sites import SITES, Site, channels, has_bias, online, start_rotation
 from qsjax.quant.sites import Transform as Transform
 
 Module = TypeVar("Module", bound=nnx.Module)
+
+
+@runtime_checkable
+class Sizes(Protocol):
+    """What is needed of a `qsjax.dit.DiTConfig`, which this room does not import."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+
+    @property
+    def mlp_size(self) -> int:
+        """Hidden width of the MLPs."""
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """A DiT, as far as its sizes go."""
+
+    config: Sizes
 
 
 def with_quantized_layers(dit: Module, recipe: Recipe, *, clipped: bool = True) -> Module:
@@ -38,8 +62,7 @@ def with_quantized_layers(dit: Module, recipe: Recipe, *, clipped: bool = True) 
     """
     linears = dict(iterate_linears(dit))
     recipe.check(linears)
-    model: Any = dit  # a DiT, which this room knows by the names of its parts only
-    config = model.config
+    assert isinstance(dit, Sized)
     for path, (parent, name, linear) in linears.items():
         precision = recipe.precision(path)
         if not precision.quantized:
@@ -49,12 +72,12 @@ def with_quantized_layers(dit: Module, recipe: Recipe, *, clipped: bool = True) 
         if not sites:
             setattr(parent, name, _empty(linear, precision, linear.kernel.shape[-2], {}))
             continue
-        made = [_empty_site(site, linear, precision, recipe, config, clipped) for site in sites]
+        made = [_empty_site(site, linear, precision, recipe, dit.config, clipped) for site in sites]
         setattr(parent, name, made[0] if len(made) == 1 else JoinedLinear(*made))
     return dit
 
 
-def iterate_linears(module: nnx.Module) -> Iterator[tuple[str, tuple[Any, str, nnx.Linear]]]:
+def iterate_linears(module: nnx.Module) -> Iterator[tuple[str, tuple[nnx.Module, str, nnx.Linear]]]:
     """Every `nnx.Linear`: its dotted path, and (parent, attribute, layer)."""
     for path, parent in list(nnx.iter_modules(module)):
         for name, child in list(vars(parent).items()):
@@ -63,7 +86,12 @@ def iterate_linears(module: nnx.Module) -> Iterator[tuple[str, tuple[Any, str, n
 
 
 def _empty_site(
-    site: Site, linear: nnx.Linear, precision: Precision, recipe: Recipe, config: Any, clipped: bool
+    site: Site,
+    linear: nnx.Linear,
+    precision: Precision,
+    recipe: Recipe,
+    config: Sizes,
+    clipped: bool,
 ) -> QuantizedLinear:
     width, mlp = config.hidden_size, config.mlp_size
     rows = channels(site, width, mlp)
@@ -81,7 +109,7 @@ def _empty_site(
         extra["clip"] = (1,)
     if recipe.branch:
         extra |= {"branch_in": (rows, 1), "branch_out": (1, linear.kernel.shape[-1])}
-    return _empty(linear, precision, rows, extra, biased=site.layer != "linear2.mlp")
+    return _empty(linear, precision, rows, extra, biased=has_bias(site))
 
 
 def _empty(

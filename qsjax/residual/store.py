@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Int32
 
+from pallas_kernels import absmax
 from qsjax.config import nearest
 from qsjax.errors import InputError
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 """Stores and bytes of a value; integers have 4 more for each token of each head."""
-_SMALLEST = 1e-30
 
 
 class Stored(NamedTuple):
-    """A tensor [B, S, H, D] at rest: head by head, as kernels read it. Another order would be turned as a whole, in front of all layers.
+    """A tensor [B, S, H, D] at rest: head by head, as kernels read it. In another order the whole cache would be transposed before the first layer.
 
     Attributes:
         values: floats or int8 [B, H, S, D]; of int4 two channels in a byte, [B, H, S, D/2]: channel d low, d + D/2 high. As
@@ -43,14 +43,11 @@ def store(x: Float[Array, "B S H D"], kind: str, *, words: bool = False) -> Stor
     check(kind, x.shape[1], x.shape[-1], words)
     if kind in ("float32", "bfloat16"):
         return Stored(x.swapaxes(1, 2).astype(kind))
-    top = 7 if kind == "int4" else 127
-    wide = x.swapaxes(1, 2).astype(jnp.float32)
-    peak = jnp.maximum(jnp.abs(wide).max(axis=-1, keepdims=True), _SMALLEST)
-    values = jnp.round(wide * (top / peak)).astype(jnp.int8)
+    values, scale = absmax.quantize(x.swapaxes(1, 2), absmax.limit(4 if kind == "int4" else 8))
     if kind == "int4":
         low, high = jnp.split(values, 2, axis=-1)
         values = (low & 15) | (high << 4)
-    return Stored(_words(values) if words else values, peak[..., 0] / top)
+    return Stored(_words(values) if words else values, scale)
 
 
 def opened(stored: Stored, kind: str) -> Stored:
@@ -80,7 +77,7 @@ def empty(kind: str, shape: tuple[int, int, int, int], *, words: bool = False) -
     if kind in ("float32", "bfloat16"):
         return Stored(jnp.zeros((batch, heads, tokens, channels), kind))
     stored = channels // 2 if kind == "int4" else channels
-    scale = jnp.full((batch, heads, tokens), _SMALLEST, jnp.float32)
+    scale = jnp.full((batch, heads, tokens), absmax.SMALLEST, jnp.float32)
     values = jnp.zeros((batch, heads, tokens, stored), jnp.int8)
     return Stored(_words(values) if words else values, scale)
 

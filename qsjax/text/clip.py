@@ -10,14 +10,29 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from qsjax.errors import InputError
+from qsjax.layers.norms import standardized
+from qsjax.layers.stack import stacked
 from qsjax.text.attention import attend
 from qsjax.text.config import ClipConfig
-from qsjax.text.layers import run, stack
-from qsjax.text.norms import LayerNorm
+from qsjax.text.stack import run
+
+
+class LayerNorm(nnx.Module):
+    """CLIP's affine norm: float32 up to the result, as PyTorch computes it, where the DiT's rounds before the scale."""
+
+    def __init__(self, features: int, *, epsilon: float, dtype: DTypeLike) -> None:
+        self.scale = nnx.Param(jnp.ones(features, dtype))
+        self.bias = nnx.Param(jnp.zeros(features, dtype))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Normalize each token; dtype in = dtype out."""
+        scale, bias = (p[None, None].astype(jnp.float32) for p in (self.scale, self.bias))
+        return (standardized(x, self.epsilon) * scale + bias).astype(x.dtype)
 
 
 class ClipLayer(nnx.Module):
-    """One layer: causal attention and a two-layer MLP, each behind a LayerNorm and a residual."""
+    """One layer: causal attention and a two-layer MLP, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, config: ClipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         width, inner = config.hidden_size, config.intermediate_size
@@ -65,7 +80,7 @@ class Clip(nnx.Module):
         self.position_embed = nnx.Embed(
             config.max_position_embeddings, width, dtype=dtype, param_dtype=dtype, rngs=rngs
         )
-        self.layers = stack(
+        self.layers = stacked(
             lambda rngs: ClipLayer(config, dtype=dtype, rngs=rngs), config.num_hidden_layers, rngs
         )
         self.final_norm = LayerNorm(width, epsilon=config.layer_norm_eps, dtype=dtype)

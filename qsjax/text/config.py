@@ -99,7 +99,9 @@ class LlamaConfig:
                 raise InputError(
                     f"{source}: {key} = {values[key]!r} is not supported, only {supported!r}; use a LLaMA-3 model"
                 )
-        chosen = _LLAMA_DEFAULTS | {key: values[key] for key in _LLAMA_DEFAULTS if key in values}
+        chosen: dict[str, Any] = _LLAMA_DEFAULTS | {
+            key: values[key] for key in _LLAMA_DEFAULTS if key in values
+        }
         heads = chosen["num_attention_heads"]
         chosen["num_key_value_heads"] = values.get("num_key_value_heads") or heads
         chosen["head_dim"] = values.get("head_dim") or _head_dim(chosen, source)
@@ -142,7 +144,7 @@ class ClipConfig:
     eos_token_id: int
 
     def __post_init__(self) -> None:
-        _require_positive(self, besides=("eos_token_id",))
+        _require_positive(self, except_for=("eos_token_id",))
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise InputError(
                 f"CLIP: hidden_act = {self.hidden_act!r} is not supported; use a model with quick_gelu or gelu"
@@ -206,7 +208,7 @@ def _require_plain_weights(values: Mapping[str, Any], source: str) -> None:
         )
 
 
-def _rope_theta(values: Mapping[str, Any], source: str) -> Any:
+def _rope_theta(values: Mapping[str, Any], source: str) -> object:
     legacy, current = values.get("rope_scaling"), values.get("rope_parameters")
     theta = values.get("rope_theta", 10000.0)
     for rope in (legacy, current):
@@ -239,9 +241,9 @@ def _head_dim(values: Mapping[str, Any], source: str) -> int:
     return width // heads
 
 
-def _require_positive(config: Any, besides: tuple[str, ...] = ()) -> None:
+def _require_positive(config: LlamaConfig | ClipConfig, except_for: tuple[str, ...] = ()) -> None:
     for name, value in vars(config).items():
-        if isinstance(value, str) or name in besides:
+        if isinstance(value, str) or name in except_for:
             continue
         if not (value > 0 and math.isfinite(value)):
             raise InputError(

@@ -1,9 +1,9 @@
 """Prompts to what the DiT reads: text states of the LLaMA and the pooled vector of the CLIP."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from qsjax.text.int8 import restore_int8
 from qsjax.text.llama import Llama
 from qsjax.text.template import PromptTemplate
 from qsjax.text.tokenize import PromptTokenizer, require_tokens, warn_if_truncated
+
+Model = TypeVar("Model", Llama, Clip)
+Config = TypeVar("Config", LlamaConfig, ClipConfig)
 
 
 class EncodedPrompt(NamedTuple):
@@ -102,7 +105,7 @@ class TextEncoder:
             InputError: unknown storage.
         """
         if storage not in (None, "int8"):
-            raise InputError(f"unknown storage {storage!r}; {nearest(str(storage), ['int8'])}")
+            raise InputError(f"unknown storage {storage!r}; {nearest(storage, ['int8'])}")
         manifest = Manifest.read(directory)
         template = _read_template(manifest)
         llama_config = _read_config(manifest, "llama", LlamaConfig)
@@ -175,13 +178,13 @@ def encode(
 def _read_model(
     manifest: Manifest,
     component: str,
-    make: type,
-    config: Any,
+    make: Callable[..., Model],
+    config: LlamaConfig | ClipConfig,
     *,
     dtype: DTypeLike | None,
     storage: str | None,
     progress: bool,
-) -> Any:
+) -> Model:
     chosen = jnp.dtype(_stored_dtype(manifest, component) if dtype is None else dtype)
     read = restore if storage is None else restore_int8
     return read(
@@ -193,7 +196,7 @@ def _read_model(
     )
 
 
-def _read_config(manifest: Manifest, component: str, kind: type) -> Any:
+def _read_config(manifest: Manifest, component: str, kind: type[Config]) -> Config:
     source = f"{manifest.directory}: {component} config"
     return from_mapping(kind, manifest.config(component), source=source)
 

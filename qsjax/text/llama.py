@@ -11,14 +11,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from qsjax.layers.norms import RMSNorm
+from qsjax.layers.stack import stacked
 from qsjax.text.attention import attend, causal_mask
 from qsjax.text.config import LlamaConfig
-from qsjax.text.layers import run, stack
-from qsjax.text.norms import RMSNorm
+from qsjax.text.stack import run
 
 
 class LlamaLayer(nnx.Module):
-    """One decoder layer: grouped-query attention and SwiGLU, each behind an RMSNorm and a residual."""
+    """One decoder layer: grouped-query attention and SwiGLU, each after an RMSNorm and with a residual connection."""
 
     def __init__(self, config: LlamaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
@@ -72,7 +73,7 @@ class Llama(nnx.Module):
         self.embed = nnx.Embed(
             config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs
         )
-        self.layers = stack(
+        self.layers = stacked(
             lambda rngs: LlamaLayer(config, dtype=dtype, rngs=rngs), config.num_used_layers, rngs
         )
         self.config = config

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
+from tokenizers import Tokenizer
 
 from qsjax.errors import CheckpointError, InputError
 
@@ -141,9 +142,7 @@ def _shorten(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 40 else prompt[:37] + "...")
 
 
-def _read_tokenizer(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
+def _read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise CheckpointError(
             f"{path}: the tokenizer is missing; convert the checkpoint again with its tokenizer"

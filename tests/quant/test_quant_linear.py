@@ -139,15 +139,17 @@ def test_joined(name, dtype):
 
     @jax.jit
     def run(layer):
-        return gated_sum(x, gate, layer, joined_input(layer, attended, hidden))
+        joined = joined_input(layer, attended, hidden)
+        return gated_sum(x, gate, layer, joined), x + gate[:, None] * layer(joined)
 
-    found = run(layer)
+    found, in_two_steps = run(layer)
     assert found.dtype == dtype
     wide, hidden = (array.astype(jnp.float32) for array in (attended, hidden))
     expected = x + gate[:, None] * (on_paper(wide) + mlp_on_paper(gelu(hidden))).astype(dtype)
     exact = dtype == jnp.float32
     tolerance = FLOAT32_NETWORK if exact else bfloat16_tokens(precision.activations)
     assert distance(found, expected) < tolerance
+    assert distance(in_two_steps, expected) < tolerance
 
 
 def test_weights_take_the_bytes_they_should():

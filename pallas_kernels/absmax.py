@@ -1,0 +1,47 @@
+"""Symmetric integers with an absmax scale: the numerical policy of all that is quantized row by row.
+
+With b bits and Q = 2^(b-1) - 1, and with a the largest absolute value of a row, at least `SMALLEST`:
+
+    scale    = clip a / Q
+    integers = round(x * (Q / (clip a))), to even, limited to -Q - 1 .. Q
+
+`clip`, below 1, gives up the largest values for a finer grid. Everything is float32. Activations (`quantize_tokens`), int8
+scores and the cache of `qsjax.residual` follow it. Weights, rounded once, do so in two other ways: `qsjax.quant.quantizer`
+and `qsjax.text.int8` say how, and why.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int8
+
+SMALLEST = 1e-30
+"""Largest absolute value assumed for a row of zeros: finite when divided by, and zero times it is zero."""
+
+
+def limit(bits: int) -> int:
+    """Q, the largest integer of `bits`."""
+    return 2 ** (bits - 1) - 1
+
+
+def largest(x: Float[Array, "*B C"]) -> Float[Array, "*B 1"]:
+    """The largest absolute value of each row, at least `SMALLEST`."""
+    return jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), SMALLEST)
+
+
+def quantize(
+    x: Float[Array, "*B C"], top: int, clip: Float[Array, ""] | float | None = None
+) -> tuple[Int8[Array, "*B C"], Float[Array, "*B"]]:
+    """Integers, and the float32 scale of each row.
+
+    Args:
+        x: rows, of any float dtype.
+        top: Q.
+        clip: share of the range that the integers cover; None is all of it, where no integer can exceed Q.
+    """
+    x = x.astype(jnp.float32)
+    covered = largest(x)
+    if clip is None:
+        integers = jnp.round(x * (top / covered))
+    else:
+        covered = covered * clip
+        integers = jnp.clip(jnp.round(x * (top / covered)), -top - 1, top)
+    return integers.astype(jnp.int8), covered[..., 0] / top
