@@ -53,7 +53,7 @@ class CheckpointWriter:
         marker = self._temporary / _IDENTITY
         if self._temporary.exists():
             if not marker.exists():
-                # Ours before its first file, or somebody's folder that only happens to have this name.
+                # Either our own folder before its first file, or somebody else's that happens to have this name.
                 if {path.name for path in self._temporary.rglob("*")} - _EMPTY:
                     raise InputError(
                         f"{self._temporary}: is in the way and not ours; move it or name another folder"
@@ -129,7 +129,7 @@ class CheckpointWriter:
 
         Args:
             data: manifest fields; `data["components"][name]["config"]` must be there, items are added here.
-            order: component -> its items, in the order in which loading shall read them.
+            order: component -> its items, in the order in which loading reads them.
         """
         finished = self.finished_items()
         for component, items in order.items():
@@ -151,7 +151,7 @@ class CheckpointWriter:
 
 
 def _link(source: str, destination: str) -> None:
-    """A second name for a file; a copy where the file system has no such thing. Finished items are never written to."""
+    """Hard-link a file, or copy it where the file system has no links; safe, since finished items are never written to."""
     try:
         os.link(source, destination)
     except OSError:

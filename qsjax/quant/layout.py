@@ -1,7 +1,7 @@
-"""On the device: how packed weights lie in memory, and how many bytes that takes.
+"""How packed weights are laid out in device memory, and how many bytes they take.
 
-On disk they have the layout "bytes", which every backend can compute with. A layout that a backend's fastest
-implementation wants is made from it while loading, by moving bits only.
+On disk they have the layout "bytes", which every backend can compute with. The layout of a backend's fastest
+implementation is made from it while loading, by moving bits only.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 def preferred_layout(precision: Precision, rows: int, backend: str | None = None) -> str:
-    """The layout that the most preferred implementation of the matmul takes; of several, the first here.
+    """The layout of the matmul's most preferred implementation on a backend.
 
     Args:
         precision: of the layer.
@@ -60,13 +60,12 @@ def arrange(
 ) -> Module:
     """Give every quantized layer the layout that suits a backend, in place.
 
-    One parameter after the other: besides the module there is never more than one of them, and one layer of it in
-    bytes.
+    Parameters are rearranged one at a time, so that the copies held are of a single parameter.
 
     Args:
         module: with packed weights in bytes, as stored.
         backend: "cpu", "gpu" or "tpu"; None is the default device's.
-        place: of a parameter among devices, by its dotted name and shape; None leaves it to the compiler.
+        place: the sharding of a parameter, by its dotted name and shape; None leaves it to the compiler.
     """
     for path, linear in nnx.iter_modules(module):
         if not isinstance(linear, QuantizedLinear) or linear.layout != "bytes":
@@ -119,7 +118,7 @@ def _bits(plane: Array, layout: str, rows: int) -> Array:
     if layout == "bytes_transposed":
         return jnp.swapaxes(plane, -1, -2)
 
-    def one(plane: Array) -> Array:
+    def as_int4(plane: Array) -> Array:
         return unpack(PackedWeight((plane,), 4, "bytes", rows)).astype(jnp.int4)
 
-    return one(plane) if plane.ndim == 2 else jax.lax.map(one, plane)
+    return as_int4(plane) if plane.ndim == 2 else jax.lax.map(as_int4, plane)

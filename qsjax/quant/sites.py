@@ -4,7 +4,7 @@ A block is a dict of leaves as the unstacked model names them ("img.qkv.kernel")
 division by c and a rotation R; the weights are multiplied by the inverse, so that nothing changes in exact arithmetic:
 
     input made by      c                                R
-    modulated norm     in the modulation's weights      online, in front of the quantization
+    modulated norm     in the modulation's weights      online, before the quantization
     attention          in the columns of V that make    per head, merged into V; both streams of a double block share
                        it                               it, since their tokens mix
     GELU               online (not linear)              online
@@ -150,7 +150,7 @@ def merged_bias(
 
 
 def online(site: Site, transform: Transform) -> Transform:
-    """What of a transform remains to be done at run time."""
+    """The part of a transform that remains to be done at run time."""
     return {
         "modulated": Transform(None, transform.rotation),
         "attention": Transform(),
