@@ -102,48 +102,24 @@ def main(argv: list[str] | None = None) -> int:
         logger.propagate = propagate
 
 
-def _given(args: argparse.Namespace) -> dict[str, Path]:
+def _given(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in _PARTS if hasattr(args, name)}
 
 
 def _convert(args: argparse.Namespace) -> int:
-    # Imported late: they bring JAX, and `--help` should not wait for it.
-    from convert.origin import local_source
-    from convert.quantized import require
-    from convert.report import as_text, describe
-    from convert.sources import Sources
-    from convert.stream import convert
-    from convert.verification import verify
-    from qsjax.checkpoint import MANIFEST, Manifest
+    from convert.conversion import convert  # it brings JAX, and `--help` should not wait for it
 
-    given, quantize = _given(args), getattr(args, "quantize", None)
-    source, origin = local_source(args.source, offline=args.offline)
-    report: dict[str, Any] = {"checkpoint": str(args.destination)}
-    lines: list[str] = []
-    if args.verify and not args.overwrite and (args.destination / MANIFEST).is_file():
-        sources = Sources.find(source, **given) if source is not None or given else None
-        if quantize is not None:
-            require(Manifest.read(args.destination), quantize)
-    else:
-        sources = Sources.find(source, **given)
-        manifest = convert(
-            sources,
-            args.destination,
-            dtype=getattr(args, "dtype", None),
-            quantize=quantize,
-            origin=origin,
-            overwrite=args.overwrite,
-        )
-        report = describe(manifest)
-        lines.append(as_text(report))
-    if args.verify:
-        found = verify(args.destination, sources)
-        report["verified"] = found._asdict()
-        lines.append(
-            f"verified: {found.leaves} leaves ({found.from_source} of them made again from the source) "
-            f"and {found.files} files are as written"
-        )
-    print(json.dumps(report, indent=1) if args.json else "\n".join(lines))
+    done = convert(
+        args.source,
+        args.destination,
+        **_given(args),
+        dtype=getattr(args, "dtype", None),
+        quantize=getattr(args, "quantize", None),
+        verify=args.verify,
+        overwrite=args.overwrite,
+        offline=args.offline,
+    )
+    print(json.dumps(done.plain(), indent=1) if args.json else done)
     return 0
 
 

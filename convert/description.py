@@ -14,7 +14,7 @@ from convert.sources import Sources, read_json
 from convert.tokenizers import tokenizer_files
 from qsjax.config import from_mapping, to_mapping
 from qsjax.errors import InputError
-from qsjax.sample.settings import Settings
+from qsjax.settings import Settings
 from qsjax.vae import Tiling
 
 _LIBRARIES = ("qsjax", "jax", "flax", "orbax-checkpoint", "numpy", "ml_dtypes")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qsjax.errors import InputError
-from qsjax.sample.settings import FILE
+from qsjax.settings.video import FILE
 
 PARTS = {"transformer": "dit", "vae": "vae", "text_encoder": "llama", "text_encoder_2": "clip"}
 """The field of `Sources` (and folder of a diffusers pipeline) behind each component."""
@@ -39,7 +39,7 @@ class Sources:
         config: sizes of the DiT, where its weights carry none: TOML preset or diffusers config.json.
         vae_config: config.json of the VAE, where its weights carry none.
         prompt_template: JSON file with template, crop_start and max_length.
-        generation: JSON file with the model's sampling settings (`qsjax.sample.settings.Settings`).
+        generation: JSON file with the model's sampling settings (`qsjax.settings.Settings`).
     """
 
     transformer: Path | None = None

@@ -76,8 +76,6 @@ if "google.colab" in sys.modules:
 
 # %%
 import contextlib
-import io
-import json
 import os
 
 import jax
@@ -122,8 +120,8 @@ print(f"host memory {memory / GB:.0f} GB, free disk {free / GB:.0f} GB")
 # | anything else | the tiny model only | |
 #
 # On all of them text encoders, transformer and autoencoder are on the chip one after the other, the text encoders in int8
-# (`--text-storage int8`), and the modulation weights, a quarter of the transformer, are released before the first step
-# (`--modulation released`).
+# (`text_storage="int8"`), and the modulation weights, a quarter of the transformer, are released before the first step
+# (`modulation="released"`).
 
 # %%
 RECIPE = "quantsparse-w4a8-d15"
@@ -166,22 +164,28 @@ display(Video(str(path), embed=True, width=256, html_attributes=LOOP))
 
 
 # %%
-SAVING = ("--text-storage", "int8", "--modulation", "released")
+SAVING = {"text_storage": "int8", "modulation": "released"}
 
 
-def make_video(source, checkpoint, prompt, out, *options):
+def make_video(source, checkpoint, prompt, out, **settings):
     """Convert where there is no checkpoint yet, and sample."""
     if not (Path(checkpoint) / "manifest.json").is_file():
-        run("convert", source, checkpoint, "--quantize", "rtn-w4a8")
-    words = ("--prompt", prompt, "--out", out, "--overwrite")
-    run("sample", "--model", checkpoint, *SAVING, *words, *options)
+        print(qsjax.convert(source, checkpoint, quantize="rtn-w4a8"))
+    pipeline = qsjax.Pipeline.from_checkpoint(checkpoint, staged=True, **SAVING)
+    result = pipeline.generate(prompt, seed=0, **settings)
+    print(result.timings)
+    return qsjax.write_video(result.frames, out, fps=result.settings.fps)
 
 
 # A small video has few tokens, and all of them matter to each other: 40 % of attention.
-options = ["--recipe", "quantsparse-w4a8-d40"]
-for name, value in TINY_SIZE.items():
-    options += [f"--{name}", value]
-make_video(tiny_model_directory(), "tiny-w4a8", PROMPT, "tiny-w4a8.mp4", *options)
+make_video(
+    tiny_model_directory(),
+    "tiny-w4a8",
+    PROMPT,
+    "tiny-w4a8.mp4",
+    recipe="quantsparse-w4a8-d40",
+    **TINY_SIZE,
+)
 display(Video("tiny-w4a8.mp4", embed=True, width=256, html_attributes=LOOP))
 
 # %% [markdown]
@@ -194,14 +198,8 @@ display(Video("tiny-w4a8.mp4", embed=True, width=256, html_attributes=LOOP))
 
 # %%
 planned, video_size = device or "v5e-1", size or SMALL
-SIZE = [
-    word
-    for name, value in zip(("--frames", "--height", "--width"), video_size, strict=True)
-    for word in (name, str(value))
-]
-with contextlib.redirect_stdout(io.StringIO()) as printed:
-    main(["plan", "--recipe", RECIPE, "--device", planned, *SIZE, *SAVING, "--json"])
-plan = json.loads(printed.getvalue())
+SIZE = dict(zip(("frames", "height", "width"), video_size, strict=True))
+plan = qsjax.plan_memory("hunyuan-13b", recipe=RECIPE, device=planned, **SIZE, **SAVING)
 kinds = plan["steps_by_kind"].values()
 floor = sum(kind["steps"] * kind["floor_seconds"][planned] for kind in kinds) / 60
 share = plan["calibration"]["assumed_share_of_peak"]
@@ -248,5 +246,5 @@ HUB = "hf://hunyuanvideo-community/HunyuanVideo"
 if RUN_13B:
     if size is None:
         raise RuntimeError(f"the 13B model is not for this machine ({chip.name})")
-    make_video(HUB, "hunyuan-w4a8", PROMPT_13B, "hunyuan.mp4", "--recipe", RECIPE, *SIZE)
+    make_video(HUB, "hunyuan-w4a8", PROMPT_13B, "hunyuan.mp4", recipe=RECIPE, **SIZE)
     display(Video("hunyuan.mp4", embed=True, width=video_size[2], html_attributes=LOOP))

@@ -5,6 +5,9 @@ from pallas_kernels.block_sparse_attention import BlockLists as BlockLists
 from pallas_kernels.block_sparse_attention import Complement as Complement
 from pallas_kernels.block_sparse_attention import attention_with_residual as attention_with_residual
 from pallas_kernels.block_sparse_attention import block_sparse_attention as block_sparse_attention
+from pallas_kernels.dispatch import UnsupportedError as UnsupportedError
+from pallas_kernels.kernels import Kernels as Kernels
+from pallas_kernels.kernels import KernelsLike as KernelsLike
 from pallas_kernels.quantize_tokens import quantize_tokens as quantize_tokens
 from pallas_kernels.quantized_matmul import PackedWeight as PackedWeight
 from pallas_kernels.quantized_matmul import pack as pack

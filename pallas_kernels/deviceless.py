@@ -1,7 +1,7 @@
 """Compile for a TPU or a GPU that this machine does not have.
 
-libtpu and XLA's CUDA plugin hold whole compilers, which need a description of the chip and no chip: Mosaic, Triton and
-ptxas accept or reject a kernel here exactly as they would there.
+libtpu and XLA's CUDA plugin contain whole compilers, which need a description of the chip but no chip: Mosaic, Triton and
+ptxas accept or reject a kernel here exactly as they would on the device.
 """
 
 import importlib.util
@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
+from jaxtyping import PyTree
 
 from pallas_kernels.targets import Target
 
-# What XLA:GPU asks a driver about a Hopper SXM; H100 and H200 are one chip with other memories.
+# What XLA:GPU asks the driver about a Hopper SXM; H100 and H200 are the same chip with different memories.
 _HOPPER = """
 gpu_device_info {{
   threads_per_block_limit: 1024  threads_per_warp: 32
@@ -40,16 +42,16 @@ _CUDA_PLUGIN = "jax_plugins.xla_cuda12"
 
 
 def missing(target: Target) -> str | None:
-    """What has to be installed before one can compile for a target; None where nothing is missing."""
+    """What is needed to compile for a target and is not installed; None if nothing is missing."""
     if target.topology is None:
-        return f"{target.name} cannot be compiled for without having one"
+        return f"{target.name} cannot be compiled for without the device"
     if target.backend == "tpu":
         return None if importlib.util.find_spec("libtpu") else "pip install libtpu"
-    found = importlib.util.find_spec("jax_plugins") and importlib.util.find_spec(_CUDA_PLUGIN)
-    return None if found else "pip install 'qsjax[cuda]'"
+    plugin = importlib.util.find_spec("jax_plugins") and importlib.util.find_spec(_CUDA_PLUGIN)
+    return None if plugin else "pip install 'qsjax[cuda]'"
 
 
-def device(target: Target) -> Any:
+def device(target: Target) -> jax.Device:
     """A description of the device, to put in a sharding.
 
     Raises:
@@ -58,29 +60,29 @@ def device(target: Target) -> Any:
     return devices(target, 1)[0]
 
 
-def devices(target: Target, count: int) -> list[Any]:
-    """Descriptions of so many of the devices, next to each other.
+def devices(target: Target, count: int) -> list[jax.Device]:
+    """Descriptions of `count` devices of one topology.
 
     Raises:
         ModuleNotFoundError: as `device`.
-        ValueError: no such number of them is known to stand together.
+        ValueError: no topology of that many devices is known.
     """
     if (reason := missing(target)) or target.topology is None:
         raise ModuleNotFoundError(f"compiling for {target.name}: {reason}")
     if target.backend == "gpu":
         if count != 1:
             raise ValueError(f"compiling for {count} GPUs without having them is not supported")
-        jax.devices()  # Registers the plugin, whatever the platform in use.
+        jax.devices()  # Registers the plugin, on whatever platform.
         described = _HOPPER.format(**_GPUS[target.name])
         options = {"platform": "cuda", "target_config": described, "topology": target.topology}
         return list(topologies.get_topology_desc(**options).devices)
-    # Else libtpu asks the network which cloud machine this is, and one process at a time may load it.
+    # Without these, libtpu asks the network which cloud machine this is, and only one process at a time can load it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     topology = target.topology
     if count > 4:
         if count != 8:
-            raise ValueError(f"{count} TPU chips: 1, 2, 4 and 8 are known to stand together")
+            raise ValueError(f"no topology of {count} TPU chips is known; there are 1, 2, 4 and 8")
         topology = f"{target.name}:2x4"
     return list(topologies.get_topology_desc(topology, platform="tpu").devices[:count])
 
@@ -88,9 +90,9 @@ def devices(target: Target, count: int) -> list[Any]:
 def compile_for(
     target: Target,
     function: Callable[..., Any],
-    *arguments: Any,
+    *arguments: PyTree,
     options: dict[str, Any] | None = None,
-) -> Any:
+) -> jax.stages.Compiled:
     """Compile a function ahead of time.
 
     Args:
@@ -104,7 +106,7 @@ def compile_for(
     """
     sharding = SingleDeviceSharding(device(target))
 
-    def spec(x: Any) -> jax.ShapeDtypeStruct:
+    def spec(x: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     return jax.jit(function).lower(*jax.tree.map(spec, arguments)).compile(options)

@@ -17,6 +17,10 @@ from pallas_kernels.targets import TARGETS, Target
 AUTO = "auto"
 
 
+class UnsupportedError(NotImplementedError):
+    """No implementation can serve a call; the message has the reason of each that was asked for."""
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute an operation.
@@ -49,7 +53,7 @@ class Operation:
 
         Raises:
             ValueError: no implementation of that name.
-            ExceptionGroup: none can serve it; one NotImplementedError with the reason for each.
+            UnsupportedError: none can serve it; the message has the reason of each.
         """
         if implementation != AUTO and implementation not in self.implementations:
             known = ", ".join([AUTO, *self.implementations])
@@ -61,8 +65,10 @@ class Operation:
         for name in wanted:
             if objections[name] is None:
                 return name
-        reasons = [NotImplementedError(f"{name}: {objections[name]}") for name in wanted]
-        raise ExceptionGroup(f"{self.name}: no implementation for {facts}", reasons)
+        reasons = "; ".join(f"{name} {objections[name]}" for name in wanted)
+        able = [name for name, objection in self.objections(**facts).items() if objection is None]
+        hint = f"; those that can: {AUTO}, {', '.join(able)}" if able else ""
+        raise UnsupportedError(f"{self.name} cannot be computed as asked: {reasons}{hint}")
 
     def serve(self, implementation: str = AUTO, **facts: Any) -> Callable[..., Any]:
         """The function that serves a call, on the target that the name carries or on the default device.
@@ -73,7 +79,7 @@ class Operation:
 
         Raises:
             ValueError: no implementation or no target of that name.
-            ExceptionGroup: none can serve it.
+            UnsupportedError: none can serve it.
         """
         name, target = parse(implementation)
         chosen = self.implementations[self.choose(name, backend=target.backend, **facts)]

@@ -1,10 +1,10 @@
-"""How many cycles the TPU's compiler counts for a case, with no TPU at hand.
+"""How many cycles the TPU's compiler counts for a case, without a TPU.
 
 libtpu writes a static profile of every instruction into the compiled program: the bundles of its schedule and a model of
-its copies. It is optimistic where memory decides, so that it is read together with the bytes that are moved. The
-profiler is a debugging aid: it can abort the process, take all memory, and makes compiling slow. It runs in a process of
-its own, with a limit of memory. libtpu 0.0.42 aborts where a kernel for v6e starts copies of its own, as attention does,
-and runs out of memory on XLA's product of int8 and int4; 0.0.52 does neither.
+its copies. It is optimistic for programs that memory limits, so it is read together with the bytes that are moved. The
+profiler is a debugging aid: it slows compiling down, can take all memory and can abort the process. So it runs in a process
+of its own, with a memory limit. libtpu 0.0.42 aborts if a kernel for v6e starts copies of its own, as attention does, and
+runs out of memory on XLA's product of int8 and int4; 0.0.52 does neither.
 """
 
 import json
@@ -26,7 +26,7 @@ _PROFILE_FLAG = "--xla_jf_dump_static_llo_profile_to"
 _INSTRUCTION = re.compile(
     r'^\s*(?:ROOT )?%(\S+) = .*"bundle_analysis_data":\{[^{}]*?"estimated_cycles":"(\d+)"', re.M
 )
-# What an abort or an exception leaves on stderr, the most telling first.
+# What an abort or an exception writes to stderr, the most specific first.
 _REASONS = (r"Static LLO profiling of .*", r".*LLO_CHECK failure.*", r"^[\w.]*(?:Error|Group)\b.*")
 
 
@@ -40,7 +40,7 @@ class Estimate:
 
     Attributes:
         cycles: of the compiled program, by instruction.
-        repeats: how many times that program makes the call.
+        repeats: cycles of the call over those of that program.
         compiler_seconds: all cycles, at the target's clock.
         memory_seconds: the bytes that the implementation moves, at the target's bandwidth.
     """
@@ -63,7 +63,7 @@ def instruction_cycles(text: str) -> dict[str, int]:
         text: of the compiled program, `as_text()`.
 
     Raises:
-        NoEstimateError: there is none in it.
+        NoEstimateError: the text has no cycles.
     """
     cycles = {name: int(count) for name, count in _INSTRUCTION.findall(text)}
     if not cycles:
@@ -72,7 +72,7 @@ def instruction_cycles(text: str) -> dict[str, int]:
 
 
 def estimable(target: Target) -> bool:
-    """Whether there is a compiler that estimates, and a clock to turn its cycles into time."""
+    """Whether the target's compiler can estimate cycles, and its clock is known to turn them into seconds."""
     return target.backend == "tpu" and target.topology is not None and target.clock > 0
 
 
@@ -102,13 +102,13 @@ def estimate(case: Case, target: Target, *, timeout: float = 900.0) -> Estimate:
             raise NoEstimateError(f"the compiler took more than {timeout:g} s") from None
         if run.returncode:
             raise NoEstimateError(_why(run.returncode, run.stderr.decode(errors="replace")))
-        found = json.loads(result.read_text(encoding="utf-8"))
-    cycles, repeats = found["cycles"], found["repeats"]
+        report = json.loads(result.read_text(encoding="utf-8"))
+    cycles, repeats = report["cycles"], report["repeats"]
     return Estimate(
         cycles,
         repeats,
         sum(cycles.values()) * repeats / target.clock,
-        found["traffic"] / target.bandwidth,
+        report["traffic"] / target.bandwidth,
     )
 
 
@@ -119,8 +119,8 @@ def _why(status: int, stderr: str) -> str:
         else f"failed with status {status}"
     )
     for pattern in _REASONS:
-        if found := re.findall(pattern, stderr, re.M):
-            return f"the compiler {how}: {found[-1].strip()[:200]}"
+        if lines := re.findall(pattern, stderr, re.M):
+            return f"the compiler {how}: {lines[-1].strip()[:200]}"
     return f"the compiler {how}"
 
 
@@ -136,12 +136,12 @@ def _main() -> None:
     case, target = pickle.load(sys.stdin.buffer), TARGETS[name]
     program = case.program(target)
     compiled = compile_for(target, program.function, *program.operands)
-    found = {
-        "cycles": instruction_cycles(compiled.as_text()),
+    report = {
+        "cycles": instruction_cycles(compiled.as_text() or ""),
         "repeats": program.repeats,
         "traffic": program.traffic,
     }
-    Path(result).write_text(json.dumps(found), encoding="utf-8")
+    Path(result).write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""What all Pallas Triton kernels share: who can run them, and the loads and stores at the edge of an array."""
+"""What all Pallas Triton kernels share: which backends run them, and loads and stores at the edge of an array."""
 
 import importlib.util
 import operator
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
+from pallas_kernels.refs import Index, Ref
 from pallas_kernels.targets import Target
 
 _TRITON = "jax.experimental.pallas.triton"
@@ -23,7 +24,7 @@ def needs_gpu(backend: str) -> str | None:
 def triton_options(target: Target, *, warps: int, stages: int) -> dict[str, Any]:
     """Keywords of `pallas_call`: compile with so many warps and pipeline stages, or interpret.
 
-    Triton has no limit on what a kernel's blocks cover, so that the interpreter needs none of a chip's memories.
+    Blocks of a Triton kernel lie in main memory, so the plain interpreter will do: no chip's memories to simulate.
     """
     from jax.experimental.pallas import triton
 
@@ -31,32 +32,40 @@ def triton_options(target: Target, *, warps: int, stages: int) -> dict[str, Any]
     return {"compiler_params": params, "interpret": target.backend == "interpret"}
 
 
-def inside(start: Any, size: int, length: int) -> Array | None:
-    """Which of `size` places from `start` lie in an array of `length`; None where all tiles do.
+def inside(start: Index, size: int, length: int) -> Bool[Array, " size"] | None:
+    """Which of the `size` elements from `start` on lie in an array of `length`; None if tiles of that size fill it.
 
-    Triton reads and writes what a block covers, in the array or not.
+    Triton reads and writes all that a block covers, even outside the array.
     """
     return None if length % size == 0 else start + jnp.arange(size) < length
 
 
-def load(ref: Any, *, rows: Array | None = None, columns: Array | None = None) -> Array:
-    """Read a block of one or two dimensions; 0 where a mask, for the first or the last, is false."""
+def load(
+    ref: Ref, *, rows: Bool[Array, " M"] | None = None, columns: Bool[Array, " N"] | None = None
+) -> Array:
+    """Read a block [M, N], [N] or []; 0 where the mask of its rows or columns is false."""
     from jax.experimental.pallas import triton
 
     mask = _joint(ref.shape, rows, columns)
-    return triton.load(ref) if mask is None else triton.load(ref, mask=mask, other=0)
+    traced = cast(Any, ref)  # Triton's annotation leaves out references that are being traced.
+    return triton.load(traced) if mask is None else triton.load(traced, mask=mask, other=0)
 
 
 def store(
-    ref: Any, values: Array, *, rows: Array | None = None, columns: Array | None = None
+    ref: Ref,
+    values: Array,
+    *,
+    rows: Bool[Array, " M"] | None = None,
+    columns: Bool[Array, " N"] | None = None,
 ) -> None:
-    """Write a block of one or two dimensions where the masks are true."""
+    """Write a block [M, N] or [N] where the masks of its rows and columns are true."""
     from jax.experimental.pallas import triton
 
-    triton.store(ref, values.astype(ref.dtype), mask=_joint(ref.shape, rows, columns))
+    values = values.astype(ref.dtype)
+    triton.store(cast(Any, ref), values, mask=_joint(ref.shape, rows, columns))
 
 
 def _joint(shape: tuple[int, ...], rows: Array | None, columns: Array | None) -> Array | None:
-    given = [None if rows is None else rows[:, None], columns]
-    masks = [jnp.broadcast_to(mask, shape) for mask in given if mask is not None]
+    by_dimension = (None if rows is None else rows[:, None], columns)
+    masks = [jnp.broadcast_to(mask, shape) for mask in by_dimension if mask is not None]
     return reduce(operator.and_, masks) if masks else None

@@ -1,4 +1,4 @@
-"""What a call has to do at least, and how fast a device could do it: the floor that kernels are held against."""
+"""The least work that a call can do, and how fast a device could do it: the floor that kernels are compared with."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from pallas_kernels.targets import Target
 
@@ -17,7 +19,7 @@ class Peaks:
     Attributes:
         operations: a second, by the type that is multiplied: "int8", "bfloat16", "float32".
         bandwidth: of the main memory, bytes a second.
-        source: whose figures these are.
+        source: where these figures come from.
     """
 
     operations: Mapping[str, float]
@@ -26,10 +28,10 @@ class Peaks:
 
     @classmethod
     def of(cls, target: Target) -> "Peaks":
-        """The vendor's.
+        """The vendor's peaks.
 
         Raises:
-            ValueError: they are not in the table.
+            ValueError: they are not in the table of targets.
         """
         if not target.bandwidth:
             raise ValueError(f"no peaks are known for {target.name}")
@@ -39,11 +41,11 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Work:
-    """The least that a call has to do.
+    """The least work that a call can do.
 
     Attributes:
         operations: multiplications and additions of its matrix products, two for each pair.
-        unit: type that is multiplied: "int8", "bfloat16" or "float32".
+        unit: the type that is multiplied: "int8", "bfloat16" or "float32".
         bytes: of its operands and results in main memory, each read or written once.
     """
 
@@ -52,12 +54,12 @@ class Work:
     bytes: float
 
     def bound(self, peaks: Peaks) -> str:
-        """What decides the floor: "compute" or "memory"."""
+        """What limits the call: "compute" or "memory"."""
         by_compute = self._compute_seconds(peaks) >= self.bytes / peaks.bandwidth
         return "compute" if by_compute else "memory"
 
     def seconds(self, peaks: Peaks) -> float:
-        """The floor: no less than the operations at their peak, nor than the bytes at theirs.
+        """The floor: the operations at their peak or the bytes at theirs, whichever takes longer.
 
         Raises:
             ValueError: the device has no such unit.
@@ -77,7 +79,7 @@ class Program:
     Attributes:
         function: to compile.
         operands: pytrees of `jax.ShapeDtypeStruct`.
-        repeats: how many times its cycles make the whole call, where a part of it is compiled.
+        repeats: cycles of the whole call over cycles of this program, which may be a part of it.
         traffic: bytes of main memory that the whole call moves: a kernel reads some operands more than once.
     """
 
@@ -103,7 +105,7 @@ class Case(Protocol):
 
     @property
     def work(self) -> Work:
-        """The least the call has to do."""
+        """The least work that the call can do."""
         ...
 
     def operands(self) -> tuple[Any, ...]:
@@ -119,21 +121,21 @@ class Case(Protocol):
         ...
 
 
-def spec(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+def spec(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
     """An array without its values."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def random_like(specs: Any, seed: int = 0) -> Any:
+def random_like(specs: PyTree[jax.ShapeDtypeStruct], seed: int = 0) -> PyTree[jax.Array]:
     """Arrays for a tree of shapes: normal floats, and integers over their whole range."""
     leaves, tree = jax.tree.flatten(specs)
 
-    def one(key: jax.Array, leaf: Any) -> jax.Array:
+    def draw(key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             return jax.random.normal(key, leaf.shape, leaf.dtype)
-        # An int4 array is drawn as bytes, whose lower halves it takes.
+        # int4 values are the lower halves of random bytes.
         wide = jax.random.randint(key, leaf.shape, -128, 128, jnp.int32)
         return wide.astype(jnp.int8).astype(leaf.dtype)
 
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten([one(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])
+    return tree.unflatten([draw(key, leaf) for key, leaf in zip(keys, leaves, strict=True)])

@@ -1,7 +1,7 @@
-"""The devices kernels are built for: their peaks, and how to recognize one.
+"""The devices that kernels are built for: their peaks, and how to recognize them.
 
-A target is what a call runs on, or is compiled for: "tpu@v5e" builds the TPU kernel for a chip that is not here,
-"tpu@interpret" computes its numbers on any machine.
+A target is what a call runs on, or is compiled for: "tpu@v5e" builds the TPU kernel for a v5e on any machine, and
+"tpu@interpret" computes the kernel's numbers without a TPU.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ class Target:
     Attributes:
         name: short name, as in `implementation="tpu@v5e"`.
         backend: "cpu", "gpu", "tpu", or "interpret", which every kernel accepts.
-        kinds: beginnings of the names that jax gives to such devices.
-        bfloat16_flops: peak, a second; 0 where it is not known.
-        int8_ops: peak, a second; 0 where there is no unit for them.
+        kinds: prefixes of the names that jax gives to such devices.
+        bfloat16_flops: peak, a second; 0 if it is not known.
+        int8_ops: peak, a second; 0 if there is no unit for them.
         bandwidth: of the main memory, bytes a second.
-        topology: name by which its compiler is asked for one without having one.
-        clock: cycles a second, which turn a compiler's estimate into time.
+        topology: the name that its compiler has for it, to compile without a device.
+        clock: cycles a second, to turn a compiler's estimate into time.
         capability: CUDA's compute capability, times ten.
     """
 
@@ -62,7 +62,7 @@ _ASSUMED: ContextVar[Target | None] = ContextVar("assumed target", default=None)
 def assumed(target: Target) -> Iterator[None]:
     """Trace as if the default device were another: for compiling whole programs ahead of time.
 
-    Programs traced before are not traced anew: jit a fresh function inside.
+    jax does not trace a function again that it has traced before: jit a new function inside.
     """
     token = _ASSUMED.set(target)
     try:
@@ -72,15 +72,15 @@ def assumed(target: Target) -> Iterator[None]:
 
 
 def current() -> Target:
-    """The target of the default device, or the assumed one; one without peaks where the device is not in the table."""
+    """The assumed target, or that of the default device; a target without peaks if the device is not in the table."""
     if (target := _ASSUMED.get()) is not None:
         return target
     kind = jax.devices()[0].device_kind
     matches = {
-        beginning: target
+        prefix: target
         for target in TARGETS.values()
-        for beginning in target.kinds
-        if kind.startswith(beginning)
+        for prefix in target.kinds
+        if kind.startswith(prefix)
     }
     if matches:
         return matches[max(matches, key=len)]  # "TPU v5 lite" is not a "TPU v5"

@@ -1,6 +1,4 @@
-"""What all Pallas TPU kernels share: sizes of the chip, who can run them, and the strict interpreter for who cannot."""
-
-from typing import Any
+"""What all Pallas TPU kernels share: sizes of the chip, which backends run them, and an interpreter for machines without a TPU."""
 
 from jax.experimental.pallas import tpu as pltpu
 
@@ -16,11 +14,11 @@ def needs_tpu(backend: str) -> str | None:
     return None if backend in ("tpu", "interpret") else f"needs a TPU, this is {backend}"
 
 
-def interpret_params(target: Target) -> Any:
-    """False for a real chip. Else the interpreter that simulates its memories and semaphores, at its strictest.
+def interpret_params(target: Target) -> pltpu.InterpretParams | bool:
+    """False for a real chip. Else the interpreter that simulates a TPU's memories and semaphores, with all its checks.
 
-    Memory starts as NaN, reads out of bounds raise, copies land when they are waited for, and accesses that race
-    with them are found.
+    Memory starts as NaN, reads out of bounds raise an error, a copy arrives only when the kernel waits for it, and
+    accesses that race with a copy are reported.
     """
     if target.backend != "interpret":
         return False

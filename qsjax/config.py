@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from qsjax.errors import InputError
 
@@ -38,7 +38,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
     """Build the frozen dataclass `cls` from a mapping.
 
     Args:
-        cls: dataclass; fields may be bool, int, float, str, tuples of these, nested dataclasses or `X | None`.
+        cls: dataclass; fields may be bool, int, float, str, a `Literal` of words, tuples of these, nested dataclasses or `X | None`.
         values: keys are field names; fields with defaults may be absent.
         source: where the values come from, for messages ("configs/models/tiny.toml").
 
@@ -66,6 +66,18 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
         key: _convert(hints[key], value, source=f"{source}: {key}") for key, value in values.items()
     }
     return cls(**converted)
+
+
+def check_choices(config: object) -> None:
+    """Refuse a field that is none of the words of its `Literal` type; for a `__post_init__`.
+
+    Raises:
+        InputError: names the field, the value and the nearest word.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            raise InputError(f"no {name} {value!r}; {nearest(str(value), typing.get_args(hint))}")
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
@@ -136,6 +148,11 @@ def _convert(hint: object, value: object, *, source: str) -> object:
             _convert(inner, item, source=source)
             for inner, item in zip(inner_hints, value, strict=True)
         )
+    if origin is Literal:
+        word = _convert(str, value, source=source)
+        if word not in typing.get_args(hint):
+            raise InputError(f"{source}: no {word!r}; {nearest(str(word), typing.get_args(hint))}")
+        return word
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_mapping(hint, _require_table(hint, value, source), source=source)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -29,8 +29,8 @@ from qsjax.sample import (
     sharded_step,
 )
 from qsjax.sample.loop import step_at
-from qsjax.sample.sparse import KINDS
 from qsjax.sample.steps import CACHE
+from qsjax.settings import KINDS
 from qsjax.text import EncodedPrompt
 
 

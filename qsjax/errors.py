@@ -13,10 +13,6 @@ class CheckpointError(QsjaxError):
     """A checkpoint (PyTorch or Orbax) is damaged, incomplete, or not what it was taken for."""
 
 
-class UnsupportedError(QsjaxError):
-    """No implementation takes these shapes, dtypes or this backend; the message carries each reason."""
-
-
 class Cancelled(QsjaxError):
     """Sampling stopped on request; `step` says how many steps were done and `latents` holds their result."""
 

@@ -1,15 +1,15 @@
-"""What a pipeline is asked for and what it returns: settings by precedence, and the result of a call."""
+"""What a call of a pipeline returns, and how it shows its arguments."""
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from qsjax.sample import Heads, Settings, Skip, SparsePlan
-from qsjax.sample.recipe import RecipeLike, SamplingRecipe
+from qsjax.sample import Heads
+from qsjax.settings import Settings
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -37,39 +37,6 @@ class Result:
     heads: Heads | None
     skipped: int
     peak_memory_bytes: int | None
-
-
-def choose_settings(
-    stored: Settings,
-    weights: str | None,
-    *,
-    recipe: RecipeLike | None = None,
-    sparse: SparsePlan | Literal[False] | None = None,
-    skip: Skip | Literal[False] | None = None,
-    **arguments: int | float | None,
-) -> Settings:
-    """Settings of a call: an argument wins over `sparse` and `skip`, these over the recipe, and that over the checkpoint's.
-
-    Args:
-        stored: the checkpoint's.
-        weights: the checkpoint's quantization recipe; None in full precision.
-        recipe: sparse attention and step skipping.
-        sparse, skip: in place of the recipe's; False switches them off.
-        **arguments: other fields of `Settings`; None leaves one as it is.
-
-    Raises:
-        InputError: no such recipe, or one for other weights; a value out of range.
-    """
-    chosen = stored
-    if recipe is not None:
-        loaded = SamplingRecipe.of(recipe)
-        chosen = replace(chosen, sparse=loaded.plan(weights), skip=loaded.skipping)
-    if sparse is not None:
-        chosen = replace(chosen, sparse=sparse or None)
-    if skip is not None:
-        chosen = replace(chosen, skip=skip or None)
-    changes: dict[str, Any] = {k: v for k, v in arguments.items() if v is not None}
-    return replace(chosen, **changes)
 
 
 def same_arguments(of: Callable[..., Any]) -> Callable[[Method], Method]:

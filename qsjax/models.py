@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from pallas_kernels import Kernels
 from qsjax.checkpoint import Manifest, stored_bytes
 from qsjax.dit import DiT, load_dit
 from qsjax.parallel import weight_placement
@@ -31,6 +32,7 @@ class Models:
         staged: one at a time; None decides by the device's memory.
         mesh: whose devices run the transformer; None is the default device.
         cut: whether they share the weights of its blocks; False gives them to each.
+        kernels: the transformer's.
         progress: show bars.
         add: is told the stage and when a model began to be read.
 
@@ -48,12 +50,14 @@ class Models:
         staged: bool | None,
         mesh: Mesh | None,
         cut: bool,
+        kernels: Kernels,
         progress: bool,
         add: Callable[[str, float], None],
     ) -> None:
         self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
         self._released, self._progress, self._add = released, progress, add
         self._place = None if mesh is None else weight_placement(mesh, cut)
+        self._kernels = kernels
         self._loaded: dict[str, Any] = {}
         self.staged = not self._fits() if staged is None else staged
 
@@ -91,7 +95,8 @@ class Models:
         return self._loaded[name]
 
     def _read_dit(self, part: str) -> DiT:
-        return self._read(partial(load_dit, part=part, place=self._place, progress=self._progress))
+        load = partial(load_dit, part=part, place=self._place, kernels=self._kernels)
+        return self._read(partial(load, progress=self._progress))
 
     def _read(self, load: Callable[..., Any]) -> Any:
         start = time.perf_counter()

@@ -1,30 +1,22 @@
 """From a prompt to a video: what a notebook user touches."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from qsjax.budget import PlannedModel, Weights
-from qsjax.budget.fit import require_room
-from qsjax.budget.run import Run
 from qsjax.budget.steps import describe
-from qsjax.checkpoint import Manifest
-from qsjax.config import from_mapping, nearest
 from qsjax.denoising import Denoiser
-from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import Cancelled, InputError
-from qsjax.generation import Result, choose_settings, same_arguments
-from qsjax.models import Models, device_room
-from qsjax.parallel import check_heads, gathered, make_mesh
+from qsjax.generation import Result, same_arguments
+from qsjax.opened import OpenCheckpoint
+from qsjax.parallel import check_heads, gathered
 from qsjax.sample import (
     Heads,
     Skip,
@@ -34,10 +26,9 @@ from qsjax.sample import (
     initial_noise,
     within_budget,
 )
-from qsjax.sample.recipe import RecipeLike
-from qsjax.sample.settings import Settings, check_size
-from qsjax.text import EncodedPrompt, TextEncoder
-from qsjax.vae import VAE, Tiling, VAEConfig
+from qsjax.settings import RecipeLike, Settings, choose_settings
+from qsjax.settings.video import check_size
+from qsjax.text import EncodedPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -45,166 +36,24 @@ Prompt = str | Sequence[str] | EncodedPrompt
 Callback = Callable[[int, Array], bool | None]
 """Called after a step with its number, from 1, and its latents."""
 
-MODULATION = ("resident", "released")
-"""Where the modulation weights are while steps run: in memory, or only on disk."""
 
-
-class Pipeline:
+class Pipeline(OpenCheckpoint):
     """A checkpoint, ready to sample. Each model is loaded when it is first needed.
 
     >>> pipeline = Pipeline.tiny()
     >>> video = pipeline("a red circle moves left", steps=20, seed=0)     # uint8 [T, H, W, 3]
 
     Attributes:
-        settings: used where a call does not say otherwise (size, steps, shift, guidance).
-        tiling: how the VAE cuts what it decodes; None decodes in one pass.
-        mesh: of the devices that share the transformer's tokens; None is the default device alone.
-        timings: seconds of the last call by stage ("load", "encode", "compile", "denoise", "decode").
-        heads: recall and density of every head in the last call with sparse attention; None behind a dense one.
-        skipped: steps of the last call that were left out (of the prompt; see `qsjax.sample.Skip`).
+        heads: recall and density of every head in the last call with sparse attention; None after a dense one.
+        skipped: steps of the last call that were left out (of the prompt; see `qsjax.settings.Skip`).
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        *,
-        dtype: jnp.dtype,
-        text_storage: str | None = None,
-        modulation: str = "resident",
-        staged: bool | None = None,
-        devices: int = 1,
-        shard_weights: bool = False,
-        progress: bool = True,
-    ) -> None:
-        if modulation not in MODULATION:
-            raise InputError(f"no modulation {modulation!r}; {nearest(modulation, MODULATION)}")
-        self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
-        self._released, self._progress = modulation == "released", progress
-        source = str(manifest.directory)
-        self.dit_config = from_mapping(
-            DiTConfig, manifest.config("dit"), source=f"{source}: dit config"
-        )
-        self.vae_config = from_mapping(
-            VAEConfig, manifest.config("vae"), source=f"{source}: vae config"
-        )
-        if shard_weights and devices == 1:
-            raise InputError(
-                "shard_weights is for several devices, and there is one; ask for more (--devices), or leave it out"
-            )
-        self.mesh = make_mesh(devices) if devices != 1 else None
-        self._cut = shard_weights
-        self.settings = Settings.of_manifest(manifest)
-        self.tiling: Tiling | None = from_mapping(
-            Tiling, manifest.tiling, source=f"{source}: tiling"
-        )
-        self._models = Models(
-            manifest,
-            dtype=dtype,
-            text_storage=text_storage,
-            released=self._released,
-            staged=staged,
-            mesh=self.mesh,
-            cut=shard_weights,
-            progress=progress,
-            add=self._add,
-        )
-        self._denoiser = Denoiser(self._models, self.mesh, progress=progress, add=self._add)
-        self.timings: dict[str, float] = {}
-        self.skipped = 0
-        self.heads: Heads | None = None
+    heads: Heads | None = None
+    skipped: int = 0
 
-    @classmethod
-    def from_checkpoint(
-        cls,
-        directory: str | os.PathLike[str],
-        *,
-        dtype: jnp.dtype | type | str | None = None,
-        text_storage: str | None = None,
-        modulation: str = "resident",
-        staged: bool | None = None,
-        devices: int = 1,
-        shard_weights: bool = False,
-        progress: bool = True,
-    ) -> "Pipeline":
-        """Open a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
-
-        Args:
-            directory: the checkpoint.
-            dtype: of weights and matmuls; None is bfloat16 on TPU and GPU, float32 on CPU.
-            text_storage: "int8" halves the memory of the text encoders.
-            modulation: "released" reads the modulation weights (a quarter of HunyuanVideo's) for a prompt's table and drops
-                them before the first step, for each prompt anew; "resident" keeps them. The video is the same.
-            staged: True drops text encoders, transformer and autoencoder when another of them is needed, and reads them again
-                for the next call; False keeps what was loaded; None keeps it where all three are a small part of the device's
-                memory, or where that is not known.
-            devices: that share the transformer's tokens and heads, and take the autoencoder's tiles in turns. Text encoders run on
-                the first.
-            shard_weights: devices share the transformer's weights too, and gather a layer's when its turn comes; else each has all.
-            progress: show bars (on a terminal or notebook; in a log, a line per 10 %).
-
-        Raises:
-            CheckpointError: not a checkpoint, or one without a DiT or VAE.
-            InputError: no such modulation; not so many devices.
-        """
-        if dtype is None:
-            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        return cls(
-            Manifest.read(directory),
-            dtype=jnp.dtype(dtype),
-            text_storage=text_storage,
-            modulation=modulation,
-            staged=staged,
-            devices=devices,
-            shard_weights=shard_weights,
-            progress=progress,
-        )
-
-    @classmethod
-    def tiny(cls, **options: Any) -> "Pipeline":
-        """The bundled tiny model, converted to a checkpoint in the user's cache at first use."""
-        from convert.bundled import converted_tiny_model
-
-        return cls.from_checkpoint(converted_tiny_model(), **options)
-
-    @property
-    def directory(self) -> Path:
-        """The checkpoint."""
-        return self._manifest.directory
-
-    @property
-    def weights(self) -> str | None:
-        """Name of the recipe that the DiT is quantized by; None in full precision."""
-        recipe = self._manifest.component("dit").recipe
-        return None if recipe is None else recipe.get("name")
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Of weights and matmuls."""
-        return self._dtype
-
-    @property
-    def staged(self) -> bool:
-        """Whether text encoders, transformer and autoencoder are in memory one at a time."""
-        return self._models.staged
-
-    @property
-    def dit(self) -> DiT:
-        """The diffusion transformer; with `modulation="released"` only what steps run."""
-        return self._models.dit
-
-    @property
-    def vae(self) -> VAE:
-        """The video autoencoder."""
-        return self._models.vae
-
-    @property
-    def text_encoder(self) -> TextEncoder:
-        """Both text encoders with their tokenizers."""
-        return self._models.text_encoder
-
-    def release(self) -> None:
-        """Drop every loaded model; each is read again when it is needed. What was compiled stays."""
-        self._models.release()
+    @cached_property
+    def _denoiser(self) -> Denoiser:
+        return Denoiser(self._models, self.mesh, progress=self._progress, add=self._add)
 
     def generate(
         self,
@@ -461,31 +310,6 @@ class Pipeline:
         self._add("decode", start)
         return np.moveaxis(array, 1, -1)
 
-    def latent_shape(self, settings: Settings, batch: int = 1) -> tuple[int, int, int, int, int]:
-        """[B, C, T, H, W] of the latents of a video."""
-        latents = self.vae_config.latent_shape(settings.frames, settings.height, settings.width)
-        return (batch, self.dit_config.in_channels, *latents)
-
-    def _require_room(self, settings: Settings, *, encodes: bool) -> None:
-        """Refuse what cannot fit the device; where its memory is not known, nothing is refused."""
-        room = device_room()
-        if room is None:
-            return
-        model = PlannedModel.of_checkpoint(self._manifest)
-        run = Run(
-            model=model,
-            weights=Weights.count(model.dit, model.recipe, clipped=model.clipped),
-            settings=settings,
-            text_storage=self._text_storage,
-            released=self._released,
-            tiling=self.tiling,
-            encodes=encodes,
-            backend=jax.default_backend(),
-            chips=1 if self.mesh is None else self.mesh.size,
-            cut=self._cut,
-        )
-        require_room(run, room, where=f"this {jax.local_devices()[0].device_kind}")
-
     def _negative(self, given: str | EncodedPrompt, batch: int) -> EncodedPrompt:
         if isinstance(given, EncodedPrompt):
             return given
@@ -493,9 +317,6 @@ class Pipeline:
         encoded = self.text_encoder([given] * batch)
         self._add("encode", start)
         return encoded
-
-    def _add(self, stage: str, start: float) -> None:
-        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
 
 
 def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:

@@ -1,4 +1,4 @@
-"""Attention over listed blocks of keys, different for every head, with a cached remainder applied before the store."""
+"""Attention over listed blocks of keys, different for every head, corrected by what a cache keeps of the other blocks."""
 
 from pallas_kernels.block_sparse_attention.api import (
     BLOCK_SPARSE_ATTENTION as BLOCK_SPARSE_ATTENTION,

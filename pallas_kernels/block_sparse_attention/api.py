@@ -1,7 +1,7 @@
 """The operation: shapes, dtypes and checks, and the choice of an implementation."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -24,11 +24,11 @@ class WithResidual(NamedTuple):
         recall: a, the weight of the listed keys, float32 [B, Q, H].
     """
 
-    out: Any
-    listed: Any
-    others: Any
-    others_lse: Any
-    recall: Any
+    out: Float[Array, "B Q H D"]
+    listed: Float[Array, "B Q H D"]
+    others: Float[Array, "B Q H D"]
+    others_lse: Float[Array, "B H Q"]
+    recall: Float[Array, "B Q H"]
 
 
 def block_sparse_attention(
@@ -48,7 +48,7 @@ def block_sparse_attention(
 
     Softmax, log-sum-exp and the cache's arithmetic are float32; products take q's dtype. An empty list gives 0 and
     a log-sum-exp of -1e30. Any length: the last blocks may be partial. Queries may be a part of the sequence: text
-    rows, which see everything, are best run as a call of their own, lest all lists grow to their length.
+    rows, which see everything, are best run as a call of their own; otherwise every list is padded to the length of theirs.
 
     Args:
         q, k, v: of one dtype; q may have another length.
@@ -56,8 +56,8 @@ def block_sparse_attention(
         kv_valid: keys that may be seen; None is all.
         scale: of the scores; None is D^-1/2.
         cache: `Additive` or `Complement`; its tensors have q's shape.
-        scores: "float", or "int8" for queries and smoothed keys in int8, a scale a row: faster where the matrix unit is,
-            and not differentiable.
+        scores: "float"; or "int8", to round queries and smoothed keys to int8 with a scale for each row. That is faster
+            if the matrix unit is faster with int8, and not differentiable.
         return_lse: also return log-sum-exp of the listed keys' scores.
         implementation: "auto" or a name of `BLOCK_SPARSE_ATTENTION.implementations`.
 
@@ -66,7 +66,7 @@ def block_sparse_attention(
 
     Raises:
         ValueError: shapes that do not go together.
-        ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
+        UnsupportedError: the implementation cannot serve this call; the message says why.
     """
     if cache is not None:
         _check_cache(cache, q.shape)
@@ -95,14 +95,15 @@ def attention_with_residual(
 
     Raises:
         ValueError: shapes that do not go together.
-        ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
+        UnsupportedError: the implementation cannot serve this call; the message says why.
     """
     (listed, listed_lse), (others, others_lse) = (
         _attend(q, k, v, lists, kv_valid, None, scale, scores, implementation)
         for lists in (blocks, blocks.complement())
     )
-    wide = (x.astype(jnp.float32) for x in (listed, others))
-    out, recall = merge(next(wide), listed_lse, next(wide), others_lse)
+    out, recall = merge(
+        listed.astype(jnp.float32), listed_lse, others.astype(jnp.float32), others_lse
+    )
     return WithResidual(out.astype(q.dtype), listed, others, others_lse, recall)
 
 
@@ -147,19 +148,21 @@ def _check(q: Array, k: Array, v: Array, blocks: BlockLists, kv_valid: Array | N
         or k.shape != v.shape
         or not q.dtype == k.dtype == v.dtype
     ):
-        found = ", ".join(f"{x.dtype}{list(x.shape)}" for x in (q, k, v))
-        raise ValueError(f"q, k and v must agree in all but q's length, found {found}")
+        shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in (q, k, v))
+        raise ValueError(f"q, k and v must agree in all but q's length, found {shapes}")
     if kv_valid is not None and kv_valid.shape != (batch, keys):
         raise ValueError(f"kv_valid has shape {kv_valid.shape}, expected {(batch, keys)}")
     rows, columns = -(-length // blocks.block_q), -(-keys // blocks.block_kv)
     if (blocks.q_blocks, blocks.kv_blocks) != (rows, columns):
         raise ValueError(
             f"lists are for {blocks.q_blocks} x {blocks.kv_blocks} blocks; {length} queries and {keys} keys in"
-            f" blocks of {blocks.block_q} x {blocks.block_kv} are {rows} x {columns}"
+            f" blocks of {blocks.block_q} x {blocks.block_kv} make {rows} x {columns}"
         )
     for name, sizes in (("indices", blocks.indices.shape), ("counts", blocks.counts.shape)):
         if sizes[0] not in (1, batch) or sizes[1] not in (1, heads):
-            raise ValueError(f"{name} {sizes} fit neither {batch} samples of {heads} heads nor 1")
+            raise ValueError(
+                f"{name} has shape {sizes}, expected 1 or {batch} samples and 1 or {heads} heads"
+            )
 
 
 def _check_cache(cache: Cache, shape: tuple[int, ...]) -> None:
@@ -183,7 +186,7 @@ def _check_cache(cache: Cache, shape: tuple[int, ...]) -> None:
             )
 
 
-def _always(**_: Any) -> None:
+def _always(**_: object) -> None:
     return None
 
 

@@ -1,7 +1,7 @@
 """HunyuanVideo's attention as cases for the benchmark: 24 heads of 128, a video of 61 frames at 480 x 832, and its text.
 
-Lists are uniform (equally many blocks in every list) or those of Sparse VideoGen, whose temporal heads have the same band
-as the spatial ones after their tokens are put in another order.
+Lists are uniform (equally many blocks in every list) or those of Sparse VideoGen. Its temporal heads reorder their tokens;
+after that they have the same band as the spatial heads.
 """
 
 from pallas_kernels.block_sparse_attention.case import BAND_BLOCK, AttentionCase

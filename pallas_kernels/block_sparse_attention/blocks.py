@@ -1,10 +1,11 @@
 """Which blocks of keys each block of queries sees: lists with counts, as arrays that a compiled program can take.
 
-A list is data, its longest possible length is not: lists chosen during sampling change without a new compilation.
+A list is data, the room for it is not: lists that are chosen during sampling change without a new compilation.
 """
 
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -23,15 +24,15 @@ class BlockLists:
     """For every sample, head and block of queries, the blocks of keys it sees.
 
     Attributes:
-        indices: int32 [B or 1, H or 1, query blocks, K], ascending; entries behind the count repeat the last valid
-            one (0 in an empty list), so that fetching ahead fetches nothing new.
+        indices: int32 [B or 1, H or 1, query blocks, K], ascending; entries past the count repeat the last valid
+            index (0 in an empty list), so that fetching ahead fetches nothing new.
         counts: int32 [B or 1, H or 1, query blocks]; 0 is an empty list, whose result is 0.
         block_q: queries in a block.
         block_kv: keys in a block.
-        kv_blocks: blocks of keys there are.
+        kv_blocks: number of blocks of keys.
     """
 
-    indices: Any
+    indices: Any  # Not only arrays: jax puts shapes, shardings and placeholders here.
     counts: Any
     block_q: int
     block_kv: int
@@ -52,8 +53,8 @@ class BlockLists:
             block_map: with or without a batch dimension; 1 for what samples or heads share.
             block_q: queries in a block.
             block_kv: keys in a block.
-            longest: entries to make room for; what a row has beyond is dropped, the last blocks first. None is
-                the longest row, or all blocks where the map is traced.
+            longest: K, entries to make room for; a row with more keeps its first. None is the longest row, or all
+                blocks if the map is traced.
 
         Raises:
             ValueError: a map that is not 3- or 4-dimensional, or sizes below 1.
@@ -63,8 +64,8 @@ class BlockLists:
         if min(block_q, block_kv) < 1 or (longest is not None and longest < 1):
             raise ValueError(f"{block_q=}, {block_kv=}, {longest=}: all must be 1 or more")
         traced = isinstance(block_map, jax.core.Tracer)
-        # NumPy's map is listed by NumPy: there is nothing to compile for its shape.
-        xp: Any = np if isinstance(block_map, np.ndarray) else jnp
+        # For NumPy's maps jax would compile a program for every shape.
+        xp = np if isinstance(block_map, np.ndarray) else jnp
         if block_map.ndim == 3:
             block_map = block_map[None]
         kv_blocks = block_map.shape[-1]
@@ -72,33 +73,11 @@ class BlockLists:
         if longest is None:
             longest = kv_blocks if traced else max(1, int(counts.max()))
         longest = min(longest, kv_blocks)
-        # A stable sort of "is not listed" puts the listed ones in front, in order.
+        # A stable sort by "is not listed" puts the listed blocks first, in order.
         order = xp.argsort(~block_map, axis=-1, stable=True)[..., :longest].astype(xp.int32)
         counts = xp.minimum(counts, xp.int32(longest))
         indices = _repeat_last(order, counts, xp)
         return cls(jnp.asarray(indices), jnp.asarray(counts), block_q, block_kv, kv_blocks)
-
-    @classmethod
-    def from_ranges(
-        cls,
-        starts: Int[Array | np.ndarray, "*B H Q"],
-        stops: Int[Array | np.ndarray, "*B H Q"],
-        *,
-        block_q: int,
-        block_kv: int,
-        kv_blocks: int,
-        longest: int | None = None,
-    ) -> "BlockLists":
-        """One run of blocks, from start to before stop, for every row; see `from_block_map`."""
-        columns = jnp.arange(kv_blocks)
-        inside = [jnp.expand_dims(jnp.asarray(edge), -1) for edge in (starts, stops)]
-        columns = columns.reshape((1,) * (inside[0].ndim - 1) + (-1,))
-        return cls.from_block_map(
-            (columns >= inside[0]) & (columns < inside[1]),
-            block_q=block_q,
-            block_kv=block_kv,
-            longest=longest,
-        )
 
     @classmethod
     def from_band(
@@ -165,11 +144,16 @@ class BlockLists:
         return BlockLists.from_block_map(parts.any(axis=(3, 5)), block_q=block_q, block_kv=block_kv)
 
     def executed_density(self) -> Float[Array, ""]:
-        """Listed blocks over all blocks, counted: what a kernel computes, not what a mask was meant to keep."""
+        """Listed blocks over all blocks: the share that a kernel computes, which may differ from the one asked for."""
         return self.counts.astype(jnp.float32).mean() / jnp.float32(self.kv_blocks)
 
 
-def _repeat_last(indices: Any, counts: Any, xp: Any) -> Any:
+def _repeat_last(
+    indices: Int[Array | np.ndarray, "B H Q K"],
+    counts: Int[Array | np.ndarray, "B H Q"],
+    xp: ModuleType,
+) -> Int[Array | np.ndarray, "B H Q K"]:
+    """Overwrite entries past the count with the last valid entry, or 0 in an empty list."""
     places = xp.arange(indices.shape[-1], dtype=xp.int32)
     places = places.reshape((1,) * counts.ndim + (-1,))
     last = xp.maximum(counts - 1, 0)[..., None]

@@ -1,12 +1,14 @@
-"""What an earlier, dense step knows about the keys that a sparse step leaves out, and how it is put back.
+"""What a dense step keeps of the keys that later, sparse steps leave out, and how they add it to their output.
 
 With S the listed keys, R the others and a = exp(lse_S - lse) the weight that S has in the full softmax,
 
     O = a O_S + (1 - a) O_R        and        O - O_S = (1 - a) (O_R - O_S).
 
-`Additive` keeps the difference (QuantSparse, first-order residual); `Complement` keeps O_R and its log-sum-exp, and
-weighs them against the current O_S. Where it follows, by a share f, it keeps X = O_R - f O_S instead, and takes O_R to have
-moved by f times what O_S has moved by since. Either may be split into values and a product of low rank.
+`Additive` keeps the difference (QuantSparse, first-order residual). `Complement` keeps O_R and its log-sum-exp, and
+weighs them against the current O_S. With a share f > 0 it keeps X = O_R - f O_S instead, which assumes that O_R changes by
+f times the change of O_S. Either may be split into values and a product of low rank.
+
+Their arrays are `Any`: jax puts shapes, shardings and placeholders in the same fields.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 EMPTY = -1e30
-"""Log-sum-exp of no keys: finite, so that nothing that follows is infinite or NaN."""
+"""Log-sum-exp of no keys: finite, so that nothing computed from it is infinite or NaN."""
 
 
 @partial(

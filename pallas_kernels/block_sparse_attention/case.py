@@ -1,4 +1,4 @@
-"""A call of attention for the benchmark: its lists, the least it has to do, and what a TPU's compiler is to profile of it."""
+"""A call of attention for the benchmark: its lists, the least work it can do, and the part that a TPU's compiler profiles."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from pallas_kernels.block_sparse_attention import tpu
 from pallas_kernels.block_sparse_attention.api import block_sparse_attention
@@ -17,8 +18,8 @@ from pallas_kernels.roofline import Program, Work, random_like, spec
 from pallas_kernels.targets import Target
 
 BAND_BLOCK = 128
-"""Tokens of the blocks that a band is made of."""
-# Rows of queries that are profiled; a row costs the same whichever it is.
+"""Tokens in each block that a band is made of."""
+# Rows of query blocks that are profiled; every row costs the same.
 _PROFILED_ROWS = 8
 
 
@@ -27,15 +28,15 @@ class AttentionCase:
     """Self-attention of one sample.
 
     Attributes:
-        label: what the lists are.
+        label: of the lists.
         tokens: of the sample, text last.
-        heads: there are.
+        heads: number of heads.
         head_dim: channels of a head.
         block_q, block_kv: of the lists.
         implementation: name of the implementation; "cudnn" is jax's dense attention, for comparison.
         listed: blocks of keys in every list; None is all.
         band: half width of a band of tokens, instead of `listed`; made of blocks of 128 and coarsened.
-        text: tokens that see all and are seen by all, beside a band.
+        text: with a band, the last tokens, which see all and are seen by all.
         dtype: of queries, keys and values.
     """
 
@@ -61,7 +62,7 @@ class AttentionCase:
 
     @cached_property
     def lists(self) -> BlockLists:
-        """Uniform ones are drawn at random for every head; a band and full lists are shared by all heads."""
+        """Random blocks for every head if `listed` says how many; a band and full lists are shared by all heads."""
         q_blocks, kv_blocks = -(-self.tokens // self.block_q), -(-self.tokens // self.block_kv)
         if self.band is not None:
             fine = BlockLists.from_band(
@@ -88,7 +89,7 @@ class AttentionCase:
 
     @property
     def work(self) -> Work:
-        """Both products of the listed blocks, whole ones; queries, keys and values read, the result written."""
+        """Both products of the listed blocks, partial ones in full; queries, keys and values read, the result written."""
         counts = np.asarray(self.lists.counts)
         pairs = int(counts.sum()) * self.heads // counts.shape[1] * self.block_q * self.block_kv
         values = self.tokens * self.heads * self.head_dim
@@ -101,9 +102,9 @@ class AttentionCase:
         return (*random_like((x, x, x)), self.lists)
 
     def call(self, implementation: str) -> Callable[..., Any]:
-        """The operation; padded and transposed as the implementation wants it, on the clock."""
+        """The operation, with the padding and transpositions that the implementation needs."""
 
-        def attend(q: Any, k: Any, v: Any, lists: BlockLists) -> Any:
+        def attend(q: Array, k: Array, v: Array, lists: BlockLists) -> Array | tuple[Array, Array]:
             if self.implementation == "cudnn":
                 return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
             return block_sparse_attention(q, k, v, lists, implementation=implementation)
@@ -111,16 +112,16 @@ class AttentionCase:
         return attend
 
     def program(self, target: Target) -> Program:
-        """A few rows of one head over all keys, the loop as long as the mean list, without branches.
+        """A few rows of one head over all keys, with a loop as long as the mean list and without branches.
 
-        The profiler charges neither branches nor loops of unknown length, and takes too long over a whole call. Only the
+        The profiler counts neither branches nor loops of unknown length, and is too slow for a whole call. Only the
         kernel is compiled: the copies that put heads before tokens are not in the estimate.
         """
         gather = keys_per_step(target, self.lists) // self.block_kv
         steps, lists = self.steps(target), self.lists
         trips = max(1, round(steps / (lists.q_blocks * self.heads)))
         dtype = jnp.dtype(self.dtype)
-        # All heads' keys, or the compiler may keep those of a single one in vector memory.
+        # The keys of all heads: those of a single head the compiler might keep in vector memory.
         k = spec(1, self.tokens, self.heads, self.head_dim, dtype=dtype)
         q = spec(1, _PROFILED_ROWS * self.block_q, 1, self.head_dim, dtype=dtype)
         profiled = BlockLists(
@@ -131,10 +132,10 @@ class AttentionCase:
             lists.kv_blocks,
         )
 
-        def arrange(q: Any, k: Any, valid: Any, blocks: BlockLists) -> tpu.Arranged:
+        def arrange(q: Array, k: Array, valid: Array, blocks: BlockLists) -> tpu.Arranged:
             return tpu.arrange(q, k, k, valid, blocks, None, gather=gather)
 
-        def launch(arranged: tpu.Arranged, blocks: BlockLists) -> Any:
+        def launch(arranged: tpu.Arranged, blocks: BlockLists) -> tuple[Array, ...]:
             return tpu.launch(
                 arranged, blocks, gather=gather, scale=self.head_dim**-0.5, target=target,
                 trips=trips,

@@ -1,24 +1,26 @@
 """Pallas for GPU (Triton): a program takes a tile of queries, walks its list, applies the cache and stores.
 
-Tokens are read where they are, head by head; nothing is transposed or padded but cached values, which are at rest head by
-head: turning them to the tokens' order would turn the cache of all layers, in front of the loop over layers. Blocks larger
-than a tile are walked a tile at a time, so that a list of coarse blocks runs on the same tiles as one of fine ones.
+Queries, keys and values are read where they are, one head at a time, and are neither transposed nor padded. Only cached
+values are transposed, to [B, H, L, D]: the cache is stored in that order, so the two transpositions cancel. A kernel that
+read [B, L, H, D] would have XLA transpose the cache of all layers before the loop over layers. A block larger than a tile takes
+several steps, so lists of coarse blocks run on the same tiles as lists of fine ones.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import Cache, Complement
-from pallas_kernels.block_sparse_attention.gpu_kernel import Form, kernel
+from pallas_kernels.block_sparse_attention.gpu_kernel import GpuKernelConfig, kernel
 from pallas_kernels.block_sparse_attention.scores import Int8Scales
 from pallas_kernels.block_sparse_attention.softmax import key_bias
 from pallas_kernels.gpu_params import needs_gpu, triton_options
+from pallas_kernels.refs import Index, Operand
 from pallas_kernels.targets import Target
 
 TILE = 128
@@ -26,7 +28,7 @@ TILE = 128
 
 
 def objection(
-    *, backend: str, dtype: Any, head_dim: int, block_q: int, block_kv: int, **_: Any
+    *, backend: str, dtype: DTypeLike, head_dim: int, block_q: int, block_kv: int, **_: object
 ) -> str | None:
     """Why the kernel cannot serve a call."""
     if reason := needs_gpu(backend):
@@ -88,7 +90,7 @@ def launch(
     tiles, tiles_in_block = pl.cdiv(length, tile_q), blocks.block_q // tile_q
     samples, list_heads = blocks.counts.shape[:2]
 
-    def of_list(i: Any, h: Any, b: Any) -> tuple[Any, ...]:
+    def of_list(i: Array, h: Array, b: Array) -> tuple[Index, Index, Array, int]:
         row = jax.lax.div(i, tiles_in_block)
         return b if samples > 1 else 0, h if list_heads > 1 else 0, row, 0
 
@@ -116,9 +118,9 @@ def launch(
         "lse": (jax.ShapeDtypeStruct((batch, heads, length), jnp.float32), row),
     }
     if count_blocks:
-        one = pl.BlockSpec((None, None, 1), lambda i, h, b: (b, h, i))
-        outputs["executed"] = (jax.ShapeDtypeStruct((batch, heads, tiles), jnp.int32), one)
-    form = Form(
+        counter = pl.BlockSpec((None, None, 1), lambda i, h, b: (b, h, i))
+        outputs["executed"] = (jax.ShapeDtypeStruct((batch, heads, tiles), jnp.int32), counter)
+    config = GpuKernelConfig(
         names=(*operands, *outputs),
         queries=length,
         keys=keys,
@@ -130,7 +132,7 @@ def launch(
         follow=cache.follow if isinstance(cache, Complement) else 0.0,
     )
     return pl.pallas_call(
-        partial(kernel, form=form),
+        partial(kernel, config=config),
         out_shape=[shape for shape, _ in outputs.values()],
         grid=(tiles, heads, batch),
         in_specs=[spec for _, spec in operands.values()],
@@ -140,9 +142,7 @@ def launch(
     )(*(array for array, _ in operands.values()))
 
 
-def _cache_operands(
-    cache: Cache | None, row: pl.BlockSpec, tile_q: int
-) -> dict[str, tuple[Any, pl.BlockSpec]]:
+def _cache_operands(cache: Cache | None, row: pl.BlockSpec, tile_q: int) -> dict[str, Operand]:
     if cache is None:
         return {}
     values = cache.values.swapaxes(1, 2)

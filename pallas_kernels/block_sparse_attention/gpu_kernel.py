@@ -1,27 +1,28 @@
 """The GPU kernel itself: one tile of queries of one head, a loop over its list, online softmax in powers of two."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.block_sparse_attention.cache import EMPTY
-from pallas_kernels.block_sparse_attention.softmax import LOG2_E, LOWEST_PEAK
+from pallas_kernels.block_sparse_attention.softmax import INITIAL_MAX, LOG2_E
 from pallas_kernels.gpu_params import inside, load, store
+from pallas_kernels.refs import Ref
 
 
-@dataclass(frozen=True)
-class Form:
-    """What is fixed when the kernel is built.
+@dataclass(frozen=True, kw_only=True)
+class GpuKernelConfig:
+    """What is fixed when the kernel is compiled.
 
     Attributes:
-        names: of the arrays, inputs first.
-        queries, keys: there are, that is, what the last tiles may exceed.
-        tile_q, tile_kv: of a program, and of a step of its loop.
-        parts: steps a listed block takes.
+        names: of the kernel's arrays: inputs, outputs.
+        queries, keys: of a sample; the last tiles may exceed them.
+        tile_q: queries of a program.
+        tile_kv: keys of a step of its loop.
+        parts: steps that a listed block takes.
         scale: of the scores.
         complement: the cache is a `Complement`.
         follow: its share of O_S.
@@ -38,57 +39,84 @@ class Form:
     follow: float
 
 
-def kernel(*refs: Any, form: Form) -> None:
-    """Attend to the listed blocks, apply the cache, store; `refs` are the arrays that `form` names."""
-    ref = dict(zip(form.names, refs, strict=True))
-    rows = inside(pl.program_id(0) * form.tile_q, form.tile_q, form.queries)
+def kernel(*refs: Ref, config: GpuKernelConfig) -> None:
+    """Attend to the listed blocks, apply the cache, store.
+
+    Args:
+        refs: the arrays that `config` names. Those in square brackets are there only in some calls.
+
+            counts: int32 [1], blocks in the list.
+            indices: int32 [K], the list.
+            q: [tile_q, D].
+            k, v: [L, D], all of the sample and head.
+            bias: float32 [L], padded to whole blocks, 0 or `EMPTY`.
+            [q_scale, k_scale]: of int8 queries and keys, float32 [tile_q] and [L], padded.
+            [values, scale, cached_lse, u_factor, v_factor]: of the cache.
+            out: [tile_q, D].
+            lse: float32 [tile_q].
+            [executed]: int32 [1], the number of steps.
+        config: what is fixed.
+    """
+    ref = dict(zip(config.names, refs, strict=True))
+    rows = inside(pl.program_id(0) * config.tile_q, config.tile_q, config.queries)
     q = load(ref["q"], rows=rows)
     int8 = "q_scale" in ref
     q_scale = load(ref["q_scale"], columns=rows)[:, None] if int8 else None
 
-    def step(index: Any, state: tuple[Array, Array, Array, Array]) -> tuple[Array, ...]:
-        peak, total, mixed, executed = state
-        block = ref["indices"][jax.lax.div(index, form.parts)]
-        start = (block * form.parts + jax.lax.rem(index, form.parts)) * form.tile_kv
-        places: Any = pl.ds(start, form.tile_kv)
-        if form.keys % form.tile_kv:
-            # Past the last key the last one is read again; its bias there says that it is not to be seen.
-            places = jnp.minimum(start + jnp.arange(form.tile_kv), form.keys - 1)
+    def step(
+        index: Array, state: tuple[Array, Array, Array, Array]
+    ) -> tuple[Array, Array, Array, Array]:
+        m, l, acc, executed = state
+        block = ref["indices"][jax.lax.div(index, config.parts)]
+        start = (block * config.parts + jax.lax.rem(index, config.parts)) * config.tile_kv
+        span = pl.ds(start, config.tile_kv)
+        # Places past the last key read it again; their bias masks them.
+        places = (
+            jnp.minimum(start + jnp.arange(config.tile_kv), config.keys - 1)
+            if config.keys % config.tile_kv
+            else span
+        )
         k, v = ref["k"][places, :], ref["v"][places, :]
         kind = jnp.int32 if int8 else jnp.float32
         scores = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=kind)
         if q_scale is not None:
-            k_scale = ref["k_scale"][pl.ds(start, form.tile_kv)]
+            k_scale = ref["k_scale"][span]
             scores = scores.astype(jnp.float32) * q_scale * k_scale[None]
-        bias = ref["bias"][pl.ds(start, form.tile_kv)]
-        scores = scores * (form.scale * LOG2_E) + bias[None]
-        higher = jnp.maximum(peak, scores.max(axis=1))
-        shrink, weights = jnp.exp2(peak - higher), jnp.exp2(scores - higher[:, None])
-        more = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        total = total * shrink + weights.sum(axis=1)
-        return higher, total, mixed * shrink[:, None] + more, executed + 1
+        bias = ref["bias"][span]
+        scores = scores * (config.scale * LOG2_E) + bias[None]
+        m_new = jnp.maximum(m, scores.max(axis=1))
+        alpha, p = jnp.exp2(m - m_new), jnp.exp2(scores - m_new[:, None])
+        pv = jnp.dot(p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        l = l * alpha + p.sum(axis=1)
+        return m_new, l, acc * alpha[:, None] + pv, executed + 1
 
     start = (
-        jnp.full(form.tile_q, LOWEST_PEAK, jnp.float32),
-        jnp.zeros(form.tile_q, jnp.float32),
+        jnp.full(config.tile_q, INITIAL_MAX, jnp.float32),
+        jnp.zeros(config.tile_q, jnp.float32),
         jnp.zeros(q.shape, jnp.float32),
         jnp.int32(0),
     )
-    steps = ref["counts"][0] * form.parts
-    peak, total, mixed, executed = jax.lax.fori_loop(0, steps, step, start)
-    some = total > 0
-    total = jnp.where(some, total, 1.0)
-    lse = jnp.where(some, peak / LOG2_E + jnp.log(total), EMPTY)
-    out = mixed / total[:, None]
+    steps = ref["counts"][0] * config.parts
+    m, l, acc, executed = jax.lax.fori_loop(0, steps, step, start)
+    some = l > 0
+    l = jnp.where(some, l, 1.0)
+    lse = jnp.where(some, m / LOG2_E + jnp.log(l), EMPTY)
+    out = acc / l[:, None]
     if "values" in ref:
-        out = _apply(out, lse, ref, form, rows)
+        out = _apply(out, lse, ref, config, rows)
     store(ref["out"], out, rows=rows)
     store(ref["lse"], lse, columns=rows)
     if "executed" in ref:
         ref["executed"][0] = executed
 
 
-def _apply(out: Array, lse: Array, ref: dict[str, Any], form: Form, rows: Array | None) -> Array:
+def _apply(
+    out: Float[Array, "Q D"],
+    lse: Float[Array, " Q"],
+    ref: dict[str, Ref],
+    config: GpuKernelConfig,
+    rows: Bool[Array, " Q"] | None,
+) -> Float[Array, "Q D"]:
     """Put back what the list leaves out, as `cache.py` defines it."""
     cached = load(ref["values"], rows=rows).astype(jnp.float32)
     if "scale" in ref:
@@ -98,7 +126,7 @@ def _apply(out: Array, lse: Array, ref: dict[str, Any], form: Form, rows: Array 
         cached = cached + jax.lax.dot_general(
             u, v, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
         )
-    if not form.complement:
+    if not config.complement:
         return out + cached
     weight = jax.nn.sigmoid(lse - load(ref["cached_lse"], columns=rows))[:, None]
-    return weight * out + (1 - weight) * (cached + form.follow * out)
+    return weight * out + (1 - weight) * (cached + config.follow * out)

@@ -19,7 +19,7 @@ def attend(
     scale: float,
     scales: Int8Scales | None = None,
 ) -> tuple[Float[Array, "B Q H D"], Float[Array, "B H Q"]]:
-    """Output in v's dtype, and the log-sum-exp of the listed keys; 0 and `EMPTY` where there is none."""
+    """Output in v's dtype, and the log-sum-exp of the listed keys; 0 and `EMPTY` where no key is listed."""
     dtype = v.dtype
     if scales is not None:
         q, k = dequantize(q, k, scales)
@@ -30,10 +30,10 @@ def attend(
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest") * scale
     scores = jnp.where(seen, scores, -jnp.inf)
     any_seen = seen.any(axis=-1)
-    peak = jnp.where(any_seen, scores.max(axis=-1), 0.0)
-    weights = jnp.exp(scores - peak[..., None])
-    total = weights.sum(axis=-1)
-    weights = weights / jnp.where(any_seen, total, 1.0)[..., None]
-    out = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision="highest")
-    lse = jnp.where(any_seen, peak + jnp.log(jnp.where(any_seen, total, 1.0)), EMPTY)
+    m = jnp.where(any_seen, scores.max(axis=-1), 0.0)
+    p = jnp.exp(scores - m[..., None])
+    l = p.sum(axis=-1)
+    p = p / jnp.where(any_seen, l, 1.0)[..., None]
+    out = jnp.einsum("bhqk,bkhd->bqhd", p, v, precision="highest")
+    lse = jnp.where(any_seen, m + jnp.log(jnp.where(any_seen, l, 1.0)), EMPTY)
     return (out if cache is None else cache.apply(out, lse)).astype(dtype), lse

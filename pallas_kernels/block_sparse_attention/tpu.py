@@ -1,6 +1,6 @@
 """Pallas for TPU: keys and values stay in HBM, and the kernel fetches the blocks that its list names, one step ahead.
 
-The grid has one step for each block of queries of a head; the loop inside it is as long as the list, so that a block
+The grid has one step for each block of queries of a head. The loop inside it is as long as the list, so a block
 that is not listed costs nothing, not even an empty grid step. Several listed blocks are fetched side by side and
 multiplied at once: the matrix unit wants 512 keys or more, lists are often finer. The cache is applied to the float32
 result while it is still in vector memory.
@@ -8,12 +8,13 @@ result while it is still in vector memory.
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
@@ -21,13 +22,14 @@ from pallas_kernels.block_sparse_attention.cache import Cache, Complement
 from pallas_kernels.block_sparse_attention.scores import Int8Scales
 from pallas_kernels.block_sparse_attention.softmax import key_bias
 from pallas_kernels.block_sparse_attention.tiles import keys_per_step
-from pallas_kernels.block_sparse_attention.tpu_kernel import Form, kernel
+from pallas_kernels.block_sparse_attention.tpu_kernel import TpuKernelConfig, kernel
+from pallas_kernels.refs import Index, Operand
 from pallas_kernels.targets import Target
 from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs_tpu
 
 
 def objection(
-    *, backend: str, dtype: Any, head_dim: int, block_q: int, block_kv: int, **_: Any
+    *, backend: str, dtype: DTypeLike, head_dim: int, block_q: int, block_kv: int, **_: object
 ) -> str | None:
     """Why the kernel cannot serve a call."""
     if reason := needs_tpu(backend):
@@ -96,16 +98,14 @@ def arrange(
         return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[-1])))
 
     if cache is not None:
-        vectors = {"scale": cache.scale}
-        if isinstance(cache, Complement):
-            vectors["lse"] = cache.lse
-        low_rank = cache.low_rank and (along_lanes(cache.low_rank[0]), cache.low_rank[1])
-        lined: dict[str, Any] = {
-            name: None if x is None else along_lanes(x)[:, :, None] for name, x in vectors.items()
-        }
         cache = dataclasses.replace(
-            cache, values=heads_first(cache.values, rows), low_rank=low_rank, **lined
+            cache,
+            low_rank=cache.low_rank and (along_lanes(cache.low_rank[0]), cache.low_rank[1]),
+            scale=None if cache.scale is None else along_lanes(cache.scale)[:, :, None],
+            values=heads_first(cache.values, rows),
         )
+        if isinstance(cache, Complement):
+            cache = dataclasses.replace(cache, lse=along_lanes(cache.lse)[:, :, None])
     if scales is not None:
         k_scale = jnp.pad(scales.k, ((0, 0), (0, 0), (0, columns - scales.k.shape[-1])))
         k_scale = k_scale.reshape(*k_scale.shape[:2], blocks.kv_blocks, blocks.block_kv)
@@ -135,12 +135,12 @@ def launch(
 
     Args:
         arranged: from `arrange`.
-        blocks: whose lists those are; only sizes are used here.
-        gather: listed blocks a step.
+        blocks: the lists that were arranged; only their sizes are used here.
+        gather: listed blocks that a step multiplies.
         scale: of the scores.
         target: device to build for.
-        trips: run this many steps, whatever the lists say, without a branch: a compiler's static estimate
-            charges neither branches nor loops of unknown length. The result is meaningless.
+        trips: run this many steps instead of those in the lists, without branches: a compiler's static estimate
+            counts neither branches nor loops of unknown length. The result is meaningless.
         count_blocks: also return the number of blocks that each row multiplied, int32 [B, H, query blocks, 1, 1].
 
     Returns:
@@ -151,7 +151,7 @@ def launch(
     rows = blocks.q_blocks
     samples, list_heads = blocks.counts.shape[:2]
 
-    def row_of_list(b: Array, h: Array, i: Array) -> tuple[Any, ...]:
+    def row_of_list(b: Array, h: Array, i: Array) -> tuple[Index, int, int]:
         sample, head = b if samples > 1 else 0, h if list_heads > 1 else 0
         return (sample * list_heads + head) * rows + i, 0, 0
 
@@ -160,58 +160,62 @@ def launch(
     in_hbm = pl.BlockSpec(memory_space=pl.ANY)
     of_sample = pl.BlockSpec((None, *bias.shape[1:]), lambda b, h, i: (b, 0, 0))
     list_spec = pl.BlockSpec((None, 1, lists.shape[-1]), row_of_list, memory_space=pltpu.SMEM)
-    operands = [(lists, list_spec), (q, tile), (k, in_hbm), (v, in_hbm), (bias, of_sample)]
+    operands = {
+        "lists": (lists, list_spec),
+        "q": (q, tile),
+        "k": (k, in_hbm),
+        "v": (v, in_hbm),
+        "bias": (bias, of_sample),
+    }
     if scales is not None:
         of_head = pl.BlockSpec((None, None, *scales.k.shape[2:]), lambda b, h, i: (b, h, 0, 0))
-        operands += [(scales.q, row), (scales.k, of_head)]
-    operands += _cache_operands(cache, tile, row, blocks.block_q)
-    outputs = [
-        (jax.ShapeDtypeStruct(q.shape, v.dtype), tile),
-        (jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32), row),
-    ]
+        operands |= {"q_scale": (scales.q, row), "k_scale": (scales.k, of_head)}
+    operands |= _cache_operands(cache, tile, row, blocks.block_q)
+    outputs = {
+        "out": (jax.ShapeDtypeStruct(q.shape, v.dtype), tile),
+        "lse": (jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32), row),
+    }
     if count_blocks:
-        one = pl.BlockSpec(
+        counter = pl.BlockSpec(
             (None, None, None, 1, 1), lambda b, h, i: (b, h, i, 0, 0), memory_space=pltpu.SMEM
         )
-        outputs.append((jax.ShapeDtypeStruct((batch, heads, rows, 1, 1), jnp.int32), one))
-    form = Form(
+        shape = jax.ShapeDtypeStruct((batch, heads, rows, 1, 1), jnp.int32)
+        outputs["executed"] = (shape, counter)
+    buffer = (2, gather * blocks.block_kv, size)
+    scratch = {
+        "k_buffer": pltpu.VMEM(buffer, k.dtype),
+        "v_buffer": pltpu.VMEM(buffer, v.dtype),
+        "m": pltpu.VMEM((blocks.block_q, LANES), jnp.float32),
+        "l": pltpu.VMEM((blocks.block_q, LANES), jnp.float32),
+        "acc": pltpu.VMEM((blocks.block_q, size), jnp.float32),
+        "semaphores": pltpu.SemaphoreType.DMA((2, 2)),
+    }
+    config = TpuKernelConfig(
+        names=(*operands, *outputs, *scratch),
         block_kv=blocks.block_kv,
         gather=gather,
         scale=scale,
         trips=trips,
-        count_blocks=count_blocks,
-        int8=scales is not None,
-        cached=cache is not None,
         complement=isinstance(cache, Complement),
         follow=cache.follow if isinstance(cache, Complement) else 0.0,
-        quantized=cache is not None and cache.scale is not None,
-        low_rank=cache is not None and cache.low_rank is not None,
     )
-    buffer = (2, gather * blocks.block_kv, size)
     return pl.pallas_call(
-        partial(kernel, form=form),
-        out_shape=[shape for shape, _ in outputs],
+        partial(kernel, config=config),
+        out_shape=[shape for shape, _ in outputs.values()],
         grid=(batch, heads, rows),
-        in_specs=[spec for _, spec in operands],
-        out_specs=[spec for _, spec in outputs],
-        scratch_shapes=[
-            pltpu.VMEM(buffer, k.dtype),
-            pltpu.VMEM(buffer, v.dtype),
-            pltpu.VMEM((blocks.block_q, LANES), jnp.float32),
-            pltpu.VMEM((blocks.block_q, LANES), jnp.float32),
-            pltpu.VMEM((blocks.block_q, size), jnp.float32),
-            pltpu.SemaphoreType.DMA((2, 2)),
-        ],
+        in_specs=[spec for _, spec in operands.values()],
+        out_specs=[spec for _, spec in outputs.values()],
+        scratch_shapes=list(scratch.values()),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT
         ),
         interpret=interpret_params(target),
         name="block_sparse_attention",
-    )(*(array for array, _ in operands))
+    )(*(array for array, _ in operands.values()))
 
 
 def _lists(blocks: BlockLists, gather: int) -> Array:
-    """One row of int32 a block of queries: the count, then the list, repeated to whole steps and whole lanes."""
+    """A row of int32 for each block of queries: the count, then the list, padded with its last entry to whole lanes."""
     longest = -(-blocks.indices.shape[-1] // gather) * gather
     width = -(-(1 + longest) // LANES) * LANES
     counts = blocks.counts.reshape(-1, 1, 1)
@@ -222,17 +226,18 @@ def _lists(blocks: BlockLists, gather: int) -> Array:
 
 def _cache_operands(
     cache: Cache | None, tile: pl.BlockSpec, row: pl.BlockSpec, block_q: int
-) -> list[tuple[Array, pl.BlockSpec]]:
-    """Arrays and their blocks, in the order in which the kernel takes them."""
+) -> dict[str, Operand]:
     if cache is None:
-        return []
-    operands = [(cache.values, tile)]
-    operands += [(cache.scale, row)] if cache.scale is not None else []
-    operands += [(cache.lse, row)] if isinstance(cache, Complement) else []
+        return {}
+    operands = {"values": (cache.values, tile)}
+    if cache.scale is not None:
+        operands["scale"] = (cache.scale, row)
+    if isinstance(cache, Complement):
+        operands["cached_lse"] = (cache.lse, row)
     if cache.low_rank is not None:
         u, v = cache.low_rank
         rank, size = v.shape[-2:]
         u_spec = pl.BlockSpec((None, rank, block_q), lambda b, h, i: (b, 0, i))
         v_spec = pl.BlockSpec((None, None, rank, size), lambda b, h, i: (b, h, 0, 0))
-        operands += [(u, u_spec), (v, v_spec)]
+        operands |= {"u_factor": (u, u_spec), "v_factor": (v, v_spec)}
     return operands

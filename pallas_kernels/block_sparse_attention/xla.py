@@ -1,8 +1,8 @@
 """Plain XLA: one head and one block of queries at a time, a loop over its list, online softmax. Any backend.
 
-Work and memory follow the lists: a block that is not listed is neither read nor multiplied, unless lists hold most of all
-blocks. Gradients walk the same
-lists again (their scores are computed anew from the saved log-sum-exp), since a loop of traced length has no reverse.
+Work and memory follow the lists: a block that is not listed is neither read nor multiplied, unless the lists hold most of
+all blocks. JAX cannot differentiate a loop of traced length, so gradients have a loop of their own over the same lists; it
+computes the scores again, from the saved log-sum-exp.
 """
 
 from collections.abc import Callable
@@ -16,26 +16,26 @@ from jaxtyping import Array, Bool, Float, Shaped
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import EMPTY, Cache
 from pallas_kernels.block_sparse_attention.scores import Int8Scales, dequantize
-from pallas_kernels.block_sparse_attention.softmax import LOWEST_PEAK, key_bias
+from pallas_kernels.block_sparse_attention.softmax import INITIAL_MAX, key_bias
 
 _QUERIES_AT_ONCE, _KEYS_AT_ONCE = 128, 4096
-"""Blocks of so many queries or more take so many keys of their list in one step: XLA:CPU then fuses the whole softmax and
-uses its threads, for which smaller products are not worth it."""
+"""A block of at least so many queries takes so many keys of its list in one step: XLA:CPU then fuses the whole softmax and
+uses several threads, which it does not do for smaller products."""
 _FULL = 0.7
-"""All lists are then as long as the longest, which is worth it where they are as full as this on average; and where they hold as
-many of all blocks, every row takes all keys where they are and masks some."""
+"""Steps of many keys treat every list as long as the longest, which pays if the lists are this full on average. If they hold
+this share of all blocks, every row multiplies all keys in place and masks those it does not list."""
 
 
 class _Softmax(NamedTuple):
-    """An online softmax, so far."""
+    """The state of an online softmax, float32."""
 
-    peak: Array  # [queries]
-    total: Array  # [queries]
-    mixed: Array  # [queries, D]
+    m: Array  # running maximum of the scores, [block_q]
+    l: Array  # running sum of exp(scores - m), [block_q]
+    acc: Array  # running sum of exp(scores - m) v, [block_q, D]
 
 
 class _Head(NamedTuple):
-    """One head of one sample, cut in blocks."""
+    """One head of one sample, cut into blocks; or all heads, along a leading dimension."""
 
     q: Array  # [query blocks, block_q, D]
     k: Array  # [key blocks, block_kv, D]
@@ -100,8 +100,8 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
             listed = (start + jnp.arange(len(j), dtype=jnp.int32) < count)[:, None]
             bias = jnp.where(listed, bias, EMPTY).reshape(-1)
             k, v = (x.reshape(-1, x.shape[-1]) for x in (k, v))
-            one = _softmax(q, k, v, bias, scale)
-            state = one if state is None else _both(state, one)
+            part = _softmax(q, k, v, bias, scale)
+            state = part if state is None else _merge(state, part)
         assert state is not None
         return state
 
@@ -109,15 +109,15 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
         def step(i: Array, state: _Softmax) -> _Softmax:
             j = indices[i]
             scores = _scores(q, k_blocks[j], bias_blocks[j], scale)
-            peak = jnp.maximum(state.peak, scores.max(axis=1))
-            shrink, weights = jnp.exp(state.peak - peak), jnp.exp(scores - peak[:, None])
-            total = state.total * shrink + weights.sum(axis=1)
-            mixed = state.mixed * shrink[:, None] + _matmul(weights, v_blocks[j])
-            return _Softmax(peak, total, mixed)
+            m = jnp.maximum(state.m, scores.max(axis=1))
+            alpha, p = jnp.exp(state.m - m), jnp.exp(scores - m[:, None])
+            l = state.l * alpha + p.sum(axis=1)
+            acc = state.acc * alpha[:, None] + _matmul(p, v_blocks[j])
+            return _Softmax(m, l, acc)
 
         queries, size = q.shape[0], v_blocks.shape[-1]
         start = _Softmax(
-            jnp.full(queries, LOWEST_PEAK, jnp.float32),
+            jnp.full(queries, INITIAL_MAX, jnp.float32),
             jnp.zeros(queries, jnp.float32),
             jnp.zeros((queries, size), jnp.float32),
         )
@@ -127,12 +127,14 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
         out, lse = jax.lax.map(partial(_whole_head, scale), heads)
         return out.reshape(-1, *out.shape[2:]), lse.reshape(-1, lse.shape[-1])
 
-    def all_rows(form: Callable[..., _Softmax]) -> Callable[[], tuple[Array, Array]]:
-        def row(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-            return _finished(form(*part))
+    def all_rows(
+        softmax: Callable[[Array, Array, Array], _Softmax],
+    ) -> Callable[[], tuple[Array, Array]]:
+        def row(operands: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+            return _finished(softmax(*operands))
 
-        parts = (heads.q, heads.indices + first, heads.counts)
-        flat = tuple(x.reshape(-1, *x.shape[2:]) for x in parts)
+        stacked = (heads.q, heads.indices + first, heads.counts)
+        flat = tuple(x.reshape(-1, *x.shape[2:]) for x in stacked)
         return lambda: jax.lax.map(row, flat)
 
     longest = heads.indices.shape[-1]
@@ -148,11 +150,11 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
 
 
 def _whole_head(scale: float, head: _Head) -> tuple[Array, Array]:
-    """Lists of nearly all blocks: every row multiplies all keys where they are, and forgets those that it does not list."""
+    """For lists of nearly all blocks: every row multiplies all keys in place, and masks those it does not list."""
     k, v = (x.reshape(-1, x.shape[-1]) for x in (head.k, head.v))
 
-    def row(part: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        q, indices, count = part
+    def row(operands: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        q, indices, count = operands
         valid = jnp.arange(indices.shape[0], dtype=jnp.int32) < count
         listed = jnp.zeros(head.bias.shape[0], jnp.bool_).at[indices].max(valid)
         bias = jnp.where(listed[:, None], head.bias, EMPTY).reshape(-1)
@@ -162,28 +164,28 @@ def _whole_head(scale: float, head: _Head) -> tuple[Array, Array]:
 
 
 def _softmax(q: Array, k: Array, v: Array, bias: Array, scale: float) -> _Softmax:
-    # Left to itself, XLA:CPU makes it again for every query.
+    # Without the barrier, XLA:CPU computes the bias again for every query.
     scores = _scores(q, k, jax.lax.optimization_barrier(bias), scale)
-    # A product, its maxima and its exponentials are one operation there, if this is how they are written.
-    peak = jax.lax.reduce(scores, jnp.float32(LOWEST_PEAK), jax.lax.max, (1,))
-    weights = jnp.exp(scores - peak[:, None])
-    return _Softmax(peak, weights.sum(axis=1), _matmul(weights, v))
+    # Written like this, XLA:CPU fuses the product, its maxima and its exponentials.
+    m = jax.lax.reduce(scores, jnp.float32(INITIAL_MAX), jax.lax.max, (1,))
+    p = jnp.exp(scores - m[:, None])
+    return _Softmax(m, p.sum(axis=1), _matmul(p, v))
 
 
 def _finished(state: _Softmax) -> tuple[Array, Array]:
     """Output and log-sum-exp."""
-    some = state.total > 0
-    total = jnp.where(some, state.total, 1.0)
-    lse = jnp.where(some, state.peak + jnp.log(total), EMPTY)
-    return state.mixed / total[:, None], lse
+    some = state.l > 0
+    l = jnp.where(some, state.l, 1.0)
+    lse = jnp.where(some, state.m + jnp.log(l), EMPTY)
+    return state.acc / l[:, None], lse
 
 
-def _both(one: _Softmax, other: _Softmax) -> _Softmax:
-    """Of two parts of the keys."""
-    peak = jnp.maximum(one.peak, other.peak)
-    mine, its = jnp.exp(one.peak - peak), jnp.exp(other.peak - peak)
-    mixed = one.mixed * mine[:, None] + other.mixed * its[:, None]
-    return _Softmax(peak, one.total * mine + other.total * its, mixed)
+def _merge(a: _Softmax, b: _Softmax) -> _Softmax:
+    """The softmax over the union of two disjoint sets of keys."""
+    m = jnp.maximum(a.m, b.m)
+    alpha_a, alpha_b = jnp.exp(a.m - m), jnp.exp(b.m - m)
+    acc = a.acc * alpha_a[:, None] + b.acc * alpha_b[:, None]
+    return _Softmax(m, a.l * alpha_a + b.l * alpha_b, acc)
 
 
 def _forward(scale: float, heads: _Head) -> tuple[tuple[Array, Array], tuple[_Head, Array, Array]]:
@@ -192,54 +194,54 @@ def _forward(scale: float, heads: _Head) -> tuple[tuple[Array, Array], tuple[_He
 
 
 def _backward(
-    scale: float, kept: tuple[_Head, Array, Array], slopes: tuple[Array, Array]
+    scale: float, residuals: tuple[_Head, Array, Array], cotangents: tuple[Array, Array]
 ) -> tuple[_Head]:
-    heads, outs, lses = kept
+    heads, outs, lses = residuals
 
-    def one_head(one: tuple[_Head, Array, Array, Array, Array]) -> tuple[Array, Array, Array]:
-        head, out, lse, out_slope, lse_slope = one
-        # d(scores) = weights (out_slope . v - out_slope . out + lse_slope)
-        offset = lse_slope - (out_slope * out).sum(axis=-1)
+    def one_head(operands: tuple[_Head, Array, Array, Array, Array]) -> tuple[Array, Array, Array]:
+        head, out, lse, d_out, d_lse = operands
+        # d(scores) = p (d(out) . v - d(out) . out + d(lse))
+        offset = d_lse - (d_out * out).sum(axis=-1)
 
         def row(
-            sums: tuple[Array, Array], part: tuple[Array, ...]
+            dkv: tuple[Array, Array], operands: tuple[Array, ...]
         ) -> tuple[tuple[Array, Array], Array]:
-            q, indices, count, lse, slope, offset = part
+            q, indices, count, lse, d_out, offset = operands
 
             def step(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-                to_q, to_k, to_v = state
+                dq, dk, dv = state
                 j = indices[i]
                 k, v = (x[j].astype(jnp.float32) for x in (head.k, head.v))
                 # Rows without keys have lse = EMPTY: their weights are exp(0) at invalid keys, not 0.
-                seen = (head.bias[j] == 0)[None] & (lse > LOWEST_PEAK)[:, None]
+                seen = (head.bias[j] == 0)[None] & (lse > INITIAL_MAX)[:, None]
                 scores = _scores(q, head.k[j], head.bias[j], scale)
-                weights = jnp.where(seen, jnp.exp(scores - lse[:, None]), 0.0)
-                to_scores = weights * (slope @ v.T + offset[:, None]) * scale
+                p = jnp.where(seen, jnp.exp(scores - lse[:, None]), 0.0)
+                ds = p * (d_out @ v.T + offset[:, None]) * scale
                 return (
-                    to_q + to_scores @ k,
-                    to_k.at[j].add(to_scores.T @ q.astype(jnp.float32)),
-                    to_v.at[j].add(weights.T @ slope),
+                    dq + ds @ k,
+                    dk.at[j].add(ds.T @ q.astype(jnp.float32)),
+                    dv.at[j].add(p.T @ d_out),
                 )
 
-            start = (jnp.zeros(q.shape, jnp.float32), *sums)
-            to_q, to_k, to_v = jax.lax.fori_loop(0, count, step, start)
-            return (to_k, to_v), to_q
+            start = (jnp.zeros(q.shape, jnp.float32), *dkv)
+            dq, dk, dv = jax.lax.fori_loop(0, count, step, start)
+            return (dk, dv), dq
 
-        sums = (jnp.zeros(head.k.shape, jnp.float32), jnp.zeros(head.v.shape, jnp.float32))
-        rows = (head.q, head.indices, head.counts, lse, out_slope, offset)
-        (to_k, to_v), to_q = jax.lax.scan(row, sums, rows)
-        return to_q.astype(head.q.dtype), to_k.astype(head.k.dtype), to_v.astype(head.v.dtype)
+        dkv = (jnp.zeros(head.k.shape, jnp.float32), jnp.zeros(head.v.shape, jnp.float32))
+        rows = (head.q, head.indices, head.counts, lse, d_out, offset)
+        (dk, dv), dq = jax.lax.scan(row, dkv, rows)
+        return dq.astype(head.q.dtype), dk.astype(head.k.dtype), dv.astype(head.v.dtype)
 
-    to_q, to_k, to_v = jax.lax.map(one_head, (heads, outs, lses, *slopes))
+    dq, dk, dv = jax.lax.map(one_head, (heads, outs, lses, *cotangents))
     integers = (jnp.zeros(x.shape, jax.dtypes.float0) for x in (heads.indices, heads.counts))
-    return (_Head(to_q, to_k, to_v, jnp.zeros_like(heads.bias), *integers),)
+    return (_Head(dq, dk, dv, jnp.zeros_like(heads.bias), *integers),)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _matmul(weights: Array, v: Array) -> Array:
-    return jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+def _matmul(p: Array, v: Array) -> Array:
+    return jnp.matmul(p.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
 
 def _scores(q: Array, k: Array, bias: Array, scale: float) -> Array:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int8
 
 from pallas_kernels.quantize_tokens.api import quantize_tokens
+from pallas_kernels.quantize_tokens.reference import Norm
 from pallas_kernels.roofline import Program, Work, random_like, spec
 from pallas_kernels.targets import Target
 
@@ -27,7 +29,7 @@ class TokensCase:
     channels: int
     rotation: int
     implementation: str
-    norm: str = "layer"
+    norm: Norm = "layer"
 
     @property
     def name(self) -> str:
@@ -49,13 +51,19 @@ class TokensCase:
         return x, vector, vector, vector, rotation
 
     def operands(self) -> tuple[Any, ...]:
-        """Random tokens, shift, scale, smoothing and rotation; time does not ask whether it is orthogonal."""
+        """Random tokens, shift, scale, smoothing and rotation, which need not be orthogonal to be timed."""
         return random_like(self._specs())
 
     def call(self, implementation: str) -> Callable[..., Any]:
         """The operation."""
 
-        def quantize(x: Any, shift: Any, scale: Any, smoothing: Any, rotation: Any) -> Any:
+        def quantize(
+            x: Float[Array, "M C"],
+            shift: Float[Array, " C"] | None,
+            scale: Float[Array, " C"] | None,
+            smoothing: Float[Array, " C"] | None,
+            rotation: Float[Array, "R R"] | None,
+        ) -> tuple[Int8[Array, "M C"], Float[Array, " M"]]:
             return quantize_tokens(
                 x, norm=self.norm, activation="none" if self.norm == "layer" else "gelu_tanh",
                 shift=shift, scale=scale, smoothing=smoothing, rotation=rotation,

@@ -1,10 +1,16 @@
 """The meaning of the operation, in a few lines of float32."""
 
-import jax
+from typing import Literal, get_args
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 from pallas_kernels.absmax import quantize
+from pallas_kernels.activations import Activation, activate
+
+Norm = Literal["none", "layer"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+"""Without a norm, or LayerNorm without weights."""
 
 
 def quantize_tokens(
@@ -14,15 +20,13 @@ def quantize_tokens(
     rotation: Float[Array, "R R"] | None,
     clip: Float[Array, ""],
     *,
-    norm: str,
-    activation: str,
+    norm: Norm,
+    activation: Activation,
     limit: int,
     epsilon: float,
 ) -> tuple[Int8[Array, "M C"], Float[Array, " M"]]:
     """Integers -limit - 1 .. limit and scales; the rotation, too, is applied in float32."""
-    y = x.astype(jnp.float32)
-    if activation == "gelu_tanh":
-        y = jax.nn.gelu(y, approximate=True)
+    y = activate(x.astype(jnp.float32), activation)
     if norm == "layer":
         y = y - y.mean(axis=1, keepdims=True)
         y = y / jnp.sqrt(jnp.square(y).mean(axis=1, keepdims=True) + epsilon)

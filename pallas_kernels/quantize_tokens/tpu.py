@@ -1,29 +1,32 @@
-"""Pallas for TPU: a block of rows is read once, and leaves as int8 with its scales.
+"""Pallas for TPU: a block of rows is read once and written once, as int8 with its scales.
 
 The rotation works on aligned slices of channels, one product each: a reshape across lanes would move every register.
-Between the passes over a row its values wait in vector memory, so that one slice at a time is live in registers.
+Between the passes over a row its values are kept in vector memory, so only one slice at a time occupies registers.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int8
 
 from pallas_kernels.absmax import SMALLEST
+from pallas_kernels.activations import Activation, activate
+from pallas_kernels.quantize_tokens.reference import Norm
+from pallas_kernels.refs import Operand, Ref, Span
 from pallas_kernels.targets import Target
 from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs_tpu
 
 # Values of a block: 256 rows of 3,072 channels, 64 of 12,288.
 _BLOCK_VALUES = 256 * 3072
-# Slices of a step: alone, one waits for each of its own operations; all of them take the compiler minutes.
+# Slices of a step: operations of a single slice wait for each other; with all of them the compiler takes minutes.
 _UNROLLED = 8
 
 
-def objection(*, backend: str, channels: int, rotated: int, **_: Any) -> str | None:
+def objection(*, backend: str, channels: int, rotated: int, **_: object) -> str | None:
     """Why the kernel cannot serve a call."""
     if reason := needs_tpu(backend):
         return reason
@@ -37,18 +40,18 @@ def objection(*, backend: str, channels: int, rotated: int, **_: Any) -> str | N
 
 
 def quantize_tokens(
-    x: Array,
-    gain: Array,
-    offset: Array,
-    rotation: Array | None,
-    clip: Array,
+    x: Float[Array, "M C"],
+    gain: Float[Array, "G C"],
+    offset: Float[Array, "G C"],
+    rotation: Float[Array, "R R"] | None,
+    clip: Float[Array, ""],
     *,
-    norm: str,
-    activation: str,
+    norm: Norm,
+    activation: Activation,
     limit: int,
     epsilon: float,
     target: Target,
-) -> tuple[Array, Array]:
+) -> tuple[Int8[Array, "M C"], Float[Array, " M"]]:
     """See `api.quantize_tokens`."""
     groups, channels = gain.shape
     rows = x.shape[0] // groups
@@ -57,15 +60,22 @@ def quantize_tokens(
     blocks = pl.cdiv(rows, block)
     tile = pl.BlockSpec((None, block, channels), lambda g, i: (g, i, 0))
     by_group = pl.BlockSpec((None, 1, channels), lambda g, i: (g, 0, 0))
-    operands = [
-        (clip.reshape(1), pl.BlockSpec(memory_space=pltpu.SMEM)),
-        (x.reshape(groups, rows, channels), tile),
-        (gain[:, None], by_group),
-        (offset[:, None], by_group),
-    ]
+    operands: dict[str, Operand] = {
+        "clip": (clip.reshape(1), pl.BlockSpec(memory_space=pltpu.SMEM)),
+        "x": (x.reshape(groups, rows, channels), tile),
+        "gain": (gain[:, None], by_group),
+        "offset": (offset[:, None], by_group),
+    }
     if rotation is not None:
-        operands.append((rotation, pl.BlockSpec(rotation.shape, lambda g, i: (0, 0))))
-    kernel = partial(_kernel, norm=norm, activation=activation, limit=limit, epsilon=epsilon)
+        operands["rotation"] = (rotation, pl.BlockSpec(rotation.shape, lambda g, i: (0, 0)))
+    kernel = partial(
+        _kernel,
+        names=(*operands, "integers", "scales", "rotated"),
+        norm=norm,
+        activation=activation,
+        limit=limit,
+        epsilon=epsilon,
+    )
     integers, scales = pl.pallas_call(
         kernel,
         out_shape=[
@@ -73,7 +83,7 @@ def quantize_tokens(
             jax.ShapeDtypeStruct((groups, blocks, 1, block), jnp.float32),
         ],
         grid=(groups, blocks),
-        in_specs=[spec for _, spec in operands],
+        in_specs=[spec for _, spec in operands.values()],
         out_specs=[tile, pl.BlockSpec((None, None, 1, block), lambda g, i: (g, i, 0, 0))],
         scratch_shapes=[pltpu.VMEM((block, channels), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
@@ -81,38 +91,34 @@ def quantize_tokens(
         ),
         interpret=interpret_params(target),
         name="quantize_tokens",
-    )(*(array for array, _ in operands))
+    )(*(array for array, _ in operands.values()))
     return integers.reshape(x.shape), scales.reshape(groups, -1)[:, :rows].reshape(-1)
 
 
 def _kernel(
-    clip: Any,
-    x: Any,
-    gain: Any,
-    offset: Any,
-    *refs: Any,
-    norm: str,
-    activation: str,
+    *refs: Ref,
+    names: tuple[str, ...],
+    norm: Norm,
+    activation: Activation,
     limit: int,
     epsilon: float,
 ) -> None:
-    rotation = refs[0] if len(refs) == 4 else None
-    integers, scales, rotated = refs[-3:]
+    ref = dict(zip(names, refs, strict=True))
+    x, rotation, rotated = ref["x"], ref.get("rotation"), ref["rotated"]
     rows, channels = x.shape
     width = LANES if rotation is None else rotation.shape[0]
 
-    def over_slices(body: Any, start: Array) -> Array:
+    def over_slices(body: Callable[[Span, Array], Array], start: Array) -> Array:
         """Fold a function of (channels of a slice, carried value) over all slices."""
         count = channels // width
         return jax.lax.fori_loop(
             0, count, lambda i, kept: body(pl.ds(i * width, width), kept), start, unroll=_UNROLLED
         )
 
-    def values(part: Any) -> Array:
-        y = x[:, part].astype(jnp.float32)
-        return jax.nn.gelu(y, approximate=True) if activation == "gelu_tanh" else y
+    def values(part: Span) -> Array:
+        return activate(x[:, part].astype(jnp.float32), activation)
 
-    # Sums and maxima stay spread over lanes until the last slice: adding registers is cheap, adding lanes is not.
+    # Sums and maxima are kept for each lane until the last slice: adding registers is cheap, adding lanes is not.
     spread = jnp.zeros((rows, width), jnp.float32)
     if norm == "layer":
         total = over_slices(lambda part, kept: kept + values(part), spread)
@@ -120,24 +126,24 @@ def _kernel(
         squares = over_slices(lambda part, kept: kept + jnp.square(values(part) - mean), spread)
         inverse = jax.lax.rsqrt(squares.sum(axis=1, keepdims=True) / channels + epsilon)
 
-    def transform(part: Any, largest: Array) -> Array:
+    def transform(part: Span, largest: Array) -> Array:
         y = values(part)
         if norm == "layer":
             y = (y - mean) * inverse
-        y = y * gain[:, part] + offset[:, part]
+        y = y * ref["gain"][:, part] + ref["offset"][:, part]
         if rotation is not None:
             y = jnp.dot(y.astype(rotation.dtype), rotation[...], preferred_element_type=jnp.float32)
         rotated[:, part] = y
         return jnp.maximum(largest, jnp.abs(y))
 
     largest = over_slices(transform, spread).max(axis=1, keepdims=True)
-    largest = jnp.maximum(largest, SMALLEST) * clip[0]
-    scales[...] = (largest / limit).reshape(1, rows)
+    largest = jnp.maximum(largest, SMALLEST) * ref["clip"][0]
+    ref["scales"][...] = (largest / limit).reshape(1, rows)
     inverse_scale = limit / largest
 
-    def store(part: Any, kept: Array) -> Array:
+    def store(part: Span, kept: Array) -> Array:
         scaled = jnp.round(rotated[:, part] * inverse_scale)
-        integers[:, part] = jnp.clip(scaled, -limit - 1, limit).astype(jnp.int8)
+        ref["integers"][:, part] = jnp.clip(scaled, -limit - 1, limit).astype(jnp.int8)
         return kept
 
     over_slices(store, jnp.int32(0))

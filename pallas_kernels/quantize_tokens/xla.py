@@ -1,10 +1,12 @@
-"""Plain XLA, any backend: a reduction for the norm, one for the largest value, and what lies between fused into them."""
+"""Plain XLA, any backend: a reduction for the norm and one for the largest value, with everything else fused into them."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
 from pallas_kernels.absmax import quantize
+from pallas_kernels.activations import Activation, activate
+from pallas_kernels.quantize_tokens.reference import Norm
 
 
 def quantize_tokens(
@@ -14,16 +16,14 @@ def quantize_tokens(
     rotation: Float[Array, "R R"] | None,
     clip: Float[Array, ""],
     *,
-    norm: str,
-    activation: str,
+    norm: Norm,
+    activation: Activation,
     limit: int,
     epsilon: float,
 ) -> tuple[Int8[Array, "M C"], Float[Array, " M"]]:
     """Integers and scales; the scales are differentiable."""
     groups, channels = gain.shape
-    y = x.reshape(groups, -1, channels).astype(jnp.float32)
-    if activation == "gelu_tanh":
-        y = jax.nn.gelu(y, approximate=True)
+    y = activate(x.reshape(groups, -1, channels).astype(jnp.float32), activation)
     if norm == "layer":
         mean = y.mean(axis=2, keepdims=True)
         variance = jnp.square(y - mean).mean(axis=2, keepdims=True)

@@ -1,20 +1,16 @@
 """The operation: shapes, dtypes and checks, and the choice of an implementation."""
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pallas_kernels.activations import ACTIVATIONS, Activation
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
 from pallas_kernels.quantized_matmul import gpu, jax_triton, reference, tpu, xla
-from pallas_kernels.quantized_matmul.packing import PackedWeight
-
-ACTIVATIONS = ("none", "gelu_tanh")
-# int32 sums stay exact up to here: 128 * 128 K < 2^31; beyond, they would wrap without a word.
-_LONGEST_SUM = 2**17 - 1
-_FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32)
+from pallas_kernels.quantized_matmul.operands import MatmulOperands
+from pallas_kernels.quantized_matmul.packing import PackedWeight, WeightLayout
 
 
 def quantized_matmul(
@@ -24,7 +20,7 @@ def quantized_matmul(
     w_scale: Float[Array, " N"],
     bias: Float[Array, " N"] | None = None,
     *,
-    activation: str = "none",
+    activation: Activation = "none",
     residual: Float[Array, "M N"] | None = None,
     gate: Float[Array, "*G N"] | None = None,
     out_dtype: DTypeLike = jnp.bfloat16,
@@ -33,7 +29,7 @@ def quantized_matmul(
     """`residual + gate * activation(x_scale * w_scale * (x @ w) + bias)`, cast once, at the end.
 
     Sums are int32 and exact; everything after them is float32. With `x_scale` None the activations are floats
-    and only the weights are integers (W4A16, W8A16): meant for few rows, where reading the weights is all there is to do.
+    and only the weights are integers (W4A16, W8A16). That is for few rows, where reading the weights takes all the time.
 
     Args:
         x: int8 [M, K]; or bfloat16, float16 or float32 when `x_scale` is None.
@@ -52,11 +48,13 @@ def quantized_matmul(
 
     Raises:
         ValueError: shapes or dtypes that do not go together.
-        ExceptionGroup: the implementation cannot serve this call; the reasons are inside.
+        UnsupportedError: the implementation cannot serve this call; the message says why.
     """
-    _check(x, x_scale, weight, w_scale, bias, activation, residual, gate)
-    if gate is not None:
-        gate = gate.reshape(-1, gate.shape[-1])
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+    if gate is not None and gate.ndim == 1:
+        gate = gate.reshape(1, -1)
+    operands = MatmulOperands(x, x_scale, weight, w_scale, bias, residual, gate)
     serve = QUANTIZED_MATMUL.serve(
         implementation,
         bits=weight.bits,
@@ -64,65 +62,18 @@ def quantized_matmul(
         rows=weight.rows,
         weight_only=x_scale is None,
     )
-    return serve(
-        x,
-        x_scale,
-        weight,
-        w_scale,
-        bias,
-        residual,
-        gate,
-        activation=activation,
-        out_dtype=jnp.dtype(out_dtype),
-    )
+    return serve(operands, activation=activation, out_dtype=jnp.dtype(out_dtype))
 
 
-def _check(
-    x: Array,
-    x_scale: Array | None,
-    weight: PackedWeight,
-    w_scale: Array,
-    bias: Array | None,
-    activation: str,
-    residual: Array | None,
-    gate: Array | None,
-) -> None:
-    rows, columns = weight.shape
-    if x.ndim != 2 or x.shape[1] != rows:
-        raise ValueError(f"x {x.shape} cannot be multiplied with a weight of shape {weight.shape}")
-    if (x_scale is None) != (x.dtype in _FLOATS) or (x_scale is not None and x.dtype != jnp.int8):
-        raise ValueError(
-            f"x is {x.dtype}, x_scale is {'missing' if x_scale is None else 'given'};"
-            " int8 values need a scale, floats have none"
-        )
-    if x_scale is not None and rows > _LONGEST_SUM:
-        raise ValueError(f"K = {rows} is too long for int32 sums; at most {_LONGEST_SUM}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
-    expected = {
-        "x_scale": (x_scale, (x.shape[0],)),
-        "w_scale": (w_scale, (columns,)),
-        "bias": (bias, (columns,)),
-        "residual": (residual, (x.shape[0], columns)),
-    }
-    for name, (array, shape) in expected.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
-    if gate is not None and (
-        gate.ndim > 2
-        or gate.shape[-1] != columns
-        or x.shape[0] % gate.reshape(-1, columns).shape[0]
-    ):
-        raise ValueError(
-            f"gate {gate.shape} does not divide {x.shape[0]} rows of {columns} columns"
-        )
+def _reference(
+    operands: MatmulOperands, *, activation: Activation, out_dtype: jnp.dtype
+) -> Float[Array, "M N"]:
+    return reference.quantized_matmul(operands, activation=activation).astype(out_dtype)
 
 
-def _reference(*operands: Any, out_dtype: jnp.dtype, **settings: Any) -> Array:
-    return reference.quantized_matmul(*operands, **settings).astype(out_dtype)
-
-
-def _mixed_dot_objection(*, backend: str, layout: str, weight_only: bool, **_: Any) -> str | None:
+def _mixed_dot_objection(
+    *, backend: str, layout: WeightLayout, weight_only: bool, **_: object
+) -> str | None:
     if backend != "tpu":
         return f"only a TPU multiplies int8 by int4 without widening first, not {backend}"
     if layout != "int4":

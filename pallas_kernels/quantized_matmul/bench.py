@@ -1,8 +1,8 @@
 """HunyuanVideo's linear layers as cases for the benchmark.
 
-Hidden size 3072, MLP 12288; a single block has one fused linear layer, linear1, into queries, keys, values and MLP, and
-one, linear2, out of attention and MLP. The latter takes two inputs with scales of their own, and runs as two calls, the
-second with the result of the first as its residual: in shape they are a double block's projection and MLP down.
+Hidden size 3072, MLP 12288. A single block has two fused linear layers: linear1, into queries, keys, values and MLP, and
+linear2, out of attention and MLP. The two inputs of linear2 have scales of their own, so it runs as two calls, the second
+with the result of the first as its residual. Their shapes are those of a double block's projection and MLP down.
 """
 
 from collections.abc import Callable
@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int8
 
+from pallas_kernels.activations import Activation
 from pallas_kernels.quantized_matmul.api import quantized_matmul
-from pallas_kernels.quantized_matmul.packing import PARTS, PackedWeight
+from pallas_kernels.quantized_matmul.packing import PARTS, PackedWeight, WeightLayout
 from pallas_kernels.quantized_matmul.tiles import tpu_tiles
 from pallas_kernels.roofline import Program, Work, random_like, spec
 from pallas_kernels.targets import Target
 
-_LAYOUTS = {
+_LAYOUTS: dict[str, WeightLayout] = {
     "tpu": "bytes",
     "xla_int4": "int4",
     "gpu": "bytes_transposed",
@@ -34,11 +35,11 @@ class MatmulCase:
     """A linear layer on M tokens, its result in bfloat16, with a bias.
 
     Attributes:
-        label: which layer.
+        label: of the layer.
         m: tokens.
         k: input channels.
         n: output channels.
-        bits: of a weight; 16 is XLA's bfloat16 product, for comparison.
+        bits: of a weight; 16 is a bfloat16 product by XLA, for comparison.
         implementation: name of the implementation.
         activation: "none" or "gelu_tanh".
         gated: the result is gated and added to a residual.
@@ -50,7 +51,7 @@ class MatmulCase:
     n: int
     bits: int
     implementation: str
-    activation: str = "none"
+    activation: Activation = "none"
     gated: bool = False
 
     @property
@@ -84,7 +85,7 @@ class MatmulCase:
         return (*shared, *gated) if self.gated else shared
 
     def operands(self) -> tuple[Any, ...]:
-        """Random tokens, weights, and what is fused."""
+        """Random tokens and weights, and the vectors and residual that are fused."""
         return random_like(self._specs())
 
     def call(self, implementation: str) -> Callable[..., Any]:
@@ -92,9 +93,17 @@ class MatmulCase:
         return partial(_dense if self.bits == 16 else self._layer, implementation=implementation)
 
     def _layer(
-        self, x: Any, x_scale: Any, weight: Any, w_scale: Any, bias: Any, gate: Any = None,
-        residual: Any = None, *, implementation: str,
-    ) -> Any:  # fmt: skip
+        self,
+        x: Int8[Array, "M K"],
+        x_scale: Float[Array, " M"],
+        weight: PackedWeight,
+        w_scale: Float[Array, " N"],
+        bias: Float[Array, " N"],
+        gate: Float[Array, "G N"] | None = None,
+        residual: Float[Array, "M N"] | None = None,
+        *,
+        implementation: str,
+    ) -> Float[Array, "M N"]:
         return quantized_matmul(
             x, x_scale, weight, w_scale, bias, activation=self.activation, residual=residual,
             gate=gate, implementation=implementation,
@@ -106,7 +115,7 @@ class MatmulCase:
         return Program(call, self._specs(), self._traffic(target))
 
     def _traffic(self, target: Target) -> float:
-        """The TPU kernel reads weights once for every tile of rows, and activations once where they fit."""
+        """The TPU kernel reads weights once for every tile of rows, and activations once if K fits in one step."""
         if self.implementation != "tpu":
             return self.work.bytes
         parts = PARTS[self.bits]
@@ -116,15 +125,17 @@ class MatmulCase:
         return self.m * self.k * columns + self.k * self.n * self.bits / 8 * rows + self._ends
 
 
-def _dense(x: Any, w: Any, bias: Any, *, implementation: str) -> jax.Array:
+def _dense(
+    x: Float[Array, "M K"], w: Float[Array, "K N"], bias: Float[Array, " N"], *, implementation: str
+) -> Float[Array, "M N"]:
     """XLA's own product of bfloat16."""
     del implementation
     y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
     return (y + bias[None]).astype(jnp.bfloat16)
 
 
-def _weight(k: int, n: int, bits: int, layout: str) -> PackedWeight:
-    """The shapes that `pack` gives."""
+def _weight(k: int, n: int, bits: int, layout: WeightLayout) -> PackedWeight:
+    """A weight as `pack` makes it, without its values."""
     if layout == "int4":
         return PackedWeight((spec(k, n, dtype=jnp.int4),), bits, layout, k)
     heights = {4: (k // 2,), 6: (k // 2, k // 4), 8: (k,)}[bits]
@@ -136,7 +147,7 @@ def _tpu() -> tuple[MatmulCase, ...]:
     m, up = 4096, ("MLP up", 4096, 3072, 12288)
     return (
         MatmulCase(*up, 4, "tpu"),
-        # Once is enough: the profiler takes minutes and gigabytes over it.
+        # Only this one: the profiler needs minutes and gigabytes for it.
         MatmulCase(*up, 4, "xla_int4"),
         MatmulCase(*up, 4, "tpu", activation="gelu_tanh"),
         MatmulCase(*up, 6, "tpu"),

@@ -5,21 +5,26 @@ multiplies floats (W4A16, W8A16), for which the integers are exact in every floa
 """
 
 import operator
+from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
+from pallas_kernels.activations import Activation, activate
 from pallas_kernels.gpu_params import inside, load, needs_gpu, store, triton_options
 from pallas_kernels.quantized_matmul.gpu_tiles import ROWS_TOGETHER, GpuTiles, gpu_tiles
-from pallas_kernels.quantized_matmul.packing import FACTOR, PARTS, PackedWeight, widened
+from pallas_kernels.quantized_matmul.operands import MatmulOperands
+from pallas_kernels.quantized_matmul.packing import FACTOR, PARTS, WeightLayout, widened
+from pallas_kernels.refs import Operand, Ref
 from pallas_kernels.targets import Target
 
 
-def objection(*, backend: str, layout: str, bits: int, rows: int, **_: Any) -> str | None:
+def objection(
+    *, backend: str, layout: WeightLayout, bits: int, rows: int, **_: object
+) -> str | None:
     """Why the kernel cannot serve a call."""
     if reason := needs_gpu(backend):
         return reason
@@ -30,36 +35,30 @@ def objection(*, backend: str, layout: str, bits: int, rows: int, **_: Any) -> s
 
 
 def quantized_matmul(
-    x: Array,
-    x_scale: Array | None,
-    weight: PackedWeight,
-    w_scale: Array,
-    bias: Array | None,
-    residual: Array | None,
-    gate: Array | None,
+    operands: MatmulOperands,
     *,
-    activation: str,
+    activation: Activation,
     out_dtype: jnp.dtype,
     target: Target,
     tiles: GpuTiles | None = None,
-) -> Array:
+) -> Float[Array, "M N"]:
     """See `api.quantized_matmul`.
 
     Args:
-        x, x_scale, weight, w_scale, bias, residual, gate: checked operands.
+        operands: checked.
         activation: "none" or "gelu_tanh".
         out_dtype: of the result.
         target: device to build for.
         tiles: instead of those of `gpu_tiles`.
     """
-    groups = 1 if gate is None else gate.shape[0]
-    (rows, k), n = x.shape, weight.shape[1]
+    x, weight = operands.x, operands.weight
+    (rows, k, n), groups = operands.sizes, operands.groups
     m, panel = rows // groups, k // PARTS[weight.bits]
     far_apart = rows * max(k * x.dtype.itemsize, n * out_dtype.itemsize) > 2**32
     tiles = tiles or gpu_tiles(m, panel, weight.bits, narrow=far_apart)
     down, across = pl.cdiv(m, tiles.m), pl.cdiv(n, tiles.n)
 
-    def place(program: Any) -> tuple[Any, Any]:
+    def place(program: Array) -> tuple[Array, Array]:
         """Row and column of a program's tile: down a band of rows, then to the next column."""
         band = jax.lax.div(program, ROWS_TOGETHER * across)
         within = program - band * (ROWS_TOGETHER * across)
@@ -68,28 +67,25 @@ def quantized_matmul(
 
     tile = pl.BlockSpec((None, tiles.m, tiles.n), lambda p, g: (g, *place(p)))
     columns = pl.BlockSpec((tiles.n,), lambda p, g: (place(p)[1],))
-    operands: dict[str, tuple[Any, pl.BlockSpec]] = {
-        "x": (
-            x.reshape(groups, m, k),
-            pl.BlockSpec((None, tiles.m, k), lambda p, g: (g, place(p)[0], 0)),
-        )
-    }
+    x_spec = pl.BlockSpec((None, tiles.m, k), lambda p, g: (g, place(p)[0], 0))
+    inputs: dict[str, Operand] = {"x": (x.reshape(groups, m, k), x_spec)}
     for name, plane in zip(("plane", "low"), weight.planes, strict=False):
         spec = pl.BlockSpec((tiles.n, plane.shape[1]), lambda p, g: (place(p)[1], 0))
-        operands[name] = (plane, spec)
-    operands["w_scale"] = (w_scale * (1 / FACTOR[weight.bits]), columns)
-    if x_scale is not None:
+        inputs[name] = (plane, spec)
+    inputs["w_scale"] = (operands.w_scale * (1 / FACTOR[weight.bits]), columns)
+    if operands.x_scale is not None:
         rows_spec = pl.BlockSpec((None, tiles.m), lambda p, g: (g, place(p)[0]))
-        operands["x_scale"] = (x_scale.reshape(groups, m), rows_spec)
-    if bias is not None:
-        operands["bias"] = (bias, columns)
-    if gate is not None:
-        operands["gate"] = (gate, pl.BlockSpec((None, tiles.n), lambda p, g: (g, place(p)[1])))
-    if residual is not None:
-        operands["residual"] = (residual.reshape(groups, m, n), tile)
+        inputs["x_scale"] = (operands.x_scale.reshape(groups, m), rows_spec)
+    if operands.bias is not None:
+        inputs["bias"] = (operands.bias, columns)
+    if operands.gate is not None:
+        by_group = pl.BlockSpec((None, tiles.n), lambda p, g: (g, place(p)[1]))
+        inputs["gate"] = (operands.gate, by_group)
+    if operands.residual is not None:
+        inputs["residual"] = (operands.residual.reshape(groups, m, n), tile)
     kernel = partial(
         _kernel,
-        names=tuple(operands),
+        names=(*inputs, "out"),
         bits=weight.bits,
         tiles=tiles,
         sizes=(m, n, panel),
@@ -100,57 +96,56 @@ def quantized_matmul(
         kernel,
         out_shape=jax.ShapeDtypeStruct((groups, m, n), out_dtype),
         grid=(down * across, groups),
-        in_specs=[spec for _, spec in operands.values()],
+        in_specs=[spec for _, spec in inputs.values()],
         out_specs=tile,
         name="quantized_matmul",
         **triton_options(target, warps=tiles.warps, stages=tiles.stages),
-    )(*(array for array, _ in operands.values()))
+    )(*(array for array, _ in inputs.values()))
     return out.reshape(rows, n)
 
 
 def _kernel(
-    *refs: Any,
+    *refs: Ref,
     names: tuple[str, ...],
     bits: int,
     tiles: GpuTiles,
     sizes: tuple[int, int, int],
-    place: Any,
-    activation: str,
+    place: Callable[[Array], tuple[Array, Array]],
+    activation: Activation,
 ) -> None:
-    given, out = dict(zip(names, refs[:-1], strict=True)), refs[-1]
+    ref = dict(zip(names, refs, strict=True))
     (m, n, panel), (i, j) = sizes, place(pl.program_id(0))
     rows, columns = inside(i * tiles.m, tiles.m, m), inside(j * tiles.n, tiles.n, n)
-    kind = jnp.int32 if "x_scale" in given else jnp.float32
+    kind = jnp.int32 if "x_scale" in ref else jnp.float32
 
-    def step(index: Any, total: Array) -> Array:
-        def part(ref: Any, panels: int, mask: Array | None) -> Array:
+    def step(index: Array, acc: Array) -> Array:
+        def part(name: str, panels: int, mask: Bool[Array, " rows"] | None) -> Array:
             """The step's part of a panel of K."""
             start = panels * panel + index * tiles.k
-            return load(ref.at[:, pl.ds(start, tiles.k)], rows=mask)
+            return load(ref[name].at[:, pl.ds(start, tiles.k)], rows=mask)
 
-        x, plane = given["x"], given["plane"]
-        blocks = [part(plane, view, columns) for view in range(2 if bits == 6 else 1)]
-        blocks += [part(given["low"], 0, columns)] if bits == 6 else []
+        blocks = [part("plane", view, columns) for view in range(2 if bits == 6 else 1)]
+        blocks += [part("low", 0, columns)] if bits == 6 else []
+        x_dtype = ref["x"].dtype
         products = [
             jax.lax.dot_general(
-                part(x, view, rows), w.astype(x.dtype), (((1,), (1,)), ((), ())),
+                part("x", view, rows), w.astype(x_dtype), (((1,), (1,)), ((), ())),
                 preferred_element_type=kind,
             )
             for view, w in enumerate(widened(bits, blocks))
         ]  # fmt: skip
-        return reduce(operator.add, products, total)
+        return reduce(operator.add, products, acc)
 
     start = jnp.zeros((tiles.m, tiles.n), kind)
     y = jax.lax.fori_loop(0, panel // tiles.k, step, start).astype(jnp.float32)
-    if "x_scale" in given:
-        y = y * load(given["x_scale"], columns=rows)[:, None]
-    y = y * load(given["w_scale"], columns=columns)[None]
-    if "bias" in given:
-        y = y + load(given["bias"], columns=columns).astype(jnp.float32)[None]
-    if activation == "gelu_tanh":
-        y = jax.nn.gelu(y, approximate=True)
-    if "gate" in given:
-        y = y * load(given["gate"], columns=columns).astype(jnp.float32)[None]
-    if "residual" in given:
-        y = load(given["residual"], rows=rows, columns=columns).astype(jnp.float32) + y
-    store(out, y, rows=rows, columns=columns)
+    if "x_scale" in ref:
+        y = y * load(ref["x_scale"], columns=rows)[:, None]
+    y = y * load(ref["w_scale"], columns=columns)[None]
+    if "bias" in ref:
+        y = y + load(ref["bias"], columns=columns).astype(jnp.float32)[None]
+    y = activate(y, activation)
+    if "gate" in ref:
+        y = y * load(ref["gate"], columns=columns).astype(jnp.float32)[None]
+    if "residual" in ref:
+        y = load(ref["residual"], rows=rows, columns=columns).astype(jnp.float32) + y
+    store(ref["out"], y, rows=rows, columns=columns)

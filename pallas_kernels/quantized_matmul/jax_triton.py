@@ -1,23 +1,24 @@
 """Triton without Pallas, for 4 bits: tiles like those of `gpu.py`, and weights unpacked by instructions of our own.
 
-It does not depend on Pallas' Triton backend, which jax is to drop. Nothing interprets it: where there is no GPU it is
-compiled for one, not run.
+It does not depend on Pallas' Triton backend, which jax is going to drop. It has no interpreter: a machine without a GPU can
+only compile it.
 """
 
 import importlib.util
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from pallas_kernels.activations import Activation
 from pallas_kernels.quantized_matmul.gpu_tiles import ROWS_TOGETHER, GpuTiles, gpu_tiles
-from pallas_kernels.quantized_matmul.packing import FACTOR, PackedWeight
+from pallas_kernels.quantized_matmul.operands import MatmulOperands
+from pallas_kernels.quantized_matmul.packing import FACTOR, WeightLayout
 from pallas_kernels.targets import Target
 
 
 def objection(
-    *, backend: str, layout: str, bits: int, rows: int, weight_only: bool, **_: Any
+    *, backend: str, layout: WeightLayout, bits: int, rows: int, weight_only: bool, **_: object
 ) -> str | None:
     """Why the kernel cannot serve a call."""
     if backend != "gpu":
@@ -32,37 +33,35 @@ def objection(
 
 
 def quantized_matmul(
-    x: Array,
-    x_scale: Array,
-    weight: PackedWeight,
-    w_scale: Array,
-    bias: Array | None,
-    residual: Array | None,
-    gate: Array | None,
+    operands: MatmulOperands,
     *,
-    activation: str,
+    activation: Activation,
     out_dtype: jnp.dtype,
     target: Target,
     tiles: GpuTiles | None = None,
-) -> Array:
+) -> Float[Array, "M N"]:
     """See `api.quantized_matmul`, and `gpu.quantized_matmul` for the arguments."""
     import jax_triton
 
     from pallas_kernels.quantized_matmul.triton_kernel import matmul
 
-    groups = 1 if gate is None else gate.shape[0]
-    (rows, k), n = x.shape, weight.shape[1]
+    (rows, k, n), groups = operands.sizes, operands.groups
     m, panel = rows // groups, k // 2
     tiles = tiles or gpu_tiles(m, panel, 4, narrow=True)
-    (packed,) = weight.planes
-    # Arrays that are not there are never read.
-    given = [w_scale if one is None else one for one in (bias, gate, residual)]
+    (packed,) = operands.weight.planes
+    # The kernel takes an array for each of these, and reads it only if it is there.
+    bias, gate, residual = (
+        operands.w_scale if array is None else array
+        for array in (operands.bias, operands.gate, operands.residual)
+    )
     return jax_triton.triton_call(
-        x,
+        operands.x,
         packed,
-        w_scale * (1 / FACTOR[4]),
-        x_scale,
-        *given,
+        operands.w_scale * (1 / FACTOR[4]),
+        operands.x_scale,
+        bias,
+        gate,
+        residual,
         kernel=matmul,
         out_shape=jax.ShapeDtypeStruct((rows, n), out_dtype),
         grid=(-(-m // tiles.m) * -(-n // tiles.n), groups),
@@ -77,8 +76,8 @@ def quantized_matmul(
         TILE_N=tiles.n,
         TILE_K=tiles.k,
         ROWS_TOGETHER=ROWS_TOGETHER,
-        BIAS=bias is not None,
+        BIAS=operands.bias is not None,
         GELU=activation == "gelu_tanh",
-        GATE=gate is not None,
-        RESIDUAL=residual is not None,
+        GATE=operands.gate is not None,
+        RESIDUAL=operands.residual is not None,
     )

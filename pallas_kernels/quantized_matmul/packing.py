@@ -1,7 +1,7 @@
 """Integer weights as bytes: 4 bits in half a byte, 6 bits in three quarters, 8 bits as they are.
 
 A byte holds rows that are far apart, not neighbours: a 4-bit byte holds rows k and k + K/2. Unpacking then gives two
-(or four) contiguous panels of the matrix and moves nothing across lanes, and the layout knows no tile size:
+(or four) contiguous panels of the matrix and moves nothing across lanes, and the layout does not depend on a tile size:
 
     4 bits   byte[k, n] = w[k, n] & 15 | w[k + K/2, n] << 4                                     K/2 bytes a column
     6 bits   w = 4 h + l: the plane of h in -8..7 as above, then the plane of l in 0..3, where
@@ -12,16 +12,18 @@ A byte holds rows that are far apart, not neighbours: a 4-bit byte holds rows k 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int8
 
-LAYOUTS = ("bytes", "bytes_transposed", "int4")
+WeightLayout = Literal["bytes", "bytes_transposed", "int4"]
+LAYOUTS: tuple[WeightLayout, ...] = get_args(WeightLayout)
 PARTS = {4: 2, 6: 4, 8: 1}
-"""Bits -> panels of K, whose rows share bytes; K is padded with zero rows to a multiple."""
+"""Bits -> panels of K whose rows share bytes; K is padded with zero rows to a multiple of that."""
 
 
 @partial(
@@ -34,14 +36,14 @@ class PackedWeight:
     Attributes:
         planes: int8 arrays, one, or two for 6 bits; or one int4 array [K, N].
         bits: of a value: 4, 6 or 8.
-        layout: "bytes" has N last, as TPU and CPU want it; "bytes_transposed" has K last, as tensor cores do;
-            "int4" leaves the packing to XLA, which TPUs multiply fastest (4 bits only).
+        layout: "bytes" has N last, for TPUs and CPUs; "bytes_transposed" has K last, for tensor cores; "int4" leaves
+            the packing to XLA and is the fastest on TPUs (4 bits only).
         rows: K.
     """
 
     planes: tuple[Any, ...]
     bits: int
-    layout: str
+    layout: WeightLayout
     rows: int
 
     @property
@@ -55,34 +57,34 @@ class PackedWeight:
         return sum(plane.size // (1 if plane.dtype == np.int8 else 2) for plane in self.planes)
 
 
-def pack(values: Any, *, bits: int, layout: str = "bytes") -> PackedWeight:
+def pack(values: ArrayLike, *, bits: int, layout: WeightLayout = "bytes") -> PackedWeight:
     """Pack an int8 matrix [K, N] on the host.
 
     Args:
-        values: int8, from -2^(bits-1) to 2^(bits-1) - 1.
+        values: from -2^(bits-1) to 2^(bits-1) - 1.
         bits: 4, 6 or 8.
         layout: see `PackedWeight`.
 
     Raises:
         ValueError: another dtype, rank, number of bits or layout, or a value out of range.
     """
-    values = np.asarray(values)
+    matrix = np.asarray(values)
     if bits not in PARTS or layout not in LAYOUTS or (layout == "int4" and bits != 4):
         raise ValueError(
             f"no layout {layout!r} with {bits} bits; layouts are {', '.join(LAYOUTS)}"
             " ('int4' with 4 bits), bits 4, 6 or 8"
         )
-    if values.dtype != np.int8 or values.ndim != 2:
-        raise ValueError(f"expected an int8 matrix, found {values.dtype} {values.shape}")
+    if matrix.dtype != np.int8 or matrix.ndim != 2:
+        raise ValueError(f"expected an int8 matrix, found {matrix.dtype} {matrix.shape}")
     limit = 2 ** (bits - 1)
-    if values.size and not -limit <= values.min() <= values.max() < limit:
+    if matrix.size and not -limit <= matrix.min() <= matrix.max() < limit:
         raise ValueError(
-            f"values from {values.min()} to {values.max()} do not fit {bits} bits ({-limit} to {limit - 1})"
+            f"values from {matrix.min()} to {matrix.max()} do not fit {bits} bits ({-limit} to {limit - 1})"
         )
-    rows = values.shape[0]
+    rows = matrix.shape[0]
     if layout == "int4":
-        return PackedWeight((jnp.asarray(values, jnp.int4),), bits, layout, rows)
-    padded = np.pad(values, ((0, -rows % PARTS[bits]), (0, 0)))
+        return PackedWeight((jnp.asarray(matrix, jnp.int4),), bits, layout, rows)
+    padded = np.pad(matrix, ((0, -rows % PARTS[bits]), (0, 0)))
     planes = (padded,) if bits == 8 else (_join(padded, 2),)
     if bits == 6:
         planes = (_join(padded >> 2, 2), _join(padded & 3, 4))
@@ -114,15 +116,15 @@ FACTOR = {4: 16, 6: 4, 8: 1}
 
 
 def widened(bits: int, planes: Sequence[Array]) -> list[Array]:
-    """The panels of K, `FACTOR` times the weights, for kernels: shifts and masks only, no sign to extend.
+    """The panels of K for kernels, `FACTOR` times the weights: made by shifts and masks, without extending signs.
 
     A nibble left in, or moved to, the upper half of its byte is 16 times its value with the right sign; the two low
     bits of 6 go below it.
 
     Args:
         bits: of a value.
-        planes: a block of each plane; for 6 bits the nibble plane twice, its upper and its lower half of rows,
-            then the plane of the low bits. int8, or int32 words of four bytes, which not every compiler can tell apart.
+        planes: a block of each plane, as int8 or as int32 words of four bytes. For 6 bits a block of the upper and one of
+            the lower half of the nibble plane, then one of the plane of the low bits.
     """
     if bits == 8:
         return list(planes)
@@ -139,7 +141,7 @@ def widened(bits: int, planes: Sequence[Array]) -> list[Array]:
 
 
 def _join(values: np.ndarray, parts: int) -> np.ndarray:
-    """Put `parts` equal panels of rows side by side in the bits of a byte, the first lowest."""
+    """Put `parts` equal panels of rows side by side in the bits of a byte, the first in the lowest bits."""
     width = 8 // parts
     fields = values.view(np.uint8) & np.uint8(2**width - 1)
     joined = np.zeros((len(values) // parts, values.shape[1]), np.uint8)

@@ -1,4 +1,4 @@
-"""Tile sizes of the TPU matmul kernel: a table of what a compiler's estimate prefers, else as large as memory allows."""
+"""Tile sizes of the TPU matmul kernel: from a table of the compiler's estimates, else as large as memory allows."""
 
 import itertools
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Tiles:
     k: int
 
 
-# (target, parts, panel, n) -> tiles that take fewer cycles than the rule's, by `qsjax bench kernels`.
+# (target, parts, panel, n) -> tiles that take fewer cycles than those of the rule below, by `qsjax bench kernels`.
 TABLE = {("v6e", 2, 1536, 12288): Tiles(2048, 1024, 1536)}
 
 

@@ -1,6 +1,7 @@
 """The jax-triton kernel itself, for 4 bits; importing this needs Triton.
 
-What Pallas cannot say: four bytes are unpacked by one instruction a nibble, where Triton on its own shifts byte by byte.
+It does what Pallas cannot express: one instruction unpacks the lower (or upper) nibbles of four bytes, which Triton by itself
+shifts byte by byte.
 """
 
 from typing import no_type_check
@@ -10,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit
-@no_type_check  # Triton reads the source, and finds none behind a wrapper.
+@no_type_check  # Triton reads the source, and a type checker's wrapper would hide it.
 def matmul(
     x,
     w,
@@ -43,9 +44,9 @@ def matmul(
         residual, out: [groups, M, N].
         M, N: sizes of a group's result.
         PANEL: K / 2.
-        TILE_M, TILE_N, TILE_K: of a program; TILE_K bytes of a weight column a step.
+        TILE_M, TILE_N, TILE_K: of a program; TILE_K bytes of a weight column in a step.
         ROWS_TOGETHER: row tiles that run side by side over all columns.
-        BIAS, GELU, GATE, RESIDUAL: which parts there are.
+        BIAS, GELU, GATE, RESIDUAL: whether to apply each of them.
     """
     across: tl.constexpr = (N + TILE_N - 1) // TILE_N
     down: tl.constexpr = (M + TILE_M - 1) // TILE_M
@@ -53,7 +54,7 @@ def matmul(
     band = program // (ROWS_TOGETHER * across)
     within = program % (ROWS_TOGETHER * across)
     height = min(down - band * ROWS_TOGETHER, ROWS_TOGETHER)
-    # Where the tile begins takes 64 bits, where its elements lie from there does not.
+    # The offset of the tile needs 64 bits; offsets within the tile do not.
     first_row = (band * ROWS_TOGETHER + within % height) * TILE_M
     first_column = (within // height) * TILE_N
     first_token = (group * M + first_row).to(tl.int64)
@@ -65,7 +66,7 @@ def matmul(
     total = tl.zeros((TILE_M, TILE_N), tl.int32)
     for start in range(0, PANEL, TILE_K):
         packed = tl.load(w_tile + start, mask=inside_columns[:, None], other=0)
-        # 16 times the values, with their signs: the factor is in the scale.
+        # 16 times the values, with their signs; the scale makes up for the factor.
         lower, upper = tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 4; and.b32 $0, $0, 0xF0F0F0F0; and.b32 $1, $2, 0xF0F0F0F0;",
             "=r,=r,r",

@@ -29,8 +29,8 @@ from qsjax.sample import (
     schedule,
 )
 from qsjax.sample.loop import step_at
-from qsjax.sample.sparse import KINDS, SPARSE
 from qsjax.sample.steps import CACHE
+from qsjax.settings import KINDS, SPARSE
 from qsjax.sparse import Sparsity
 from qsjax.text import EncodedPrompt
 

@@ -4,7 +4,8 @@ from qsjax.budget.calibration import CalibrationPlan as CalibrationPlan
 from qsjax.budget.devices import Device as Device
 from qsjax.budget.flops import StepFlops as StepFlops
 from qsjax.budget.models import PlannedModel as PlannedModel
-from qsjax.budget.report import make_report as make_report
+from qsjax.budget.planning import MemoryPlan as MemoryPlan
+from qsjax.budget.planning import plan_memory as plan_memory
 from qsjax.budget.sampling import activation_bytes as activation_bytes
 from qsjax.budget.sampling import sampling_bytes as sampling_bytes
 from qsjax.budget.size import Size as Size

@@ -10,7 +10,8 @@ from qsjax.config import configs_directory, from_mapping, nearest, preset
 from qsjax.dit import DiTConfig
 from qsjax.errors import InputError
 from qsjax.quant import Recipe
-from qsjax.sample.settings import FILE, Settings
+from qsjax.settings import Settings
+from qsjax.settings.video import FILE
 from qsjax.text.config import ClipConfig, LlamaConfig
 from qsjax.vae.config import VAEConfig
 
@@ -87,7 +88,7 @@ class PlannedModel:
             if asked is not None and Recipe.load(asked) != recipe:
                 raise InputError(
                     f"recipe {asked} was asked for, but {source} is already quantized by a recipe of its own, {recipe.name};"
-                    f" leave --recipe out, or give the checkpoint it was made from"
+                    f" leave --weights out, or give the checkpoint it was made from"
                 )
         # A checkpoint of the transformer alone says nothing of a VAE: then it is HunyuanVideo's.
         vae = manifest.config("vae") if "vae" in components else {}
@@ -96,7 +97,7 @@ class PlannedModel:
             dit=dit,
             vae=from_mapping(VAEConfig, vae, source=f"{source}: vae config"),
             recipe=recipe,
-            settings=Settings.of_manifest(manifest),
+            settings=Settings.stored(manifest.generation),
             # What is not quantized yet is planned as calibration makes it.
             clipped=True if stored is None else components["dit"].clipped,
             **_text_encoders(

@@ -1,5 +1,6 @@
 """Everything that a plan says, as plain data: what `qsjax plan --json` prints."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,64 +18,52 @@ from qsjax.budget.steps import steps_by_kind
 from qsjax.budget.weights import Weights, modulation_table_bytes
 from qsjax.errors import InputError
 from qsjax.quant import Recipe
-from qsjax.sample import Skip, SparsePlan
-from qsjax.sample.sparse import SPARSE
+from qsjax.settings import SPARSE, Settings
 
 DENSITY = 0.15
 """Of attention, QuantSparse's main setting."""
+SAMPLES, EPOCHS = 20, 15
+"""Of calibration."""
 CALIBRATION_SIZE = (61, 544, 960)
 """Frames, height and width of calibration samples of a model whose own videos are larger."""
 
 
 def make_report(
     model: PlannedModel,
+    settings: Settings,
+    devices: Sequence[Device],
     *,
-    frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    steps: int | None = None,
     text_tokens: int = TEXT_TOKENS,
     density: float = DENSITY,
     calibration_size: tuple[int, int, int] | None = None,
-    samples: int = 20,
-    epochs: int = 15,
-    sparse: SparsePlan | None = None,
-    skip: Skip | None = None,
+    samples: int = SAMPLES,
+    epochs: int = EPOCHS,
     text_storage: str | None = None,
     released: bool = True,
     cut: bool = False,
-    only: str | None = None,
     compiled: bool = False,
 ) -> dict[str, Any]:
     """Plan storage, sampling and calibration of a model. Bytes are whole numbers, a GB is 10^9 of them.
 
     Args:
         model: what is planned.
-        frames, height, width, steps: of the video; None is the model's own.
+        settings: of the video; with sparse attention, the density is what it executes, and with skipping, times and operations are
+            of the steps that are not left out.
+        devices: to plan for.
         text_tokens: of the prompt, padding included.
         density: share of the blocks' attention that is computed, the same in all steps.
         calibration_size: frames, height, width of the samples; None is the model's own size, or 61x544x960 where that
             is smaller.
         samples, epochs: of calibration.
-        sparse: sparse attention; then the density is what it executes.
-        skip: steps that may be left out; times and operations are of those that are not.
         text_storage: of the text encoders, "int8" or None for bfloat16.
         released: whether modulation weights leave the device before the first step.
         cut: whether several chips share the weights of the blocks; else each has all.
-        only: the one device to plan for; None is all of configs/devices.
         compiled: compile a step of each kind for the device, minutes each, and report the compiler's count of bytes.
 
     Raises:
-        InputError: a value that the model or the plan cannot have, or no such device or compiler.
+        InputError: a value that the model cannot have, several devices to compile for, or no compiler.
     """
-    asked: dict[str, Any] = {"frames": frames, "height": height, "width": width, "steps": steps}
-    settings = replace(
-        model.settings,
-        sparse=sparse,
-        skip=skip,
-        **{k: v for k, v in asked.items() if v is not None},
-    )
-    # The plan refuses a number of steps below 1. True guidance evaluates the model for two prompts.
+    # True guidance evaluates the model for two prompts.
     evaluations = settings.steps * (2 if settings.plan().uses_negative else 1)
     own = (settings.frames, settings.height, settings.width)
     size = _size(model, own, text_tokens)
@@ -87,7 +76,6 @@ def make_report(
         samples=samples,
         epochs=epochs,
     )
-    devices = Device.known() if only is None else [Device.load(only)]
     latents = model.vae.latent_shape(*own)
     weights = Weights.count(model.dit, model.recipe, clipped=model.clipped)
     run = Run(
@@ -119,7 +107,7 @@ def make_report(
     return report
 
 
-def _compiled(run: Run, devices: list[Device]) -> dict[str, Any]:
+def _compiled(run: Run, devices: Sequence[Device]) -> dict[str, Any]:
     """The compiler's count of each kind of step, and ours beside it."""
     if len(devices) != 1:
         names = ", ".join(device.name for device in devices)
@@ -201,7 +189,7 @@ def _operations(step: StepFlops, density: float, evaluations: int) -> dict[str, 
     }
 
 
-def _sampling(run: Run, devices: list[Device]) -> dict[str, Any]:
+def _sampling(run: Run, devices: Sequence[Device]) -> dict[str, Any]:
     """Stages as the first device's compiler lays them out; each device's row is of its own."""
     rows = []
     for device in devices:
@@ -220,7 +208,7 @@ def _sampling(run: Run, devices: list[Device]) -> dict[str, Any]:
     return {"stages": {stage.name: stage.parts for stage in first.stages()}, "devices": rows}
 
 
-def _calibration(plan: CalibrationPlan, devices: list[Device]) -> dict[str, Any]:
+def _calibration(plan: CalibrationPlan, devices: Sequence[Device]) -> dict[str, Any]:
     taken = plan.step_bytes()
     rows = _fits(sum(taken.values()), devices)
     for row, device in zip(rows, devices, strict=True):
@@ -240,7 +228,7 @@ def _calibration(plan: CalibrationPlan, devices: list[Device]) -> dict[str, Any]
     }
 
 
-def _fits(taken: int, devices: list[Device]) -> list[dict[str, Any]]:
+def _fits(taken: int, devices: Sequence[Device]) -> list[dict[str, Any]]:
     return [
         {
             "device": device.name,

@@ -7,7 +7,7 @@ from qsjax.budget.models import PlannedModel
 from qsjax.budget.size import Size
 from qsjax.budget.stages import decoder_bytes, text_bytes, transformer_bytes
 from qsjax.budget.weights import Weights
-from qsjax.sample.settings import Settings
+from qsjax.settings import Settings
 from qsjax.vae import Tiling
 
 

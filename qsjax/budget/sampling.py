@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from qsjax.budget.size import Size
 from qsjax.budget.weights import modulation_table_bytes
 from qsjax.dit import DiTConfig
-from qsjax.sample.sparse import DENSE, REFRESH, SPARSE
+from qsjax.settings import DENSE, REFRESH, SPARSE
 
 _BFLOAT16, _FLOAT32 = 2, 4
 

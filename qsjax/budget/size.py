@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from qsjax.dit import DiTConfig
 from qsjax.errors import InputError
-from qsjax.sample.settings import check_size
+from qsjax.settings.video import check_size
 from qsjax.vae.config import VAEConfig
 
 TEXT_TOKENS = 256

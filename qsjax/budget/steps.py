@@ -1,5 +1,6 @@
 """What one step of each kind costs: executed density, operations, bytes, and the time below which no device can go."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.sample import SamplingPlan
 from qsjax.sample.cache_size import cache_bytes
 from qsjax.sample.patterns import pattern_for
-from qsjax.sample.sparse import DENSE, REFRESH, SPARSE
+from qsjax.settings import DENSE, REFRESH, SPARSE
 from qsjax.sparse import Pattern
 
 
@@ -73,7 +74,7 @@ def steps_by_kind(
     size: Size,
     latents: tuple[int, int, int],
     plan: SamplingPlan,
-    devices: list[Device],
+    devices: Sequence[Device],
 ) -> dict[str, dict[str, Any]]:
     """For each kind: how many steps, density, operations and bytes of one, and its floor on each device.
 

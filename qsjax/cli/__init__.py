@@ -67,6 +67,13 @@ def main(argv: list[str] | None = None) -> int:
     except QsjaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except NotImplementedError as error:
+        from pallas_kernels import UnsupportedError  # it brings JAX, which is here by now
+
+        if not isinstance(error, UnsupportedError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -4,8 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from qsjax.cli.sparse import add_sparse_options, sampling_changes
+from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError
+from qsjax.settings import SamplingRecipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,12 +67,13 @@ def run(args: argparse.Namespace) -> int:
 def _sample(args: argparse.Namespace) -> tuple[dict, str]:
     from qsjax.bench.sample import PLAN, bench, text
 
-    changes = sampling_changes(args, args.recipe, None)
-    if changes["skip"] is not None:
+    recipe = chosen_recipe(args) or SamplingRecipe()
+    recipe.require_weights(None)
+    if recipe.skip is not None:
         raise InputError(
             "qsjax bench sample compares steps that are all computed; leave --skip.threshold out"
         )
-    report = bench(changes["sparse"] or PLAN, steps=args.steps)
+    report = bench(recipe.sparse or PLAN, steps=args.steps)
     return report, text(report)
 
 

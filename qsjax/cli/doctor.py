@@ -78,14 +78,14 @@ def videos(room: int | None, backend: str) -> dict[str, Any] | None:
     from qsjax.budget import PlannedModel, Weights
     from qsjax.budget.fit import largest_video
     from qsjax.budget.run import Run
-    from qsjax.sample.recipe import SamplingRecipe
+    from qsjax.settings import SamplingRecipe
 
     found = {}
     for name in _RECIPES:
         recipe = SamplingRecipe.load(name) if name in SamplingRecipe.presets() else None
         weights = (recipe.weights if recipe else name) or "bf16"
         model = PlannedModel.find("hunyuan-13b", weights)
-        sparse = None if recipe is None else recipe.plan(recipe.weights or None)
+        sparse = None if recipe is None else recipe.sparse
         run = Run(
             model=model,
             weights=Weights.count(model.dit, model.recipe),

@@ -1,9 +1,9 @@
-"""Options from a TOML file, as if they had been typed before the others."""
+"""Options from a TOML file, as if they had been typed before the others; and what an option meant in older versions."""
 
 import argparse
 from pathlib import Path
 
-from qsjax.config import load_toml, nearest
+from qsjax.config import configs_directory, load_toml, nearest
 from qsjax.errors import InputError
 
 
@@ -45,3 +45,17 @@ def with_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
         except (TypeError, ValueError) as error:
             raise InputError(f"{args.config}: {key} = {value!r} does not fit ({error})") from error
     return args
+
+
+def quantizes(recipe: str) -> bool:
+    """Whether a name or file is a quantization recipe, not one of sampling.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    if not recipe.endswith(".toml"):
+        return (configs_directory() / "recipes" / f"{recipe}.toml").is_file()
+    from qsjax.quant import Recipe
+
+    own = Recipe.__dataclass_fields__.keys() - {"name"}
+    return bool(own & load_toml(Path(recipe)).keys())

@@ -4,16 +4,13 @@ import argparse
 import json
 import re
 
-from qsjax.cli.options import add_config, with_config
-from qsjax.cli.sparse import add_sparse_options, sampling_changes
+from qsjax.cli.fields import add_fields
+from qsjax.cli.options import add_config, quantizes, with_config
+from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError
+from qsjax.settings import Settings
 
-_VIDEO = {
-    "frames": "video frames, 4k+1",
-    "height": "pixels",
-    "width": "pixels",
-    "steps": "denoising steps",
-}
+_VIDEO = ("frames", "height", "width", "steps")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="preset of configs/models, 'tiny' for the bundled model, or a checkpoint folder",
     )
     parser.add_argument(
-        "--recipe",
-        help="preset of configs/recipes or TOML file, or a sampling recipe, as quantsparse-w4a8-d15, which says which weights it"
-        " is for (default: the checkpoint's own, else w4a8)",
+        "--weights",
+        help="quantization recipe: preset of configs/recipes or TOML file (default: what the sampling recipe is for, else the"
+        " checkpoint's own, else w4a8)",
     )
-    for name, meaning in _VIDEO.items():
-        parser.add_argument(f"--{name}", type=int, help=f"{meaning} (default: the model's)")
+    add_fields(parser, Settings, only=_VIDEO, default="the model's")
     parser.add_argument(
         "--text-tokens", type=int, default=256, help="tokens of the prompt, padding included"
     )
@@ -67,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compile a step of each kind for --device, which need not be here, and print the compiler's count of bytes; minutes",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON on stdout")
-    add_sparse_options(parser, recipe=False)
+    add_sparse_options(parser)
     add_config(parser)
 
 
@@ -80,28 +76,35 @@ def run(args: argparse.Namespace) -> int:
     options = argparse.ArgumentParser(add_help=False)
     add_arguments(options)
     args = with_config(options, args)
-    from qsjax.budget import PlannedModel, make_report, text
-    from qsjax.sample.recipe import SamplingRecipe
+    from qsjax.budget import plan_memory
 
-    named = args.recipe if args.recipe in SamplingRecipe.presets() else ""
-    chosen_for = SamplingRecipe.load(named).weights
-    weights = (chosen_for or "bf16") if named else args.recipe
-    report = make_report(
-        PlannedModel.find(args.model, weights),
+    # Until 0.1, --recipe named the weights' recipe, too.
+    if args.recipe and quantizes(args.recipe):
+        if args.weights:
+            raise InputError(
+                f"--recipe {args.recipe} is a quantization recipe, and so is --weights {args.weights}; leave one of them out"
+            )
+        args.recipe, args.weights = None, args.recipe
+    changes = chosen_recipe(args)
+    plan = plan_memory(
+        args.model,
+        weights=args.weights,
+        recipe=args.recipe,
+        sparse=None if changes is None else changes.sparse or False,
+        skip=None if changes is None else changes.skip or False,
         **{name: getattr(args, name) for name in _VIDEO},
         text_tokens=args.text_tokens,
+        text_storage=args.text_storage,
+        modulation=args.modulation,
+        shard_weights=args.shard_weights,
         density=args.density,
         calibration_size=_size(args.calibration_size),
         samples=args.samples,
         epochs=args.epochs,
-        **sampling_changes(args, named, chosen_for or None),
-        text_storage=args.text_storage,
-        released=args.modulation == "released",
-        cut=args.shard_weights,
-        only=args.device,
-        compiled=args.compile,
+        device=args.device,
+        compile=args.compile,
     )
-    print(json.dumps(report, indent=1) if args.json else text(report))
+    print(json.dumps(plan, indent=1) if args.json else plan)
     return 0
 
 

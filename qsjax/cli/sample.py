@@ -5,20 +5,14 @@ import json
 import time
 from pathlib import Path
 
+from qsjax.cli.fields import add_fields
+from qsjax.cli.kernels import add_kernels, given_kernels
 from qsjax.cli.options import add_config, with_config
-from qsjax.cli.sparse import add_sparse_options, sampling_changes
+from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError
+from qsjax.settings import Settings
 
-_SETTINGS = {
-    "frames": (int, "video frames, 4k+1"),
-    "height": (int, "pixels"),
-    "width": (int, "pixels"),
-    "steps": (int, "denoising steps"),
-    "shift": (float, "of the noise schedule; larger spends more steps at high noise"),
-    "guidance": (float, "embedded guidance scale"),
-    "true-cfg": (float, "classifier-free guidance scale with a negative prompt; 1 is off"),
-    "fps": (int, "frames a second of the file"),
-}
+_SETTINGS = ("frames", "height", "width", "steps", "shift", "guidance", "true_cfg", "fps")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="save the encoded prompt (safetensors) and stop before sampling",
     )
-    for name, (kind, text) in _SETTINGS.items():
-        parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: the checkpoint's)")
+    add_fields(parser, Settings, only=_SETTINGS, default="the checkpoint's")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same video")
     parser.add_argument(
         "--dtype",
@@ -81,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", type=int, help="with --coordinator HOST:PORT: which this is, from 0"
     )
     add_sparse_options(parser)
+    add_kernels(parser)
     parser.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file")
     parser.add_argument("--json", action="store_true", help="print a report as JSON on stdout")
@@ -109,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         "modulation": args.modulation,
         "devices": args.devices,
         "shard_weights": args.shard_weights,
+        "kernels": given_kernels(args),
         "staged": True,  # one video: each model is read once in any case
         "progress": first,
     }
@@ -123,8 +118,8 @@ def run(args: argparse.Namespace) -> int:
             save_prompts(args.save_prompt, encoded, [args.prompt])
             _print(args, {"out": str(args.save_prompt), "seconds": pipeline.timings})
         return 0
-    changes = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name in _SETTINGS}
-    changes |= sampling_changes(args, args.recipe, pipeline.weights)
+    changes = {name: getattr(args, name) for name in _SETTINGS}
+    changes["recipe"] = chosen_recipe(args, pipeline.settings)
     fps = pipeline.resolve(**changes).fps
     del changes["fps"]
     prompt = load_prompts(args.encoded_prompt) if args.encoded_prompt else args.prompt

@@ -11,7 +11,7 @@ from qsjax.pipeline import Pipeline
 from qsjax.sample import Settings, SparsePlan
 from qsjax.sample.cache_size import cache_bytes
 from qsjax.sample.patterns import pattern_for
-from qsjax.sample.sparse import SPARSE
+from qsjax.settings import SPARSE
 
 
 class Way:

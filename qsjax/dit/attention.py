@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels import targets
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
 
 State = TypeVar("State")
@@ -40,12 +39,10 @@ def dense_attention(
         implementation: "auto" or a name of `DENSE_ATTENTION.implementations`.
 
     Raises:
-        ExceptionGroup: the implementation cannot serve this backend or dtype; the reasons are inside.
+        UnsupportedError: the implementation cannot serve this backend or dtype; the message says why.
     """
-    name = DENSE_ATTENTION.choose(
-        implementation, backend=targets.current().backend, dtype=q.dtype, head_dim=q.shape[-1]
-    )
-    return DENSE_ATTENTION.implementations[name].function(q, k, v, kv_valid), state
+    serve = DENSE_ATTENTION.serve(implementation, dtype=q.dtype, head_dim=q.shape[-1])
+    return serve(q, k, v, kv_valid), state
 
 
 def masked_attention(
@@ -113,7 +110,7 @@ def _only_on(*backends: str, backend: str, **_: object) -> str | None:
 
 
 def _cudnn_objection(*, backend: str, dtype: DTypeLike, head_dim: int, **_: object) -> str | None:
-    if backend not in ("gpu", "cuda"):
+    if backend != "gpu":
         return f"needs an NVIDIA GPU, not {backend}"
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16 or float16, not {jnp.dtype(dtype).name}"

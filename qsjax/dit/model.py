@@ -4,6 +4,7 @@ It knows neither quantization nor sparsity. A linear layer may be replaced by an
 (`qsjax.dit.slot`), and attention is an argument of the call.
 """
 
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels import Kernels
 from qsjax.dit.attention import dense_attention
 from qsjax.dit.blocks import Attention, Context, DoubleBlock, SingleBlock
 from qsjax.dit.config import DiTConfig
@@ -74,6 +76,7 @@ class DiT(nnx.Module):
     ) -> None:
         dtype = jnp.dtype(dtype)
         self.config = config
+        self.kernels = Kernels()
         width, patch = config.hidden_size, _volume(config.patch_size)
         self.patch_embed = nnx.Linear(
             config.in_channels * patch, width, param_dtype=dtype, rngs=rngs
@@ -95,6 +98,11 @@ class DiT(nnx.Module):
     def dtype(self) -> jnp.dtype:
         """Dtype of the residual stream."""
         return dtype_of(self.patch_embed)
+
+    @property
+    def dense_attention(self) -> Attention:
+        """What fills the attention slot unless a caller does."""
+        return partial(dense_attention, implementation=self.kernels.attention)
 
     def __call__(
         self,
@@ -233,7 +241,7 @@ class DiT(nnx.Module):
             patches = own_share(patches, axis, along=1)
             cos, sin = (own_share(table, axis, along=0) for table in (cos, sin))
         img = self.patch_embed(patches.astype(self.dtype))
-        return img, txt, Context(cos, sin, kv_valid, attention or dense_attention)
+        return img, txt, Context(cos, sin, kv_valid, attention or self.dense_attention)
 
     def modulation(
         self,

@@ -36,7 +36,7 @@ from qsjax.sample import (
     empty_cache,
     heads_of,
 )
-from qsjax.sample.sparse import KINDS, SPARSE
+from qsjax.settings import KINDS, SPARSE
 from qsjax.tiny import sampling
 from qsjax.tiny.evaluate import HELD_OUT
 from qsjax.tiny.outliers import inject

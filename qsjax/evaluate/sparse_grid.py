@@ -9,13 +9,20 @@ from typing import Any
 from qsjax.config import to_mapping
 from qsjax.residual import Residual
 from qsjax.sample import Skip, SparsePlan
+from qsjax.settings import PolicyName
 from qsjax.sparse import Sparsity
 
 DENSITIES = (0.15, 0.25, 0.40)
 SHIFTS = (3.0, 7.0)
 MASKS = {"svg": Sparsity(mask="svg"), "topk": Sparsity(mask="topk", tile=(1, 4, 4))}
 """Lists that are the same in every step, and lists that follow the tokens."""
-COMPARED = ("first", "none", "second-scaled", "recall-extrapolated", "recall-following")
+COMPARED: tuple[PolicyName, ...] = (
+    "first",
+    "none",
+    "second-scaled",
+    "recall-extrapolated",
+    "recall-following",
+)
 """Policies in every table of them."""
 ALL = (*COMPARED[:2], "second", "second-scaled", "third", "recall", *COMPARED[3:])
 """Those at the lowest density and the default shift."""
@@ -115,10 +122,9 @@ def _schedules() -> list[SparseRow]:
     """How the full passes lie in a run: more of them in front, by mask and policy; as many, in front or spread."""
     warm = [(f"{count} dense", count, 5) for count in (1, 3, 5)]
     equal = [(f"{n} dense, interval {i}", n, i) for n, i in SCHEDULES]
-    tables = (
-        *(("warm-up", mask, ("first", *COMPARED[3:]), warm) for mask in MASKS),
-        ("equal cost", "svg", ("first", "recall-following"), equal),
-    )
+    Table = tuple[str, str, tuple[PolicyName, ...], list[tuple[str, int, int]]]
+    tables: list[Table] = [("warm-up", mask, ("first", *COMPARED[3:]), warm) for mask in MASKS]
+    tables.append(("equal cost", "svg", ("first", "recall-following"), equal))
     rows = []
     for title, mask, policies, schedules in tables:
         group, sparsity = f"{title}, float, {mask}, 15 %, shift 3", MASKS[mask]

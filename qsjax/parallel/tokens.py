@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from qsjax.dit.attention import dense_attention
 from qsjax.dit.blocks import Attention
 
 
-def by_tokens(axis: str, text: int) -> Attention:
+def by_tokens(attention: Attention, axis: str, text: int) -> Attention:
     """The attention slot inside `jax.shard_map`, dense. Keys and values of the whole video are on every device for its time.
 
     Args:
+        attention: dense, of a part of the queries.
         axis: of devices.
         text: tokens of the text, padding included.
     """
@@ -31,6 +31,6 @@ def by_tokens(axis: str, text: int) -> Attention:
             tokens = jax.lax.all_gather(x[:, :video], axis, axis=1, tiled=True)
             return jnp.concatenate([tokens, x[:, video:]], axis=1)
 
-        return dense_attention(q, every(k), every(v), kv_valid, state)
+        return attention(q, every(k), every(v), kv_valid, state)
 
     return attend

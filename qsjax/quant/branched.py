@@ -11,6 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pallas_kernels.quantized_matmul import WeightLayout
 from qsjax.quant.linear import QuantizedLinear, QuantizedTokens
 from qsjax.quant.recipe import Precision
 
@@ -25,7 +26,7 @@ class BranchedLinear(QuantizedLinear):
         rows: int,
         precision: Precision,
         dtype: DTypeLike,
-        layout: str = "bytes",
+        layout: WeightLayout = "bytes",
     ) -> None:
         super().__init__(leaves, rows=rows, precision=precision, dtype=dtype, layout=layout)
         self.branch_in = nnx.Param(leaves["branch_in"])

@@ -16,7 +16,8 @@ from jax.sharding import Sharding
 from jaxtyping import Array
 
 from pallas_kernels import PackedWeight, unpack
-from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL
+from pallas_kernels.dispatch import AUTO, parse
+from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL, WeightLayout
 from pallas_kernels.targets import current
 from qsjax.params import dotted
 from qsjax.quant.linear import QuantizedLinear
@@ -26,29 +27,44 @@ from qsjax.quant.recipe import Precision
 Module = TypeVar("Module", bound=nnx.Module)
 
 
-def preferred_layout(precision: Precision, rows: int, backend: str | None = None) -> str:
-    """The layout of the matmul's most preferred implementation on a backend.
+def preferred_layout(
+    precision: Precision, rows: int, backend: str | None = None, matmul: str = AUTO
+) -> WeightLayout:
+    """The layout that the implementation of the matmul takes; of several, the first in `layouts`.
 
     Args:
         precision: of the layer.
         rows: K.
         backend: "cpu", "gpu" or "tpu"; None is the default device's.
+        matmul: name of the implementation, perhaps with a target; "auto" is the most preferred one.
+
+    Raises:
+        UnsupportedError: the implementation takes no layout.
     """
-    backend = backend or current().backend
-    layouts = ["bytes", "bytes_transposed"]
+    name, target = parse(matmul)
+    backend = backend or (current() if name == matmul else target).backend
+    layouts: list[WeightLayout] = ["bytes", "bytes_transposed"]
     if backend == "tpu" and precision.container == 4:
         layouts.insert(0, "int4")  # elsewhere an int4 takes a whole byte
     order = list(QUANTIZED_MATMUL.implementations)
+    facts = {
+        "backend": backend,
+        "bits": precision.container,
+        "rows": rows,
+        "weight_only": precision.activations == UNQUANTIZED,
+    }
+    if name != AUTO:
+        takes = [
+            layout
+            for layout in layouts
+            if QUANTIZED_MATMUL.objections(layout=layout, **facts)[name] is None
+        ]
+        if not takes:  # raises with the reason
+            QUANTIZED_MATMUL.choose(name, layout=layouts[0], **facts)
+        return takes[0]
 
-    def rank(layout: str) -> int:
-        name = QUANTIZED_MATMUL.choose(
-            backend=backend,
-            bits=precision.container,
-            layout=layout,
-            rows=rows,
-            weight_only=precision.activations == UNQUANTIZED,
-        )
-        return order.index(name)
+    def rank(layout: WeightLayout) -> int:
+        return order.index(QUANTIZED_MATMUL.choose(layout=layout, **facts))
 
     return min(layouts, key=rank)
 
@@ -57,6 +73,7 @@ def arrange(
     module: Module,
     backend: str | None = None,
     place: Callable[[str, tuple[int, ...]], Sharding] | None = None,
+    matmul: str = AUTO,
 ) -> Module:
     """Give every quantized layer the layout that suits a backend, in place.
 
@@ -66,11 +83,12 @@ def arrange(
         module: with packed weights in bytes, as stored.
         backend: "cpu", "gpu" or "tpu"; None is the default device's.
         place: the sharding of a parameter, by its dotted name and shape; None leaves it to the compiler.
+        matmul: name of the implementation of the product; "auto" is the most preferred one.
     """
     for path, linear in nnx.iter_modules(module):
         if not isinstance(linear, QuantizedLinear) or linear.layout != "bytes":
             continue
-        layout = preferred_layout(linear.precision, linear.rows, backend)
+        layout = preferred_layout(linear.precision, linear.rows, backend, matmul)
         if layout == "bytes":
             continue
         for name in ("packed", "low_bits"):

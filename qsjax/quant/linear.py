@@ -10,7 +10,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
-from pallas_kernels import PackedWeight, quantize_tokens, quantized_matmul, unpack
+from pallas_kernels import Kernels, PackedWeight, quantize_tokens, quantized_matmul, unpack
+from pallas_kernels.activations import Activation
+from pallas_kernels.quantize_tokens.reference import Norm
+from pallas_kernels.quantized_matmul import WeightLayout
 from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.quant.recipe import Precision
 from qsjax.quant.rotation import Rotation, rotate
@@ -54,9 +57,10 @@ class QuantizedLinear(nnx.Module):
         rows: int,
         precision: Precision,
         dtype: DTypeLike,
-        layout: str = "bytes",
+        layout: WeightLayout = "bytes",
     ) -> None:
         self.rows, self.precision, self.layout = rows, precision, layout
+        self.kernels = Kernels()
         self.dtype = jnp.dtype(dtype)
         for name in ("packed", "scale"):
             setattr(self, name, nnx.Param(leaves[name]))
@@ -89,7 +93,10 @@ class QuantizedLinear(nnx.Module):
         if self.precision.activations == UNQUANTIZED:
             return x
         values, scale = quantize_tokens(
-            x.reshape(-1, self.rows), bits=self.precision.activations, clip=self._clip
+            x.reshape(-1, self.rows),
+            bits=self.precision.activations,
+            clip=self._clip,
+            implementation=self.kernels.quantize,
         )
         return QuantizedTokens(values.reshape(x.shape), scale.reshape(x.shape[:-1]))
 
@@ -136,8 +143,8 @@ class QuantizedLinear(nnx.Module):
         self,
         x: Array,
         *,
-        norm: str = "none",
-        activation: str = "none",
+        norm: Norm = "none",
+        activation: Activation = "none",
         shift: Array | None = None,
         scale: Array | None = None,
     ) -> QuantizedTokens:
@@ -151,6 +158,7 @@ class QuantizedLinear(nnx.Module):
             rotation=None if self.rotation is None else self.rotation[...].astype(self.dtype),
             bits=self.precision.activations,
             clip=self._clip,
+            implementation=self.kernels.quantize,
         )
         return QuantizedTokens(values.reshape(x.shape), token_scale.reshape(x.shape[:-1]))
 
@@ -178,6 +186,7 @@ class QuantizedLinear(nnx.Module):
                 residual=None if residual is None else residual.reshape(len(flat), -1),
                 gate=gate,
                 out_dtype=dtype,
+                implementation=self.kernels.matmul,
             )
         return y.reshape(*values.shape[:-1], -1)
 

@@ -12,6 +12,8 @@ from qsjax.quant.rotation import KINDS
 
 _WEIGHT_BITS = (2, 3, 4, 5, 6, 8, UNQUANTIZED)
 _ACTIVATION_BITS = (4, 6, 8, UNQUANTIZED)
+FLOAT = "bf16"
+"""Name of the recipe that quantizes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from qsjax.residual.attention import refresh_attention as refresh_attention
 from qsjax.residual.attention import sparse_attention as sparse_attention
-from qsjax.residual.policy import POLICIES as POLICIES
-from qsjax.residual.policy import Policy as Policy
-from qsjax.residual.policy import Residual as Residual
 from qsjax.residual.state import Gains as Gains
 from qsjax.residual.state import LayerState as LayerState
 from qsjax.residual.state import bytes_of as bytes_of
 from qsjax.residual.state import empty_state as empty_state
 from qsjax.residual.state import placed as placed
+from qsjax.settings import POLICIES as POLICIES
+from qsjax.settings import Policy as Policy
+from qsjax.settings import Residual as Residual

@@ -5,8 +5,8 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import attention_with_residual, block_sparse_attention
 from pallas_kernels.dispatch import AUTO
-from qsjax.residual.policy import Residual
 from qsjax.residual.state import Gains, LayerState, correction, refreshed
+from qsjax.settings import Residual
 from qsjax.sparse import Choice, Pattern
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 from pallas_kernels import Additive, Complement
 from qsjax.residual import lowrank
 from qsjax.residual.lowrank import Factors
-from qsjax.residual.policy import Residual
 from qsjax.residual.store import Stored, empty, opened, restored, store
+from qsjax.settings import Residual
 from qsjax.sparse import Choice, Pattern
 
 

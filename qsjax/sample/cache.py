@@ -10,11 +10,10 @@ from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.residual import empty_state, placed
 from qsjax.sample.patterns import pattern_for, token_grid
-from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.skip import nothing_skipped
-from qsjax.sample.sparse import SparsePlan
 from qsjax.sample.state import Cache, Memory, Slot
 from qsjax.sample.step import Conditions
+from qsjax.settings import SamplingPlan, SparsePlan
 
 
 def empty_cache(

@@ -9,7 +9,7 @@ from qsjax.dit import DiTConfig
 from qsjax.errors import InputError
 from qsjax.residual import bytes_of, empty_state
 from qsjax.sample.patterns import pattern_for
-from qsjax.sample.plan import SamplingPlan
+from qsjax.settings import SamplingPlan
 
 
 def cache_bytes(config: DiTConfig, plan: SamplingPlan, latents: tuple[int, ...], text: int) -> int:

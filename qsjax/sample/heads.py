@@ -8,8 +8,8 @@ from jaxtyping import Float
 from qsjax.dit import DiTConfig
 from qsjax.residual import LayerState
 from qsjax.sample.patterns import pattern_for
-from qsjax.sample.sparse import SparsePlan
 from qsjax.sample.state import Slot
+from qsjax.settings import SparsePlan
 
 
 class Heads(NamedTuple):

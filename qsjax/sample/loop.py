@@ -7,8 +7,8 @@ import jax
 from jaxtyping import Array, Float
 
 from qsjax.dit import DiT
-from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.step import Conditions, Step, schedule
+from qsjax.settings import SamplingPlan
 
 Program = Callable[[DiT, Array, Any, Step, Conditions], tuple[Array, Any]]
 """A step of one kind, compiled: (dit, latents, cache, step, conditions) -> (latents, cache)."""

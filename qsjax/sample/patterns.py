@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 from qsjax.dit import DiTConfig
-from qsjax.sample.sparse import SparsePlan
+from qsjax.settings import SparsePlan
 from qsjax.sparse import Pattern, Sparsity
 from qsjax.sparse.layout import Sizes
 

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import InputError
 from qsjax.sample.cache import empty_cache
-from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.step import prepare, schedule
 from qsjax.sample.steps import denoise_step
+from qsjax.settings import SamplingPlan
 from qsjax.text import EncodedPrompt
 
 

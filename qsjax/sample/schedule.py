@@ -3,8 +3,7 @@
 import numpy as np
 
 from qsjax.errors import InputError
-
-SHIFT = 7.0
+from qsjax.settings.plan import SHIFT
 
 
 def sigmas(steps: int, shift: float = SHIFT) -> np.ndarray:

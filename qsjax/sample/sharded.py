@@ -12,10 +12,10 @@ from qsjax.dit import DiT
 from qsjax.parallel import AXIS, check_heads, gathering
 from qsjax.residual import LayerState
 from qsjax.sample.cache import empty_cache
-from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.state import Cache, Memory, Skipped, Slot
 from qsjax.sample.step import Conditions, prepare
 from qsjax.sample.steps import denoise_step
+from qsjax.settings import SamplingPlan
 from qsjax.text import EncodedPrompt
 
 _BY_HEAD = P(None, None, AXIS)

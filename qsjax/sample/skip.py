@@ -4,8 +4,6 @@ TeaCache (arXiv 2411.19108, section 3.3): the relative change of that input from
 change of the output, adds up; a step is computed when the sum reaches a threshold, and the sum starts anew.
 """
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,30 +12,10 @@ from jaxtyping import Array, Float
 from qsjax.dit import DiT, Modulation
 from qsjax.dit.blocks import Context
 from qsjax.dit.norms import modulate
-from qsjax.errors import InputError
 from qsjax.sample.state import Blocks, Memory, Skipped
+from qsjax.settings import Skip
 
 _SMALLEST = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skip:
-    """When a step is left out.
-
-    Attributes:
-        threshold: of the summed change; 0 leaves out none. TeaCache takes 0.1 and 0.15 for HunyuanVideo.
-        coefficients: of the polynomial, highest power first; none is the change itself.
-    """
-
-    threshold: float = 0.0
-    coefficients: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold < np.inf or not np.isfinite(self.coefficients).all():
-            raise InputError(
-                f"skip threshold {self.threshold}, coefficients {list(self.coefficients)}: a threshold is 0 (off) or more, all"
-                " are finite"
-            )
 
 
 def nothing_skipped(dit: DiT, batch: int, tokens: int) -> Skipped:

@@ -8,16 +8,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qsjax.dit import DiT, DiTConfig, Modulation
-from qsjax.dit.attention import dense_attention
 from qsjax.dit.blocks import Attention
 from qsjax.errors import InputError
 from qsjax.parallel import by_heads, by_tokens
 from qsjax.residual import Gains
-from qsjax.sample.plan import SamplingPlan
+from qsjax.sample.gains import gains
 from qsjax.sample.schedule import sigmas, timesteps
 from qsjax.sample.skip import may_skip
-from qsjax.sample.sparse import REFRESH, gains
 from qsjax.sample.state import Blocks, Cache, Memory
+from qsjax.settings import REFRESH, SamplingPlan
 from qsjax.text import EncodedPrompt
 
 SEEDS = 2**64
@@ -146,7 +145,7 @@ def euler_step(
         row = jax.tree.map(lambda leaf: leaf[step.index], table)
         attend = attention
         if axis is not None:
-            attend = among_devices(attention, axis, prompt.text.shape[1], dit.config.num_heads)
+            attend = among_devices(dit, attention, axis, prompt.text.shape[1])
         img, txt, context = dit.embed(
             latents, times, prompt.text, prompt.mask, attention=attend, axis=axis
         )
@@ -162,12 +161,12 @@ def euler_step(
     return latents + step.delta * cond, (cond_memory, uncond_memory)
 
 
-def among_devices(attention: Attention | None, axis: str, text: int, heads: int) -> Attention:
+def among_devices(dit: DiT, attention: Attention | None, axis: str, text: int) -> Attention:
     """The attention slot on devices that share the tokens: by heads where they divide, else by tokens, which is dense."""
-    if heads % jax.lax.axis_size(axis) == 0:
-        return by_heads(attention or dense_attention, axis, text)
+    if dit.config.num_heads % jax.lax.axis_size(axis) == 0:
+        return by_heads(attention or dit.dense_attention, axis, text)
     assert attention is None  # `sharded_cache` has seen to it
-    return by_tokens(axis, text)
+    return by_tokens(dit.dense_attention, axis, text)
 
 
 def _guidance(

@@ -7,17 +7,15 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool, Float
 
-from qsjax.dit import DiT, DiTConfig, Modulation
-from qsjax.dit.attention import dense_attention
+from qsjax.dit import DiT, Modulation
 from qsjax.dit.blocks import Attention, Context
 from qsjax.residual import Gains, LayerState, refresh_attention, sparse_attention
 from qsjax.sample.cache import where_it_belongs
 from qsjax.sample.patterns import pattern_for, token_grid
-from qsjax.sample.plan import SamplingPlan
 from qsjax.sample.skip import skipping
-from qsjax.sample.sparse import DENSE, REFRESH, SparsePlan
 from qsjax.sample.state import Blocks, Cache, Memory, Slot
 from qsjax.sample.step import Conditions, Step, euler_step
+from qsjax.settings import DENSE, REFRESH, SamplingPlan, SparsePlan
 
 CACHE = 2
 """The argument of a step that may be overwritten, counted without `plan` and `kind`: jit with `donate_argnums=CACHE`."""
@@ -54,7 +52,7 @@ def denoise_step(
     if kind != DENSE:
         assert plan.sparse is not None
         assert step.gains is not None
-        attention = _attention(plan.sparse, kind, dit.config, latents.shape, step.gains, axis)
+        attention = _attention(plan.sparse, kind, dit, latents.shape, step.gains, axis)
     writes = kind == REFRESH
     blocks = _blocks(dit, opens=attention is not None)
     if plan.skip is not None:
@@ -89,13 +87,13 @@ def _blocks(dit: DiT, *, opens: bool) -> Blocks:
 def _attention(
     sparse: SparsePlan,
     kind: str,
-    config: DiTConfig,
+    dit: DiT,
     latents: tuple[int, ...],
     gains: Gains,
     axis: str | None,
 ) -> Attention:
     attend: Any = partial(refresh_attention, axis=axis) if kind == REFRESH else sparse_attention
-    video = math.prod(token_grid(config, latents))
+    video, chosen = math.prod(token_grid(dit.config, latents)), dit.kernels.sparse_attention
 
     def attention(
         q: Float[Array, "B L H D"],
@@ -104,14 +102,16 @@ def _attention(
         kv_valid: Bool[Array, "B L"],
         state: Slot,
     ) -> tuple[Array, Slot]:
-        pattern = pattern_for(sparse, config, latents, q.shape[1] - video)
-        run = partial(attend, pattern, sparse.residual, gains, scores=sparse.scores)
+        pattern = pattern_for(sparse, dit.config, latents, q.shape[1] - video)
+        run = partial(
+            attend, pattern, sparse.residual, gains, scores=sparse.scores, implementation=chosen
+        )
         if state.dense is None:
             out, layer = run(q, k, v, kv_valid, state.layer)
             return out, state._replace(layer=layer)
 
         def dense() -> tuple[Array, LayerState]:
-            return dense_attention(q, k, v, kv_valid)[0], state.layer
+            return dit.dense_attention(q, k, v, kv_valid, ())[0], state.layer
 
         out, layer = jax.lax.cond(state.dense, dense, lambda: run(q, k, v, kv_valid, state.layer))
         # A sparse step returns the state that it was given: the same object, so that the scan skips the write-back.

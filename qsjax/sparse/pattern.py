@@ -1,6 +1,5 @@
 """A mask family at a size: the order of the tokens, the lists, and what of them is decided while sampling."""
 
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -9,73 +8,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from pallas_kernels import BlockLists
-from qsjax.config import nearest
-from qsjax.errors import InputError
+from qsjax.settings.sparsity import CHOSEN, Sparsity
 from qsjax.sparse import masks, pooled
 from qsjax.sparse.layout import Layout, Sizes
 from qsjax.sparse.profile import nearest_order, profile_rows, seen_keys
-
-CHOSEN = ("topk", "topp")
-FAMILIES = ("svg", "svg-window", *masks.STATIC, *CHOSEN)
-"""svg: the band, in frame-major or token-major order, by head; svg-window: likewise, with windows instead."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sparsity:
-    """Which pairs of tokens are computed.
-
-    Attributes:
-        mask: one of `FAMILIES`.
-        density: share of the pairs of video blocks; of topp the most that a list may hold. Text is seen by all, and sees all.
-        block: tokens of a block; accelerators want 128 or a multiple. 0 takes 128, or less (64, 32, 16) where a video has not
-            even 32 of them.
-        tile: tokens of a tile along time, height and width, for all but svg and radial; 1 x 1 x 1 is the model's order.
-        mass: of topp: the share of the pooled softmax that a list is to reach.
-        sink_frames: the first frames, which all queries see besides.
-        profiled_rows: of svg: rows that decide a head's order.
-        every_step: of topk and topp: lists are chosen anew in every sparse step; else they stay from refresh to refresh, so that
-            what is cached belongs to them.
-    """
-
-    mask: str = "svg"
-    density: float = 0.15
-    block: int = 0
-    tile: Sizes = (1, 1, 1)
-    mass: float = 0.9
-    sink_frames: int = 0
-    profiled_rows: int = 64
-    every_step: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mask not in FAMILIES:
-            raise InputError(f"no mask {self.mask!r}; {nearest(self.mask, FAMILIES)}")
-        if not 0 < self.density <= 1 or not 0 < self.mass <= 1:
-            raise InputError(
-                f"density={self.density}, mass={self.mass}: both are shares above 0, up to 1"
-            )
-        if min(*self.tile, self.profiled_rows) < 1 or min(self.block, self.sink_frames) < 0:
-            raise InputError(
-                f"tile={self.tile}, profiled_rows={self.profiled_rows} must be 1 or more, block={self.block},"
-                f" sink_frames={self.sink_frames} 0 or more"
-            )
-        if self.mask.startswith(("svg", "radial")) and self.tile != (1, 1, 1):
-            raise InputError(f"tile={self.tile}: {self.mask} has orders of its own; leave it out")
-        if self.every_step and self.mask not in CHOSEN:
-            raise InputError(
-                f"every_step: the lists of {self.mask} do not change; it is for {' and '.join(CHOSEN)}"
-            )
-        if self.mask.startswith("svg") and self.sink_frames:
-            raise InputError(
-                f"sink_frames={self.sink_frames}: in the token-major order of {self.mask} every block has a token of the first"
-                " frames; take band, window, sta or topk"
-            )
-
-    def sized(self, tokens: int) -> "Sparsity":
-        """With the block size for a video of so many tokens."""
-        if self.block:
-            return self
-        fitting = (block for block in (128, 64, 32) if tokens >= 32 * block)
-        return replace(self, block=next(fitting, 16))
 
 
 class Choice(NamedTuple):

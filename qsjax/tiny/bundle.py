@@ -18,7 +18,8 @@ from qsjax.checkpoint import write_atomically
 from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.params import find_parameter, map_parameters, parameters
-from qsjax.sample.settings import FILE, Settings
+from qsjax.settings import Settings
+from qsjax.settings.video import FILE
 from qsjax.tiny import encoders, words
 from qsjax.vae import VAE
 

@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the bundled model with outliers as a PyTorch folder; 0, or 2 with one line on bad input."""
     from convert.bundled import converted_tiny_model
     from qsjax.checkpoint import Manifest
-    from qsjax.sample.settings import Settings
+    from qsjax.settings import Settings
     from qsjax.tiny.bundle import write_bundle
     from qsjax.vae import load_vae
 
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
             dit,
             vae,
             scaling_factor=vae.config.scaling_factor,
-            defaults=Settings.of_manifest(Manifest.read(source)),
+            defaults=Settings.stored(Manifest.read(source).generation),
         )
     except QsjaxError as error:
         print(f"qsjax.tiny.outliers: {error}", file=sys.stderr)

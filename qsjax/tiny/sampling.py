@@ -8,7 +8,7 @@ import numpy as np
 
 from qsjax.dit import DiT
 from qsjax.sample import initial_noise, make_sampler
-from qsjax.sample.plan import SamplingPlan
+from qsjax.settings import SamplingPlan
 from qsjax.tiny import checker, latents, words
 from qsjax.tiny.checker import Score
 from qsjax.tiny.dit_training import TEXT_LENGTH

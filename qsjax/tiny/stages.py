@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from qsjax.dit import DiT, load_dit
-from qsjax.sample.plan import SamplingPlan
+from qsjax.settings import SamplingPlan
 from qsjax.tiny import (
     bundle,
     checker,

@@ -16,11 +16,11 @@ from qsjax.budget import (
     StepFlops,
     Weights,
     activation_bytes,
-    make_report,
     modulation_table_bytes,
     sampling_bytes,
 )
 from qsjax.budget.calibration import SHARE_OF_PEAK
+from qsjax.budget.report import make_report
 from qsjax.cli import main
 from qsjax.config import to_mapping
 from qsjax.dit import DiT, DiTConfig
@@ -211,7 +211,7 @@ def test_devices_are_ordered_and_have_peaks():
 def test_true_guidance_evaluates_twice():
     model = PlannedModel.find("tiny")
     guided = replace(model, settings=replace(model.settings, true_cfg=3.0))
-    one, two = make_report(model), make_report(guided)
+    one, two = (make_report(m, m.settings, Device.known()) for m in (model, guided))
     for key in ("flops_all_steps", "flops_per_step"):
         times = 2 if key == "flops_all_steps" else 1
         assert two[key]["total"] == times * one[key]["total"]
@@ -219,7 +219,7 @@ def test_true_guidance_evaluates_twice():
 
 
 def test_command_prints_json(capsys):
-    report = plan_json(capsys, "--model", "hunyuan-13b", "--recipe", "w4a8")
+    report = plan_json(capsys, "--model", "hunyuan-13b", "--weights", "w4a8")
     assert report["model"] == HUNYUAN
     assert report["weight_bytes"] == 6_684_531_936
     assert report["times_smaller"] == 3.84
@@ -297,7 +297,7 @@ def test_a_quantized_checkpoint_has_its_own_recipe(capsys, tmp_path):
     report = plan_json(capsys, "--model", folder)
     assert report["recipe"] == "w6a6"
     assert report == plan_json(capsys, "--model", folder, "--recipe", "w6a6")
-    message = refused(capsys, "--model", folder, "--recipe", "w4a8")
+    message = refused(capsys, "--model", folder, "--weights", "w4a8")
     unclipped = checkpoint(tmp_path, recipe=to_mapping(Recipe.load("w6a6")), clipped=False)
     # One float32 clip for every quantized input of 3 double and 6 single blocks.
     fewer = report["weight_bytes"] - plan_json(capsys, "--model", unclipped)["weight_bytes"]
@@ -309,7 +309,8 @@ def test_a_quantized_checkpoint_has_its_own_recipe(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["--model", "hunyuan-13"], "did you mean 'hunyuan-13b'"),
-        (["--recipe", "w4a9"], "did you mean 'w4a8'"),
+        (["--weights", "w4a9"], "did you mean 'w4a8'"),
+        (["--recipe", "w4a8", "--weights", "w6a6"], "leave one of them out"),
         (["--frames", "128"], "nearest valid number is 129"),
         (["--height", "721"], "nearest valid value is 720"),
         (["--steps", "0"], "steps"),

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 import qsjax
-from qsjax import pipeline as pipeline_module
+from qsjax import opened
 from qsjax.budget import PlannedModel, Weights
 from qsjax.budget.fit import DOUBT, advice, require_room
 from qsjax.budget.run import Run
 from qsjax.cli import main
 from qsjax.errors import InputError
-from qsjax.sample.recipe import SamplingRecipe
+from qsjax.settings import SamplingRecipe
 
 GB = 10**9
 
@@ -20,7 +20,7 @@ GB = 10**9
 def run():
     """HunyuanVideo-13B in W4A8 with 15 % of attention, at 720p and 129 frames."""
     model = PlannedModel.find("hunyuan-13b", "w4a8")
-    sparse = SamplingRecipe.load("quantsparse-w4a8-d15").plan("w4a8")
+    sparse = SamplingRecipe.load("quantsparse-w4a8-d15").sparse
     weights = Weights.count(model.dit, model.recipe)
     return Run(model=model, weights=weights, settings=replace(model.settings, sparse=sparse))
 
@@ -131,7 +131,7 @@ def test_what_is_within_the_doubt_of_the_estimate_is_tried(run):
 def test_sampling_is_refused_before_anything_is_loaded(
     tiny_checkpoint, monkeypatch, capsys, tmp_path
 ):
-    monkeypatch.setattr(pipeline_module, "device_room", lambda: 10**6)
+    monkeypatch.setattr(opened, "device_room", lambda: 10**6)
     pipeline = qsjax.Pipeline.from_checkpoint(tiny_checkpoint, progress=False)
     with pytest.raises(InputError, match="does not fit this cpu"):
         pipeline("a red circle moves left", frames=5, height=16, width=24, steps=2)
@@ -140,7 +140,7 @@ def test_sampling_is_refused_before_anything_is_loaded(
     assert main(["sample", "--model", str(tiny_checkpoint), "--prompt", "a red circle", "--out", str(out)]) == 2  # fmt: skip
     assert "does not fit this cpu with 0.0 GB" in capsys.readouterr().err
     assert not out.exists()
-    monkeypatch.setattr(pipeline_module, "device_room", lambda: 10**10)
+    monkeypatch.setattr(opened, "device_room", lambda: 10**10)
     # What is looked at next.
     with pytest.raises(InputError, match="the prompt is empty"):
         pipeline(" ", frames=5, height=16, width=24, steps=2)

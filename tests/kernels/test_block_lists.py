@@ -62,17 +62,6 @@ def test_lists_can_be_made_inside_a_program():
     np.testing.assert_array_equal(short.block_map()[0], block_map & first)
 
 
-def test_ranges():
-    lists = BlockLists.from_ranges(
-        np.array([[0, 2, 3]]), np.array([[2, 5, 3]]), **SIZES, kv_blocks=5
-    )
-    assert lists.block_map()[0, 0].tolist() == [
-        [True, True, False, False, False],
-        [False, False, True, True, True],
-        [False] * 5,
-    ]
-
-
 @pytest.mark.parametrize(
     ("length", "width", "dense_from"), [(100, 20, None), (96, 1, 90), (65, 200, None)]
 )

@@ -249,7 +249,7 @@ def test_operands_that_do_not_go_together():
         block_sparse_attention(q[:, :50], k[:, :50], v[:, :50], lists())
     with pytest.raises(ValueError, match="agree in all but q's length"):
         block_sparse_attention(q.astype(jnp.bfloat16), k, v, lists())
-    with pytest.raises(ValueError, match="2 samples of 2 heads nor 1"):
+    with pytest.raises(ValueError, match="expected 1 or 2 samples and 1 or 2 heads"):
         block_sparse_attention(q, k, v, lists(count=3))
     with pytest.raises(ValueError, match="cached values have shape"):
         block_sparse_attention(q, k, v, lists(), cache=Additive(v[:, 1:]))

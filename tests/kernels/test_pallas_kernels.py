@@ -24,6 +24,7 @@ from pallas_kernels.block_sparse_attention import tpu as attention_tpu
 from pallas_kernels.quantized_matmul import gpu as matmul_gpu
 from pallas_kernels.quantized_matmul import tpu as matmul_tpu
 from pallas_kernels.quantized_matmul.gpu_tiles import GpuTiles
+from pallas_kernels.quantized_matmul.operands import MatmulOperands
 from pallas_kernels.quantized_matmul.tiles import TABLE, Tiles, tpu_bytes, tpu_tiles
 from pallas_kernels.targets import TARGETS
 
@@ -91,9 +92,9 @@ def test_matmul_sums_over_steps_exactly(kernel, bits):
         "tpu": (matmul_tpu, Tiles(32, 128, 128)),
         "gpu": (matmul_gpu, GpuTiles(16, 64, 32, 4, 2)),
     }[kernel]
+    weight = pack(values, bits=bits, layout=LAYOUT[kernel])
     found = module.quantized_matmul(
-        x, jnp.ones(40), pack(values, bits=bits, layout=LAYOUT[kernel]), jnp.ones(200),
-        None, None, None,
+        MatmulOperands(x, jnp.ones(40), weight, jnp.ones(200)),
         activation="none", out_dtype=jnp.dtype(jnp.float32), target=INTERPRET, tiles=tiles,
     )  # fmt: skip
     np.testing.assert_array_equal(found, np.asarray(x, np.int64) @ values.astype(np.int64))

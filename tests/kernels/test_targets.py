@@ -38,6 +38,6 @@ def test_a_name_may_carry_a_target():
 
 
 def test_what_cannot_be_compiled_for_says_so():
-    assert "without having one" in str(missing(TARGETS["cpu"]))
+    assert "without the device" in str(missing(TARGETS["cpu"]))
     with pytest.raises(ModuleNotFoundError, match="cpu cannot be compiled for"):
         compile_for(TARGETS["cpu"], lambda x: x, jax.ShapeDtypeStruct((1,), "float32"))

@@ -16,8 +16,8 @@ from qsjax.parallel import first_agrees, hosts, is_first, join
 
 SIZE = ("--frames", "5", "--height", "32", "--width", "32", "--steps", "3")
 SPARSE = (
-    *("--sparse.mask", "svg", "--sparse.density", "0.4", "--sparse.block", "8"),
-    *("--sparse.profiled-rows", "24", "--sparse.interval", "2", "--sparse.dense-steps", "1", "--residual.store", "int8"),
+    *("--sparsity.mask", "svg", "--sparsity.density", "0.4", "--sparsity.block", "8"),
+    *("--sparsity.profiled-rows", "24", "--sparse.interval", "2", "--sparse.dense-steps", "1", "--residual.store", "int8"),
 )  # fmt: skip
 
 

@@ -13,9 +13,8 @@ from qsjax import video
 from qsjax.cli import main
 from qsjax.config import configs_directory, load_toml
 from qsjax.errors import InputError
-from qsjax.generation import choose_settings
 from qsjax.sample import Settings, Skip, SparsePlan
-from qsjax.sample.recipe import SamplingRecipe
+from qsjax.settings import SamplingRecipe, choose_settings
 
 CAPTION = "a red circle moves left over dark stripes"
 SIZE = {"frames": 5, "height": 32, "width": 32, "steps": 8}
@@ -54,7 +53,7 @@ def test_a_recipe_from_python_gives_the_bits_of_the_command(w4a8, tmp_path, monk
     np.testing.assert_array_equal(result.frames, written[0])
     assert result.frames.shape == (5, 32, 32, 3)
     assert (result.seed, result.skipped) == (7, 0)
-    assert result.settings.sparse == SamplingRecipe.load(NAME).plan("w4a8")
+    assert result.settings.sparse == SamplingRecipe.load(NAME).sparse
     assert 0 < result.heads.density.mean() < 1
     assert {"load", "encode", "compile", "denoise", "decode"} <= set(result.timings)
     assert result.latents.shape[:3] == (1, 16, 2)

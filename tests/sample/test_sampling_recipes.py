@@ -1,30 +1,50 @@
 """Sampling recipes: every preset is a plan, every field an option, and weights must fit."""
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from jaxtyping import TypeCheckError
 
-from qsjax.cli.sparse import FIELDS, add_sparse_options, sampling_changes
+from qsjax.cli.fields import meanings
+from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.config import configs_directory
 from qsjax.errors import InputError
-from qsjax.residual import Residual
-from qsjax.sample import Skip, SparsePlan
-from qsjax.sample.recipe import SamplingRecipe
-from qsjax.sparse import Sparsity
+from qsjax.residual.store import BYTES
+from qsjax.settings import (
+    FAMILIES,
+    Residual,
+    SamplingPlan,
+    SamplingRecipe,
+    Skip,
+    SparsePlan,
+    Sparsity,
+)
+from qsjax.settings.recipe import SECTIONS
+from qsjax.settings.residual import Store
+from qsjax.settings.sparsity import CHOSEN
+from qsjax.sparse import masks
 
 PRESETS = {path.stem for path in (configs_directory() / "sampling").glob("*.toml")}
 SKIPPING = {"teacache"}
 
 
+def parser():
+    made = argparse.ArgumentParser()
+    add_sparse_options(made)
+    return made
+
+
 def parsed(*arguments):
-    parser = argparse.ArgumentParser()
-    add_sparse_options(parser)
-    return parser.parse_args(arguments)
+    return parser().parse_args(arguments)
 
 
-def sparse_plan(args, weights):
-    return sampling_changes(args, args.recipe, weights)["sparse"]
+def chosen(*arguments, weights=None, stored=None):
+    recipe = chosen_recipe(parsed(*arguments), stored)
+    if recipe is not None:
+        recipe.require_weights(weights)
+    return recipe
 
 
 def test_there_are_the_presets_that_the_docs_name():
@@ -34,86 +54,134 @@ def test_there_are_the_presets_that_the_docs_name():
 @pytest.mark.parametrize("name", sorted(PRESETS - SKIPPING))
 def test_a_preset_is_what_its_name_says(name):
     recipe = SamplingRecipe.load(name)
-    assert recipe.sparsity.density == int(name.rpartition("d")[2]) / 100
+    assert recipe.sparse.sparsity.density == int(name.rpartition("d")[2]) / 100
     assert recipe.weights in (name.split("-")[1] if name.startswith("quantsparse") else "", "")
-    assert isinstance(recipe.plan(recipe.weights or None), SparsePlan)
-    assert recipe.skipping is None
+    assert recipe.skip is None
 
 
 def test_a_preset_that_only_leaves_out_steps():
-    changes = sampling_changes(parsed("--recipe", "teacache"), "teacache", "w4a8")
-    assert changes["sparse"] is None
-    assert changes["skip"].threshold == 0.15
-    assert len(changes["skip"].coefficients) == 5
+    recipe = chosen("--recipe", "teacache", weights="w4a8")
+    assert recipe.sparse is None
+    assert recipe.skip.threshold == 0.15
+    assert len(recipe.skip.coefficients) == 5
 
 
 def test_options_of_skipping_leave_attention_alone():
-    changes = sampling_changes(parsed("--skip.threshold", "0.2"), None, None)
-    assert changes == {"sparse": None, "skip": Skip(threshold=0.2)}
-    both = parsed("--skip.threshold", "0.2", "--skip.coefficients", "2,0", "--sparse.mask", "topk")
-    changes = sampling_changes(both, "", None)
-    assert changes["sparse"].sparsity.mask == "topk"
-    assert changes["skip"].coefficients == (2.0, 0.0)
+    assert chosen("--skip.threshold", "0.2") == SamplingRecipe(skip=Skip(threshold=0.2))
+    both = ("--skip.threshold", "0.2", "--skip.coefficients", "2,0", "--sparsity.mask", "topk")
+    assert chosen(*both).sparse.sparsity.mask == "topk"
+    assert chosen(*both).skip.coefficients == (2.0, 0.0)
 
 
-def test_every_field_has_an_option():
-    nested = {f"{section}.{one.name}" for section, config in (("sparsity", Sparsity), ("residual", Residual), ("skip", Skip)) for one in fields(config)}  # fmt: skip
-    top = {one.name for one in fields(SamplingRecipe)} - {"weights", "sparsity", "residual", "skip", "dense_layers"}  # fmt: skip
-    assert {field for field, _, _ in FIELDS.values()} == nested | top
+def test_every_field_has_an_option_a_meaning_and_a_place_in_a_file():
+    help_text = " ".join(parser().format_help().split())
+    for section, config in SECTIONS.items():
+        texts = meanings(config)
+        for one in fields(config):
+            assert len(texts[one.name]) > 8, (section, one.name)
+            if one.name not in SECTIONS:
+                assert f"--{section}.{one.name.replace('_', '-')} " in help_text
+    assert "{svg,svg-window,dense,band,window,sta,radial,topk,topp}" in help_text
+    assert "--sparse.mask" not in help_text
+
+
+def test_the_masks_of_the_options_are_those_that_there_are():
+    assert set(FAMILIES) == {"svg", "svg-window", *masks.STATIC, *CHOSEN}
+    assert set(get_args(Store)) == set(BYTES)
 
 
 def test_options_change_a_recipe():
-    args = parsed(
-        *("--recipe", "quantsparse-w4a8-d15", "--sparse.density", "0.2", "--sparse.interval", "4"),
-        *("--residual.policy", "second", "--residual.store", "int4"),
-    )
-    plan = sparse_plan(args, "w4a8")
+    new = (
+        *("--recipe", "quantsparse-w4a8-d15", "--sparsity.density", "0.2", "--sparse.interval", "4"),
+        *("--residual.policy", "second", "--residual.store", "int4", "--sparse.dense-layers", "0,3"),
+    )  # fmt: skip
+    plan = chosen(*new, weights="w4a8").sparse
     assert plan.sparsity == Sparsity(mask="svg", density=0.2, block=128)
-    assert (plan.interval, plan.dense_steps) == (4, 5)
+    assert (plan.interval, plan.dense_steps, plan.dense_layers) == (4, 5, (0, 3))
     assert plan.residual == Residual(policy="second", store="int4", rank=16)
+    old = [word.replace("--sparsity.", "--sparse.") for word in new]
+    assert chosen(*old, weights="w4a8").sparse == plan
+
+
+def test_options_change_what_the_checkpoint_has_stored():
+    stored = SamplingPlan(sparse=SparsePlan(interval=9), skip=Skip(threshold=0.3))
+    recipe = chosen("--sparsity.density", "0.4", stored=stored)
+    assert (recipe.sparse.interval, recipe.sparse.sparsity.density) == (9, 0.4)
+    assert recipe.skip == stored.skip
+    assert (
+        chosen("--sparsity.mask", "dense", "--skip.threshold", "0", stored=stored)
+        == SamplingRecipe()
+    )
 
 
 def test_lists_of_every_step_are_for_those_that_change():
-    plan = sparse_plan(parsed("--sparse.mask", "topk", "--sparse.every-step", "true"), None)
-    assert plan.sparsity.every_step
+    assert chosen(
+        "--sparsity.mask", "topk", "--sparsity.every-step", "true"
+    ).sparse.sparsity.every_step
     with pytest.raises(InputError, match="lists of svg do not change"):
-        sparse_plan(parsed("--sparse.every-step", "true"), None)
+        chosen("--sparsity.every-step", "true")
 
 
 def test_options_alone_make_a_plan_and_no_option_none():
-    plan = sparse_plan(parsed("--sparse.mask", "topk", "--sparse.tile", "1x4x4"), None)
+    plan = chosen("--sparsity.mask", "topk", "--sparsity.tile", "1x4x4").sparse
     assert plan == SparsePlan(sparsity=Sparsity(mask="topk", tile=(1, 4, 4)))
-    assert sparse_plan(parsed(), None) is None
+    assert chosen() is None
 
 
-def test_a_file_and_what_is_wrong_with_it(tmp_path):
+def test_a_file_old_or_new_and_what_is_wrong_with_it(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("interval = 3\n[sparsity]\ndensity = 0.3\n")
-    assert SamplingRecipe.load(str(path)).sparsity.density == 0.3
-    path.write_text("intervall = 3\n")
-    with pytest.raises(InputError, match="did you mean 'interval'"):
-        SamplingRecipe.load(str(path))
+    old = SamplingRecipe.load(str(path))
+    path.write_text("[sparse]\ninterval = 3\n[sparsity]\ndensity = 0.3\n")
+    assert SamplingRecipe.load(str(path)) == old
+    assert (old.sparse.interval, old.sparse.sparsity.density) == (3, 0.3)
+    for text, message in (
+        ("intervall = 3\n", "did you mean 'interval'"),
+        ("[sparse]\nintervall = 3\n", "did you mean 'interval'"),
+        ("sparsity = 3\n", "expected a table, found 3"),
+        ("[sparsity]\nmask = 3\n", "expected str, found 3"),
+        ("[residual]\nplace = 'hots'\n", "place: no 'hots'; did you mean 'host'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            SamplingRecipe.load(str(path))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--recipe", "quantsparse-w4a8-d16"], "did you mean 'quantsparse-w4a8-d15'"),
-        (["--recipe", "quantsparse-w4a8-d15"], "calibrate --recipe w4a8"),
-        (["--sparse.mask", "svgg"], "did you mean 'svg'"),
-        (["--sparse.density", "15"], "shares above 0"),
-        (["--sparse.tile", "4x4"], "expected 3 values"),
+        (["--recipe", "quantsparse-w4a8-d15"], "calibrate --weights w4a8"),
+        (["--sparsity.density", "15"], "shares above 0"),
+        (["--sparsity.tile", "4x4"], "expected 3 values"),
         (["--residual.rank", "-1"], "rank=-1"),
-        (["--residual.place", "hots"], "did you mean 'host'"),
         (["--skip.threshold", "-1"], "skip threshold -1"),
     ],
 )
 def test_what_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
-        sparse_plan(parsed(*arguments), None)
+        chosen(*arguments)
 
 
-def test_a_tile_that_is_none_is_refused_by_the_parser(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sparsity.tile", "4 by 4"], "as in 1x8x8"),
+        (["--sparsity.mask", "svgg"], "invalid choice: 'svgg'"),
+        (["--sparse.every-step", "yes"], "give true or false"),
+        (["--skip.coefficients", "1;2"], "numbers with commas"),
+    ],
+)
+def test_what_the_parser_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        parsed("--sparse.tile", "4 by 4")
-    assert "as in 1x8x8" in capsys.readouterr().err
+        parsed(*arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", [Sparsity(), Residual(), SparsePlan()])
+def test_words_that_are_none_are_refused(config):
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal:
+            wrong = get_args(hint)[0] + "x"
+            with pytest.raises((InputError, TypeCheckError), match=wrong):
+                replace(config, **{name: wrong})

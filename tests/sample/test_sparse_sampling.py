@@ -25,7 +25,8 @@ from qsjax.sample import (
     within_budget,
 )
 from qsjax.sample.cache_size import cache_bytes
-from qsjax.sample.sparse import KINDS, gains
+from qsjax.sample.gains import gains
+from qsjax.settings import KINDS
 from qsjax.sparse import Sparsity
 
 HALF = Sparsity(mask="svg", density=0.4, block=4, profiled_rows=12)

@@ -14,18 +14,22 @@ O_R, lse_R attention and log-sum-exp over the keys that are not listed (QuantSpa
 
 g is how far the step is from the refresh, in units of the distance of the last two.
 
-First order takes what is not listed to move as O_S does, by all of it; recall takes it to stay. Either is wrong by about as much:
-half of the way is nearer than both (docs/sparse_attention.md).
+First order assumes that what is not listed moves as O_S does, recall that it stays. Both are wrong by about as much; a factor of one
+half gives a smaller error than either (docs/sparse_attention.md).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
-from qsjax.config import nearest
+from qsjax.config import check_choices
 from qsjax.errors import InputError
-from qsjax.residual.store import BYTES
 
-CLOCKS = ("steps", "sigma")
-PLACES = ("device", "host")
+PolicyName = Literal[
+    "none", "first", "second", "second-scaled", "third", "recall", "recall-extrapolated", "recall-following"
+]  # fmt: skip
+Store = Literal["float32", "bfloat16", "int8", "int4"]
+Clock = Literal["steps", "sigma"]
+Place = Literal["device", "host"]
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,19 @@ class Policy:
     """A correction, as data.
 
     Attributes:
-        form: "none", "additive" (D is cached) or "complement" (O_R is).
+        form: what is cached: nothing, D ("additive") or O_R ("complement").
         order: 1 is the value itself, 2 its change, 3 the change of that.
         scaled: whether changes are multiplied by g.
-        follow: share of the movement of O_S that a complement is taken to have moved by.
+        follow: share of the movement of O_S by which a complement is assumed to have moved.
     """
 
-    form: str
+    form: Literal["none", "additive", "complement"]
     order: int = 1
     scaled: bool = False
     follow: float = 0.0
 
 
-POLICIES = {
+POLICIES: dict[PolicyName, Policy] = {
     "none": Policy("none", 0),
     "first": Policy("additive"),
     "second": Policy("additive", 2),
@@ -62,30 +66,23 @@ class Residual:
     """What is kept between refreshes.
 
     Attributes:
-        policy: a key of `POLICIES`.
-        store: of the cached tensor, a key of `qsjax.residual.store.BYTES`.
-        rank: of its changes (QuantSparse has 16); 0 keeps them whole, in the same store.
-        clock: what g is measured in: "steps", or "sigma", the noise level.
-        budget: bytes for the cache of all layers: the most exact store that keeps to them, in place of `store`; 0 has none.
-        place: of the cached tensors: "device", or "host", whence a layer's are fetched while the one before it computes.
+        policy: how a sparse step is corrected.
+        store: dtype of the cached tensor.
+        rank: of what changed from refresh to refresh (QuantSparse has 16); 0 keeps it whole, in the same store.
+        clock: what extrapolation is measured in: steps, or sigma, the noise level.
+        budget: bytes for the cache of all layers: the most exact store that keeps to them, in place of `store`; 0 sets none.
+        place: memory of the cached tensors; from the host's, a layer's are fetched while the layer before computes (not on GPUs).
     """
 
-    policy: str = "recall-following"
-    store: str = "bfloat16"
+    policy: PolicyName = "recall-following"
+    store: Store = "bfloat16"
     rank: int = 16
-    clock: str = "steps"
+    clock: Clock = "steps"
     budget: int = 0
-    place: str = "device"
+    place: Place = "device"
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("policy", self.policy, POLICIES),
-            ("store", self.store, BYTES),
-            ("clock", self.clock, CLOCKS),
-            ("place", self.place, PLACES),
-        ):
-            if value not in known:
-                raise InputError(f"no {name} {value!r}; {nearest(value, known)}")
+        check_choices(self)
         if min(self.rank, self.budget) < 0:
             raise InputError(
                 f"rank={self.rank}, budget={self.budget}: must not be negative; rank 0 keeps all of a change, budget 0 sets none"

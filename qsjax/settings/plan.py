@@ -3,9 +3,11 @@
 from dataclasses import dataclass, replace
 
 from qsjax.errors import InputError
-from qsjax.sample.schedule import SHIFT, sigmas
-from qsjax.sample.skip import Skip
-from qsjax.sample.sparse import DENSE, SparsePlan
+from qsjax.settings.skip import Skip
+from qsjax.settings.sparse import DENSE, SparsePlan
+
+SHIFT = 7.0
+"""HunyuanVideo's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +15,10 @@ class SamplingPlan:
     """The settings of one sampling run; hashable, so that a compiled sampler can be kept by plan.
 
     Attributes:
-        steps: model evaluations (twice as many with true guidance).
-        shift: of the flow-match schedule.
+        steps: Euler steps, each of which evaluates the model once, or twice with true guidance.
+        shift: of the flow-match schedule; larger spends more steps at high noise.
         guidance: embedded guidance scale, an input of guidance-distilled models; ignored by others.
-        true_cfg: scale of classifier-free guidance with a negative prompt; 1 switches it off.
+        true_cfg: scale of classifier-free guidance with a negative prompt; 1 is off.
         sparse: sparse attention; None is dense.
         skip: steps that are left out while little changes; None leaves out none.
     """
@@ -29,7 +31,10 @@ class SamplingPlan:
     skip: Skip | None = None
 
     def __post_init__(self) -> None:
-        sigmas(self.steps, self.shift)
+        if self.steps < 1:
+            raise InputError(f"steps={self.steps}: at least 1 is needed")
+        if not self.shift > 0:
+            raise InputError(f"shift={self.shift}: must be positive; HunyuanVideo uses {SHIFT}")
         if not self.true_cfg >= 1:
             raise InputError(f"true_cfg={self.true_cfg}: must be at least 1, which switches it off")
         if not self.guidance >= 0:

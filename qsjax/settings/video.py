@@ -1,62 +1,44 @@
 """How a model is best sampled when the caller does not say: stored with its checkpoint."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping
 from qsjax.errors import InputError
-from qsjax.sample.plan import SamplingPlan
-from qsjax.sample.skip import Skip
-from qsjax.sample.sparse import SparsePlan
+from qsjax.settings.plan import SamplingPlan
 
 FILE = "qsjax.json"
 """Name of the JSON file with these settings beside a PyTorch pipeline's model_index.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Size and sampling settings; the defaults are HunyuanVideo's.
+class Settings(SamplingPlan):
+    """A plan, and what is sampled by it; the defaults are HunyuanVideo's.
 
     Attributes:
         frames: video frames, 4k + 1.
         height: pixels.
         width: pixels.
-        fps: frames a second of a written file.
-        steps: Euler steps.
-        shift: of the noise schedule.
-        guidance: scale given to the guidance embedder.
-        true_cfg: scale of classifier-free guidance with `negative_prompt`; 1 is off.
+        fps: frames a second of the file.
         negative_prompt: what true guidance moves away from.
-        sparse: sparse attention; None is dense.
-        skip: steps that are left out while little changes; None leaves out none.
     """
 
     frames: int = 129
     height: int = 720
     width: int = 1280
     fps: int = 24
-    steps: int = 50
-    shift: float = 7.0
-    guidance: float = 6.0
-    true_cfg: float = 1.0
     negative_prompt: str = ""
-    sparse: SparsePlan | None = None
-    skip: Skip | None = None
 
     @classmethod
-    def of_manifest(cls, manifest: Manifest) -> "Settings":
-        """The settings in a checkpoint's manifest; what it does not say is HunyuanVideo's."""
-        return from_mapping(cls, manifest.generation, source="manifest: generation")
+    def stored(cls, generation: Mapping[str, Any]) -> "Settings":
+        """The settings of a checkpoint (`Manifest.generation`); what it does not say is HunyuanVideo's."""
+        return from_mapping(cls, generation, source="manifest: generation")
 
     def plan(self) -> SamplingPlan:
-        """The sampling plan of these settings."""
+        """The plan alone: what a compiled step depends on."""
         return SamplingPlan(
-            steps=self.steps,
-            shift=self.shift,
-            guidance=self.guidance,
-            true_cfg=self.true_cfg,
-            sparse=self.sparse,
-            skip=self.skip,
+            **{field.name: getattr(self, field.name) for field in fields(SamplingPlan)}
         )
 
 

@@ -1,0 +1,125 @@
+"""From PyTorch files, or a model of the hub, to a checkpoint: what `qsjax convert` does, as a function."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from convert.origin import local_source
+from convert.quantized import require
+from convert.report import as_text, describe
+from convert.sources import Sources
+from convert.stream import convert as write_checkpoint
+from convert.verification import Verified
+from convert.verification import verify as verify_checkpoint
+from qsjax.checkpoint import MANIFEST, Manifest
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What a conversion made; printed, it is the report.
+
+    Attributes:
+        checkpoint: its folder.
+        manifest: of what was written; None where a checkpoint that was there was only verified.
+        verified: what was compared; None where nothing was.
+    """
+
+    checkpoint: Path
+    manifest: Manifest | None = None
+    verified: Verified | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        report = {"checkpoint": str(self.checkpoint)} if self.manifest is None else describe(self.manifest)  # fmt: skip
+        return report if self.verified is None else report | {"verified": self.verified._asdict()}
+
+    def __str__(self) -> str:
+        lines = [] if self.manifest is None else [as_text(describe(self.manifest))]
+        if self.verified is not None:
+            lines.append(
+                f"verified: {self.verified.leaves} leaves ({self.verified.from_source} of them made again from the source) "
+                f"and {self.verified.files} files are as written"
+            )
+        return "\n".join(lines)
+
+
+def convert(
+    source: PathLike | None,
+    out: PathLike,
+    *,
+    transformer: PathLike | None = None,
+    vae: PathLike | None = None,
+    text_encoder: PathLike | None = None,
+    text_encoder_2: PathLike | None = None,
+    tokenizer: PathLike | None = None,
+    tokenizer_2: PathLike | None = None,
+    config: PathLike | None = None,
+    vae_config: PathLike | None = None,
+    prompt_template: PathLike | None = None,
+    dtype: Literal["bfloat16", "float32"] | None = None,
+    quantize: str | None = None,
+    verify: bool = False,
+    overwrite: bool = False,
+    offline: bool = False,
+    progress: bool = True,
+) -> Conversion:
+    """Write a checkpoint from PyTorch weights. The same call after an interruption goes on where it stopped.
+
+    >>> print(qsjax.convert("hf://hunyuanvideo-community/HunyuanVideo", "checkpoints/hunyuan", quantize="rtn-w4a8"))
+
+    Args:
+        source: a diffusers folder, a folder of Tencent's files, a transformer file, or hf://OWNER/NAME[/FOLDER][@REVISION] of the
+            Hugging Face hub, which is downloaded; None takes the parts that are named.
+        out: checkpoint folder to write.
+        transformer, vae: weights, a .safetensors or .pt file, or a folder, in place of the source's.
+        text_encoder, text_encoder_2: folders of LLaMA or LLaVA and of CLIP, with config.json.
+        tokenizer, tokenizer_2: their folders; None is beside the text encoders.
+        config, vae_config: sizes where weights carry none: a TOML preset or diffusers' config.json; None is HunyuanVideo's.
+        prompt_template: JSON file {"template", "crop_start", "max_length"}; None is the source's, else HunyuanVideo's.
+        dtype: of all stored weights; None is the source's.
+        quantize: METHOD-RECIPE stores the transformer quantized without calibration, as in "rtn-w4a8" or "quarot-w4a8".
+        verify: re-read what was written and compare it with the source; if `out` is a checkpoint already, only that.
+        overwrite: replace `out`, once the new one is whole.
+        offline: of the hub, use what was downloaded and ask nobody.
+        progress: show bars.
+
+    Raises:
+        InputError: a source is absent or unsuitable, or `out` cannot be written.
+        CheckpointError: a source is damaged, or what was written is not what was meant.
+    """
+    parts = {
+        "transformer": transformer,
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "text_encoder_2": text_encoder_2,
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer_2,
+        "config": config,
+        "vae_config": vae_config,
+        "prompt_template": prompt_template,
+    }
+    named = {name: Path(path) for name, path in parts.items() if path is not None}
+    address = None if source is None else os.fspath(source)
+    folder, origin = local_source(address, offline=offline)
+    destination, manifest, sources = Path(out), None, None
+    if verify and not overwrite and (destination / MANIFEST).is_file():
+        if folder is not None or named:
+            sources = Sources.find(folder, **named)
+        if quantize is not None:
+            require(Manifest.read(destination), quantize)
+    else:
+        sources = Sources.find(folder, **named)
+        manifest = write_checkpoint(
+            sources,
+            destination,
+            dtype=dtype,
+            quantize=quantize,
+            origin=origin,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    verified = verify_checkpoint(destination, sources, progress=progress) if verify else None
+    return Conversion(checkpoint=destination, manifest=manifest, verified=verified)

@@ -1,0 +1,102 @@
+"""What fits where, for callers: models, recipes and devices by name."""
+
+import os
+from typing import Any, Literal
+
+from qsjax.budget.devices import Device
+from qsjax.budget.models import PlannedModel
+from qsjax.budget.report import DENSITY, EPOCHS, SAMPLES, make_report
+from qsjax.budget.size import TEXT_TOKENS
+from qsjax.budget.tables import text
+from qsjax.quant.recipe import FLOAT
+from qsjax.settings import RecipeLike, SamplingRecipe, Skip, SparsePlan, choose_settings
+
+
+class MemoryPlan(dict[str, Any]):
+    """A plan as plain data, ready for JSON; printed, it is tables."""
+
+    def __str__(self) -> str:
+        return text(self)
+
+
+def plan_memory(
+    model: str | os.PathLike[str] = "hunyuan-13b",
+    *,
+    weights: str | None = None,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    recipe: RecipeLike | None = None,
+    sparse: SparsePlan | Literal[False] | None = None,
+    skip: Skip | Literal[False] | None = None,
+    text_tokens: int = TEXT_TOKENS,
+    text_storage: Literal["int8"] | None = None,
+    modulation: Literal["resident", "released"] = "released",
+    shard_weights: bool = False,
+    density: float = DENSITY,
+    calibration_size: tuple[int, int, int] | None = None,
+    samples: int = SAMPLES,
+    epochs: int = EPOCHS,
+    device: str | None = None,
+    compile: bool = False,
+) -> MemoryPlan:
+    """Bytes, operations and hours of storing, sampling and calibrating a model, before anything is loaded.
+
+    >>> print(qsjax.plan_memory(recipe="quantsparse-w4a8-d15", device="v5e-1", frames=61, height=480, width=832))
+
+    Args:
+        model: a preset of configs/models or its alias, "tiny" for the bundled model, or a checkpoint folder.
+        weights: quantization recipe, a preset of configs/recipes or a TOML file; None is what the sampling recipe is for, else the
+            checkpoint's own, else w4a8.
+        frames, height, width, steps: of the video; None is the model's own.
+        recipe: sparse attention and step skipping: a preset of configs/sampling, a TOML file, or its contents.
+        sparse, skip: in place of the recipe's; False switches them off.
+        text_tokens: of the prompt, padding included.
+        text_storage: of the text encoders; None is bfloat16.
+        modulation: "released" has the modulation weights off the device before the first step.
+        shard_weights: devices of several chips share the transformer's weights; else each chip has all of them.
+        density: share of attention that is computed; sparse attention has its own.
+        calibration_size: frames, height and width of calibration samples; None is the model's, at most 61x544x960.
+        samples, epochs: of calibration.
+        device: preset of configs/devices; None is all of them.
+        compile: compile a step of each kind for the device, which need not be here: the compiler's count of bytes; minutes.
+
+    Returns:
+        Bytes are whole numbers; a GB is 10^9 of them.
+
+    Raises:
+        InputError: no such model, recipe or device, or a value that the model cannot have.
+    """
+    chosen = None if recipe is None else SamplingRecipe.of(recipe)
+    if weights is None and chosen is not None:
+        # A recipe by name that is for any weights is one for full precision.
+        named = isinstance(recipe, (str, os.PathLike)) and not os.path.isdir(model)
+        weights = chosen.weights or (FLOAT if named else None)
+    planned = PlannedModel.find(os.fspath(model), weights)
+    settings = choose_settings(
+        planned.settings,
+        None if planned.recipe.name == FLOAT else planned.recipe.name,
+        recipe=chosen,
+        sparse=sparse,
+        skip=skip,
+        frames=frames,
+        height=height,
+        width=width,
+        steps=steps,
+    )
+    report = make_report(
+        planned,
+        settings,
+        Device.known() if device is None else [Device.load(device)],
+        text_tokens=text_tokens,
+        density=density,
+        calibration_size=calibration_size,
+        samples=samples,
+        epochs=epochs,
+        text_storage=text_storage,
+        released=modulation == "released",
+        cut=shard_weights,
+        compiled=compile,
+    )
+    return MemoryPlan(report)

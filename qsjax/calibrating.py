@@ -1,0 +1,145 @@
+"""A quantized checkpoint from a float one: what `qsjax calibrate` does, as a function."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jax.typing import DTypeLike
+
+from qsjax.calibration import Method, collect
+from qsjax.calibration import method as method_named
+from qsjax.calibration.checkpoint import calibrate_checkpoint
+from qsjax.calibration.report import as_text, plot, summary
+from qsjax.config import preset
+from qsjax.errors import InputError
+from qsjax.pipeline import Pipeline
+from qsjax.quant import Recipe
+from qsjax.tiny.scenes import scene
+
+TINY = "tiny"
+SAMPLES = 20
+MOST = {"frames": 61, "height": 544, "width": 960, "steps": 50}
+"""The largest video that is taken without being asked for: larger ones teach little more and take hours."""
+CALIBRATION_STREAM = 98
+"""Of the tiny model's scenes: neither trained on nor evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """What a calibration made; printed, it is a table.
+
+    Attributes:
+        checkpoint: folder of the quantized checkpoint.
+        blocks: report of every block: errors before and after, losses, seconds.
+        files: others that were written.
+    """
+
+    checkpoint: Path
+    blocks: Sequence[dict[str, Any]]
+    files: tuple[Path, ...] = ()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Means over the blocks."""
+        return summary(self.blocks)
+
+    def __str__(self) -> str:
+        return as_text(self.blocks)
+
+
+def calibrate(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    weights: str | Recipe = "w4a8",
+    method: str | Method = "msad",
+    captions: Sequence[str] | os.PathLike[str] | None = None,
+    samples: int = SAMPLES,
+    epochs: int | None = None,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    dtype: DTypeLike | None = None,
+    plot_to: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Calibrated:
+    """Write a quantized checkpoint, block by block. The same call after an interruption goes on where it stopped.
+
+    >>> print(qsjax.calibrate("tiny", "checkpoint-w4a8", samples=8, epochs=4))
+
+    Args:
+        model: float checkpoint, or "tiny" for the bundled model.
+        out: checkpoint folder to write.
+        weights: quantization recipe: a preset of configs/recipes, a TOML file, or itself.
+        method: a key of `qsjax.calibration.METHODS`, or itself.
+        captions: texts, or a text file with one a line; None is those of configs/captions, for the bundled model scenes of its own.
+        samples: moments of sampling to train on.
+        epochs: passes over them; None is the method's.
+        frames, height, width, steps: of the videos; None is the checkpoint's, at most `MOST`.
+        seed: of noise and the order of samples.
+        dtype: of activations; None is bfloat16 on TPU and GPU, float32 on CPU.
+        plot_to: PNG of curves and errors to write; needs matplotlib.
+        overwrite: replace the checkpoint, once the new one is whole.
+        progress: show bars.
+
+    Raises:
+        InputError: no such model, recipe or method, no captions, a checkpoint that is quantized already, or a folder that cannot be
+            written.
+        CheckpointError: the model is no checkpoint, or damaged.
+    """
+    if samples < 1:
+        raise InputError(f"samples={samples}: at least 1 is needed")
+    chosen = method_named(method) if isinstance(method, str) else method
+    if epochs is not None:
+        chosen = replace(chosen, epochs=epochs)
+    recipe = Recipe.load(weights) if isinstance(weights, str) else weights
+    texts = _captions(captions, tiny=model == TINY, samples=samples)
+    options: dict[str, Any] = {"dtype": dtype, "progress": progress}
+    pipeline = Pipeline.tiny(**options) if model == TINY else Pipeline.from_checkpoint(model, **options)  # fmt: skip
+    asked = {"frames": frames, "height": height, "width": width, "steps": steps}
+    sizes: dict[str, Any] = {
+        name: min(getattr(pipeline.settings, name), MOST[name]) if size is None else size
+        for name, size in asked.items()
+    }
+    pipeline.resolve(**sizes)
+    manifest, blocks = calibrate_checkpoint(
+        pipeline.directory,
+        Path(out),
+        lambda: collect(pipeline, texts, samples=samples, seed=seed, **sizes),
+        recipe,
+        chosen,
+        described={"captions": texts[:samples], "samples": samples, **sizes},
+        seed=seed,
+        dtype=pipeline.dtype,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    files = () if plot_to is None else (plot(blocks, Path(plot_to)),)
+    return Calibrated(checkpoint=manifest.directory, blocks=blocks, files=files)
+
+
+def _captions(
+    captions: Sequence[str] | os.PathLike[str] | None, *, tiny: bool, samples: int
+) -> list[str]:
+    if captions is None:
+        if tiny:
+            return [scene(CALIBRATION_STREAM, index).caption for index in range(samples)]
+        return list(preset("captions", "general")["captions"])
+    if isinstance(captions, os.PathLike):
+        try:
+            captions = Path(captions).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"captions {os.fspath(captions)}: cannot be read ({error}); give a text file, one caption a line"
+            ) from error
+    elif isinstance(captions, str):
+        raise InputError(f"captions {captions!r}: give a list of texts, or the path of a file")
+    texts = [text.strip() for text in captions if text.strip()]
+    if not texts:
+        raise InputError("there is no caption; give at least one, in a file one a line")
+    return texts

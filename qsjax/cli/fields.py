@@ -1,0 +1,115 @@
+"""Options out of a configuration's dataclass: a field's name, type and choices, and what its docstring says of it."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import textwrap
+import typing
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+from qsjax.settings.recipe import SECTIONS
+
+_OLD = {"sparsity": "sparse"}
+"""Section -> the prefix that its options had; still understood, and not shown."""
+
+
+def add_fields(
+    parser: argparse._ActionsContainer,
+    config: type[Any],
+    section: str = "",
+    *,
+    only: Collection[str] | None = None,
+    default: str = "",
+) -> None:
+    """Add an option for every field of a dataclass, `--section.field-name`, which is None where it is not given.
+
+    Args:
+        parser: or a group of one.
+        config: the dataclass; fields that are dataclasses have sections of their own, and none here.
+        section: prefix of option and dest; "" has none.
+        only: names of the fields; None is all.
+        default: what happens where it is not given, for the help.
+    """
+    texts, hints = meanings(config), typing.get_type_hints(config)
+    prefix = f"{section}." if section else ""
+    for field in dataclasses.fields(config):
+        read = _reader(hints[field.name])
+        if read is None or (only is not None and field.name not in only):
+            continue
+        convert, metavar, choices = read
+        name, text = field.name.replace("_", "-"), texts[field.name]
+        spellings = {f"--{prefix}{name}": f"{text} (default: {default})" if default else text}
+        if section in _OLD:
+            spellings[f"--{_OLD[section]}.{name}"] = argparse.SUPPRESS
+        for option, said in spellings.items():
+            parser.add_argument(
+                option,
+                dest=f"{prefix}{field.name}",
+                type=convert,
+                choices=choices,
+                metavar=metavar,
+                help=said.replace("%", "%%"),
+            )
+
+
+def add_sections(parser: argparse._ActionsContainer) -> None:
+    """Add the options of every section of a sampling recipe."""
+    for section, config in SECTIONS.items():
+        add_fields(parser, config, section)
+
+
+def given_sections(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The options of `add_sections` that were given, as the tables of a recipe's file."""
+    sections: dict[str, dict[str, Any]] = {}
+    for dest, value in vars(args).items():
+        section, dot, name = dest.partition(".")
+        if dot and section in SECTIONS and value is not None:
+            sections.setdefault(section, {})[name] = value
+    return sections
+
+
+def meanings(config: type[Any]) -> dict[str, str]:
+    """What the "Attributes:" of a dataclass and of those that it inherits from say of each field."""
+    found: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        attributes = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        block = textwrap.dedent(attributes.partition("\n\n")[0])
+        for name, text in re.findall(r"^(\w+): (.*(?:\n .*)*)", block, re.MULTILINE):
+            found[name] = " ".join(text.split()).removesuffix(".")
+    return found
+
+
+Reader = tuple[Callable[[str], Any], str | None, tuple[Any, ...] | None]
+"""What turns the text into a value, what help calls it, and the words to choose from."""
+
+
+def _reader(hint: Any) -> Reader | None:
+    """How an option of a type is read; None where a field is a configuration of its own."""
+    if typing.get_origin(hint) is Literal:
+        return str, None, typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        inner, *others = typing.get_args(hint)
+        if others == [Ellipsis]:
+            return _list(inner, ",", "numbers with commas between them"), "A,B,...", None
+        return _list(inner, "x", "tokens along time, height and width, as in 1x8x8"), "TxHxW", None
+    if hint is bool:
+        return _truth, "BOOL", None
+    return (hint, hint.__name__.upper(), None) if hint in (int, float, str) else None
+
+
+def _list(inner: type, separator: str, wanted: str) -> Callable[[str], list[Any]]:
+    def read(text: str) -> list[Any]:
+        try:
+            return [inner(part) for part in text.split(separator)]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: give {wanted}") from error
+
+    return read
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give true or false")
+    return text == "true"

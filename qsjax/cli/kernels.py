@@ -1,0 +1,32 @@
+"""Options that choose kernels: `--kernels.KEY NAME`, for every key of `pallas_kernels.Kernels`."""
+
+import argparse
+
+_KEYS = {
+    "attention": "dense attention: cudnn, xla_per_head, xla_chunked",
+    "sparse_attention": "block-sparse attention: tpu, gpu, xla, reference",
+    "matmul": "products with packed weights: tpu, gpu, jax_triton, xla, xla_int4, reference",
+    "quantize": "quantization of tokens: tpu, gpu, xla, reference",
+}
+"""As in `pallas_kernels.Kernels`, which brings JAX; tests compare them."""
+
+
+def add_kernels(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    group = parser.add_argument_group(
+        "kernels",
+        "which implementation of an operation is run; `qsjax doctor` says which can on this machine",
+    )
+    for key, text in _KEYS.items():
+        group.add_argument(
+            f"--kernels.{key.replace('_', '-')}",
+            dest=f"kernels.{key}",
+            metavar="NAME",
+            help=f"{text} (default: auto, the first that can)",
+        )
+
+
+def given_kernels(args: argparse.Namespace) -> dict[str, str]:
+    """The names that were given, by key."""
+    names = {key: getattr(args, f"kernels.{key}") for key in _KEYS}
+    return {key: name for key, name in names.items() if name is not None}

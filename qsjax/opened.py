@@ -1,0 +1,215 @@
+"""A checkpoint that is open for sampling: its models, what it says of itself, and where it runs."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import KernelsLike
+from qsjax.budget import PlannedModel, Weights
+from qsjax.budget.fit import require_room
+from qsjax.budget.run import Run
+from qsjax.checkpoint import Manifest
+from qsjax.config import from_mapping, nearest
+from qsjax.dit import DiT, DiTConfig
+from qsjax.dit.kernels import checked_kernels
+from qsjax.errors import InputError
+from qsjax.models import Models, device_room
+from qsjax.parallel import make_mesh
+from qsjax.settings import Settings
+from qsjax.text import TextEncoder
+from qsjax.vae import VAE, Tiling, VAEConfig
+
+MODULATION = ("resident", "released")
+"""Where the modulation weights are while steps run: in memory, or only on disk."""
+
+
+Opened = TypeVar("Opened", bound="OpenCheckpoint")
+
+
+class OpenCheckpoint:
+    """Three models, each loaded when it is first needed.
+
+    Attributes:
+        dit_config, vae_config: their sizes.
+        settings: used where a call does not say otherwise (size, steps, shift, guidance).
+        tiling: how the VAE cuts what it decodes; None decodes in one pass.
+        mesh: of the devices that share the transformer's tokens; None is the default device alone.
+        timings: seconds of the last call by stage ("load", "encode", "compile", "denoise", "decode").
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        dtype: jnp.dtype,
+        text_storage: str | None = None,
+        modulation: str = "resident",
+        staged: bool | None = None,
+        devices: int = 1,
+        shard_weights: bool = False,
+        kernels: KernelsLike | None = None,
+        progress: bool = True,
+    ) -> None:
+        if modulation not in MODULATION:
+            raise InputError(f"no modulation {modulation!r}; {nearest(modulation, MODULATION)}")
+        self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
+        self._released, self._progress = modulation == "released", progress
+        source = str(manifest.directory)
+        self.dit_config = from_mapping(
+            DiTConfig, manifest.config("dit"), source=f"{source}: dit config"
+        )
+        self.vae_config = from_mapping(
+            VAEConfig, manifest.config("vae"), source=f"{source}: vae config"
+        )
+        if shard_weights and devices == 1:
+            raise InputError(
+                "shard_weights is for several devices, and there is one; ask for more (--devices), or leave it out"
+            )
+        self.mesh = make_mesh(devices) if devices != 1 else None
+        self._cut = shard_weights
+        self.settings = Settings.stored(manifest.generation)
+        self.tiling: Tiling | None = from_mapping(
+            Tiling, manifest.tiling, source=f"{source}: tiling"
+        )
+        self._models = Models(
+            manifest,
+            dtype=dtype,
+            text_storage=text_storage,
+            released=self._released,
+            staged=staged,
+            mesh=self.mesh,
+            cut=shard_weights,
+            kernels=checked_kernels(kernels),
+            progress=progress,
+            add=self._add,
+        )
+        self.timings: dict[str, float] = {}
+
+    @classmethod
+    def from_checkpoint(
+        cls: type[Opened],
+        directory: str | os.PathLike[str],
+        *,
+        dtype: jnp.dtype | type | str | None = None,
+        text_storage: str | None = None,
+        modulation: str = "resident",
+        staged: bool | None = None,
+        devices: int = 1,
+        shard_weights: bool = False,
+        kernels: KernelsLike | None = None,
+        progress: bool = True,
+    ) -> Opened:
+        """Open a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
+
+        Args:
+            directory: the checkpoint.
+            dtype: of weights and matmuls; None is bfloat16 on TPU and GPU, float32 on CPU.
+            text_storage: "int8" halves the memory of the text encoders.
+            modulation: "released" reads the modulation weights (a quarter of HunyuanVideo's) for a prompt's table and drops
+                them before the first step, for each prompt anew; "resident" keeps them. The video is the same.
+            staged: True drops text encoders, transformer and autoencoder when another of them is needed, and reads them again
+                for the next call; False keeps what was loaded; None keeps it where all three are a small part of the device's
+                memory, or where that is not known.
+            devices: that share the transformer's tokens and heads, and take the autoencoder's tiles in turns. Text encoders run on
+                the first.
+            shard_weights: devices share the transformer's weights too, and gather a layer's when its turn comes; else each has all.
+            kernels: names of implementations by operation, as {"attention": "xla_chunked", "matmul": "xla"}; the operations are
+                attention, sparse_attention, matmul and quantize, the names those that `qsjax doctor` lists. None is "auto" for all.
+            progress: show bars (on a terminal or notebook; in a log, a line per 10 %).
+
+        Raises:
+            CheckpointError: not a checkpoint, or one without a DiT or VAE.
+            InputError: no such modulation or implementation; not so many devices.
+        """
+        if dtype is None:
+            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return cls(
+            Manifest.read(directory),
+            dtype=jnp.dtype(dtype),
+            text_storage=text_storage,
+            modulation=modulation,
+            staged=staged,
+            devices=devices,
+            shard_weights=shard_weights,
+            kernels=kernels,
+            progress=progress,
+        )
+
+    @classmethod
+    def tiny(cls: type[Opened], **options: Any) -> Opened:
+        """The bundled tiny model, converted to a checkpoint in the user's cache at first use."""
+        from convert.bundled import converted_tiny_model
+
+        return cls.from_checkpoint(converted_tiny_model(), **options)
+
+    @property
+    def directory(self) -> Path:
+        """The checkpoint."""
+        return self._manifest.directory
+
+    @property
+    def weights(self) -> str | None:
+        """Name of the recipe that the DiT is quantized by; None in full precision."""
+        recipe = self._manifest.component("dit").recipe
+        return None if recipe is None else recipe.get("name")
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of weights and matmuls."""
+        return self._dtype
+
+    @property
+    def staged(self) -> bool:
+        """Whether text encoders, transformer and autoencoder are in memory one at a time."""
+        return self._models.staged
+
+    @property
+    def dit(self) -> DiT:
+        """The diffusion transformer; with `modulation="released"` only what steps run."""
+        return self._models.dit
+
+    @property
+    def vae(self) -> VAE:
+        """The video autoencoder."""
+        return self._models.vae
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """Both text encoders with their tokenizers."""
+        return self._models.text_encoder
+
+    def release(self) -> None:
+        """Drop every loaded model; each is read again when it is needed. What was compiled stays."""
+        self._models.release()
+
+    def latent_shape(self, settings: Settings, batch: int = 1) -> tuple[int, int, int, int, int]:
+        """[B, C, T, H, W] of the latents of a video."""
+        latents = self.vae_config.latent_shape(settings.frames, settings.height, settings.width)
+        return (batch, self.dit_config.in_channels, *latents)
+
+    def _require_room(self, settings: Settings, *, encodes: bool) -> None:
+        """Refuse what cannot fit the device; where its memory is not known, nothing is refused."""
+        room = device_room()
+        if room is None:
+            return
+        model = PlannedModel.of_checkpoint(self._manifest)
+        run = Run(
+            model=model,
+            weights=Weights.count(model.dit, model.recipe, clipped=model.clipped),
+            settings=settings,
+            text_storage=self._text_storage,
+            released=self._released,
+            tiling=self.tiling,
+            encodes=encodes,
+            backend=jax.default_backend(),
+            chips=1 if self.mesh is None else self.mesh.size,
+            cut=self._cut,
+        )
+        require_room(run, room, where=f"this {jax.local_devices()[0].device_kind}")
+
+    def _add(self, stage: str, start: float) -> None:
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
