@@ -1,8 +1,8 @@
 """Reading a checkpoint into a Flax module, one item at a time."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
-from qsjax.checkpoint.manifest import Manifest
+from qsjax.checkpoint.manifest import Leaf, Manifest
 from qsjax.checkpoint.places import Place, find_places
 from qsjax.errors import CheckpointError
 from qsjax.params import map_parameters, parameters
@@ -97,7 +97,7 @@ def restore(
         CheckpointError: a parameter is missing, surplus or of another shape.
     """
     abstract = parameters(module)
-    items: dict[str, dict[str, Any]] = {}
+    items: dict[str, dict[str, Leaf]] = {}
     for item, leaf, specification in manifest.leaves(component):
         if wanted is None or wanted(leaf):
             items.setdefault(item, {})[leaf] = specification
@@ -164,5 +164,5 @@ def _spread(value: Array, part: Place, whole: NamedSharding) -> Array:
     )
 
 
-def _bytes(specification: Mapping[str, Any]) -> int:
+def _bytes(specification: Leaf) -> int:
     return int(np.prod(specification["shape"])) * jnp.dtype(specification["dtype"]).itemsize

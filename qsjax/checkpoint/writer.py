@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
-from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Leaf, Manifest
 from qsjax.errors import InputError
 
 _JOURNAL = "journal"
@@ -68,7 +68,7 @@ class CheckpointWriter:
         (self._temporary / _JOURNAL).mkdir(parents=True, exist_ok=True)
         write_atomically(marker, identity.encode())
 
-    def finished_items(self) -> dict[str, dict[str, Any]]:
+    def finished_items(self) -> dict[str, dict[str, Leaf]]:
         """`component/item` -> leaf specifications, for every item that is whole on disk."""
         journal = sorted((self._temporary / _JOURNAL).glob("*.json"))
         entries = [json.loads(path.read_text(encoding="utf-8")) for path in journal]
@@ -87,7 +87,7 @@ class CheckpointWriter:
         # Left by an interruption between Orbax's commit and the journal entry.
         shutil.rmtree(directory, ignore_errors=True)
         ocp.save(directory.absolute(), dict(leaves))  # Orbax takes no relative path
-        specifications = {
+        specifications: dict[str, Leaf] = {
             name: {
                 "shape": list(array.shape),
                 "dtype": array.dtype.name,
@@ -99,7 +99,7 @@ class CheckpointWriter:
         self._enter(component, item, specifications)
 
     def copy_item(
-        self, source: Path, component: str, item: str, specifications: Mapping[str, Any]
+        self, source: Path, component: str, item: str, specifications: Mapping[str, Leaf]
     ) -> None:
         """Take an item over from another checkpoint as it is; on one file system this costs no space.
 
@@ -113,7 +113,7 @@ class CheckpointWriter:
         shutil.copytree(source / component / item, directory, copy_function=_link)
         self._enter(component, item, specifications)
 
-    def _enter(self, component: str, item: str, specifications: Mapping[str, Any]) -> None:
+    def _enter(self, component: str, item: str, specifications: Mapping[str, Leaf]) -> None:
         entry = {"item": f"{component}/{item}", "leaves": specifications}
         name = hashlib.sha256(entry["item"].encode()).hexdigest()[:32]
         write_atomically(self._temporary / _JOURNAL / f"{name}.json", json.dumps(entry).encode())
