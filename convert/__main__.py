@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "verify": "re-read what was written and compare it with the source; if DST is a checkpoint already, only that",
         "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
         "overwrite": "replace DST once the new one is whole",
-        "offline": "with a model of the hub: use what was downloaded, ask nobody",
+        "offline": "with a model of the hub: use what was downloaded, without the network",
         "json": "print the report as JSON",
     }
     for name, text in flags.items():

@@ -22,7 +22,7 @@ def converted_tiny_model() -> Path:
     """The checkpoint of the bundled tiny model, converted if the cache does not hold it yet.
 
     The cache is `qsjax.cache.cache_directory()`; the entry is named after the bundle's content, so a new bundle is
-    converted anew.
+    converted again.
     """
     source = tiny_model_directory()
     state = hashlib.sha256()

@@ -13,7 +13,7 @@ import numpy as np
 from convert.configuration import configuration
 from convert.containers import Source, TensorInfo, open_source
 from convert.keymaps import Row, check, detect
-from convert.keymaps.detect import TITLES, Layout
+from convert.keymaps.detect import TITLES, ComponentConfig, Layout
 from convert.sources import Sources
 from qsjax.config import to_mapping
 from qsjax.errors import CheckpointError
@@ -39,7 +39,7 @@ class Component:
     name: str
     path: Path
     source: Source
-    config: Any
+    config: ComponentConfig
     layout: Layout
     rows: tuple[Row, ...]
     ignored: tuple[str, ...]
@@ -68,7 +68,7 @@ class Component:
         return {row.leaf: self.leaf(row, rows)}
 
     def details(self) -> dict[str, Any]:
-        """What the manifest says of this component besides what it says of all of them."""
+        """What the manifest says of this component only."""
         return {}
 
     def digest(self) -> str:
@@ -121,7 +121,11 @@ def _check_dtypes(
     """Weights are floating point; float64 only on its way to something smaller."""
     dtypes = {tensor: source.tensors[tensor].dtype.name for row in rows for tensor in row.sources}
     readable = _STORED if dtype is None else (*_STORED, "float64")
-    wrong = [f"{tensor} {found}" for tensor, found in dtypes.items() if found not in readable]
+    wrong = [
+        f"{tensor} {dtype_name}"
+        for tensor, dtype_name in dtypes.items()
+        if dtype_name not in readable
+    ]
     if wrong:
         cure = "name a --dtype" if dtype is None else "give the unquantized weights"
         raise CheckpointError(

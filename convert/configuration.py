@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.containers import Source
-from convert.keymaps.detect import TITLES
+from convert.keymaps.detect import TITLES, ComponentConfig
 from convert.sources import read_json
 from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, load_toml, to_mapping
@@ -16,7 +16,7 @@ from qsjax.vae.config import VAEConfig
 
 PRESET = "hunyuan-video-13b"
 
-_KINDS: Mapping[str, type] = {
+_KINDS: Mapping[str, type[ComponentConfig]] = {
     "dit": DiTConfig,
     "vae": VAEConfig,
     "llama": LlamaConfig,
@@ -39,21 +39,21 @@ _TENCENT_VAE_DEFAULTS = {
 
 
 def configuration(
-    component: str, path: Path, source: Source, given: Path | None
-) -> tuple[Any, str]:
+    component: str, path: Path, source: Source, named: Path | None
+) -> tuple[ComponentConfig, str]:
     """The config of a component and where it comes from.
 
     Args:
         component: "dit", "vae", "llama" or "clip".
         path: where the weights are, for messages.
         source: the open weights.
-        given: TOML preset or config.json that the user names.
+        named: TOML preset or config.json that the user names.
 
     Raises:
         InputError: no configuration is there, or it does not describe this model.
     """
-    if given is not None:
-        return _read(component, given), given.name
+    if named is not None:
+        return _read(component, named), named.name
     if source.config is not None:
         return _from_json(component, source.config, str(path)), "config.json"
     if component == "dit":
@@ -68,13 +68,13 @@ def configuration(
     )
 
 
-def stored_configuration(manifest: Manifest, component: str) -> Any:
+def stored_configuration(manifest: Manifest, component: str) -> ComponentConfig:
     """The config dataclass of a component in a checkpoint."""
     values, source = manifest.config(component), f"{manifest.directory}: {component} config"
     return from_mapping(_KINDS[component], values, source=source)
 
 
-def _read(component: str, path: Path) -> Any:
+def _read(component: str, path: Path) -> ComponentConfig:
     if path.suffix != ".toml":
         return _from_json(component, read_json(path), str(path))
     values = load_toml(path)
@@ -83,8 +83,8 @@ def _read(component: str, path: Path) -> Any:
     return from_mapping(_KINDS[component], values[component], source=str(path))
 
 
-def _from_json(component: str, values: Mapping[str, Any], source: str) -> Any:
-    readers: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+def _from_json(component: str, values: Mapping[str, Any], source: str) -> ComponentConfig:
+    readers: dict[str, Callable[[Mapping[str, Any]], ComponentConfig]] = {
         "dit": DiTConfig.from_diffusers,
         "vae": VAEConfig.from_diffusers,
         "llama": LlamaConfig.from_transformers,

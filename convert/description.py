@@ -1,7 +1,6 @@
-"""What the manifest says about a conversion besides the leaves, and the plain files of a checkpoint."""
+"""What the manifest says about a conversion apart from the leaves, and the plain files of a checkpoint."""
 
 import hashlib
-import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from qsjax.config import from_mapping, to_mapping
 from qsjax.errors import InputError
 from qsjax.settings import Settings
 from qsjax.vae import Tiling
-
-_LIBRARIES = ("qsjax", "jax", "flax", "orbax-checkpoint", "numpy", "ml_dtypes")
+from qsjax.versions import CONVERSION, versions
 
 
 def describe(
@@ -34,7 +32,7 @@ def describe(
             for name, content in tokenizer_files(folder).items():
                 files[f"tokenizers/{component}/{name}"] = content
     data: dict[str, Any] = {
-        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "libraries": {name: known or "unknown" for name, known in versions(CONVERSION).items()},
         "components": {name: _component(part) for name, part in components.items()},
         "scheduler": {"shift": _shift(sources.scheduler)},
         "files": {
@@ -85,10 +83,3 @@ def _shift(folder: Path | None) -> float:
     if not isinstance(shift, int | float) or not shift > 0:
         raise InputError(f"{path}: shift should be a positive number, found {shift!r}")
     return float(shift)
-
-
-def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -45,11 +45,11 @@ def _from_diffusers() -> Mapping[str, Any]:
     spec = importlib.util.find_spec("diffusers")
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
         path = Path(folder) / _FILE
-        found = _constant(path) if path.is_file() else None
-        if found is not None:
+        constant = _constant(path) if path.is_file() else None
+        if constant is not None:
             return {
-                "template": found["template"],
-                "crop_start": found["crop_start"],
+                "template": constant["template"],
+                "crop_start": constant["crop_start"],
                 "max_length": KEPT_TOKENS,
             }
     raise InputError(

@@ -1,7 +1,7 @@
 """Quantization without calibration, on the way from PyTorch files to the checkpoint, one tensor at a time.
 
-"rtn" rounds every weight to the nearest multiple of its channel's scale; "quarot" puts Hadamard rotations in front
-(QuaRot, arXiv:2404.00456), which spread outliers over channels and change nothing else.
+"rtn" rounds every weight to the nearest multiple of its channel's scale; "quarot" rotates the inputs
+of layers by Hadamard matrices first (QuaRot, arXiv:2404.00456), which spreads outliers over channels and changes nothing else.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from convert.containers import TensorInfo
 from convert.keymaps import Row
 from qsjax.checkpoint import Manifest, StoredComponent
 from qsjax.config import from_mapping, to_mapping
+from qsjax.dit import DiTConfig
 from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
 from qsjax.params import parameters
@@ -89,9 +90,11 @@ class QuantizedDiT(Component):
     """A DiT whose leaves are those of its quantized module.
 
     Attributes:
+        config: the DiT's.
         quantization: how.
     """
 
+    config: DiTConfig
     quantization: Quantization
 
     def outputs(self, row: Row) -> dict[str, TensorInfo]:
@@ -178,13 +181,13 @@ class QuantizedDiT(Component):
         return plain in self._linears and self._recipe.precision(plain).quantized
 
     def _site(self, site: Site, kind: str, leaf: str, array: np.ndarray) -> dict[str, np.ndarray]:
-        given, width = self._transforms[kind], self.config.hidden_size
+        transforms, width = self._transforms[kind], self.config.hidden_size
         if leaf == "bias":
-            return bias_leaves(site, array, given, width)
+            return bias_leaves(site, array, transforms, width)
         precision = self._recipe.precision(f"{kind}.{site.linear}")
         return {
-            **kernel_leaves(site, array, given, precision, width),
-            **input_leaves(site, given[site.transform]),
+            **kernel_leaves(site, array, transforms, precision, width),
+            **input_leaves(site, transforms[site.transform]),
         }
 
 
@@ -201,8 +204,8 @@ def with_quantization(
     if "dit" not in components:
         raise InputError("--quantize is for the transformer, and none is to be converted; name one")
     dit = components["dit"]
-    given = {field.name: getattr(dit, field.name) for field in fields(dit)}
-    return {**components, "dit": QuantizedDiT(**given, quantization=quantization)}
+    values = {field.name: getattr(dit, field.name) for field in fields(dit)}
+    return {**components, "dit": QuantizedDiT(**values, quantization=quantization)}
 
 
 def require(manifest: Manifest, quantize: str) -> None:
@@ -211,10 +214,10 @@ def require(manifest: Manifest, quantize: str) -> None:
     Raises:
         InputError: it is not, or there is no such method or recipe.
     """
-    component, found = manifest.components.get("dit"), None
+    component, stored = manifest.components.get("dit"), None
     if component is not None and component.method in METHODS:
-        found = Quantization.stored(component, str(manifest.directory))
-    if found != Quantization.named(quantize):
+        stored = Quantization.stored(component, str(manifest.directory))
+    if stored != Quantization.named(quantize):
         raise InputError(
             f"{manifest.directory}: exists and its transformer is not {quantize}; leave --quantize out to verify it as it is, "
             f"or pass --overwrite to write it anew"

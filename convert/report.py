@@ -79,8 +79,8 @@ def _folded(names: list[str]) -> list[str]:
         depth = indexed[0] + 1 if indexed and "vision" not in name else min(2, len(parts) - 1)
         groups.setdefault(".".join(parts[:depth]), []).append(name)
     return [
-        found[0] if len(found) == 1 else f"{group}.* ({len(found)})"
-        for group, found in groups.items()
+        members[0] if len(members) == 1 else f"{group}.* ({len(members)})"
+        for group, members in groups.items()
     ]
 
 

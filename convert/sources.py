@@ -9,7 +9,7 @@ from qsjax.errors import InputError
 from qsjax.settings.video import FILE
 
 PARTS = {"transformer": "dit", "vae": "vae", "text_encoder": "llama", "text_encoder_2": "clip"}
-"""The field of `Sources` (and folder of a diffusers pipeline) behind each component."""
+"""The field of `Sources` (and folder of a diffusers pipeline) of each component."""
 
 TEMPLATE_FILE = "prompt_template.json"
 """A prompt template beside model_index.json; diffusers has no place for one."""
@@ -91,8 +91,8 @@ class Sources:
             InputError: `source` does not exist or is none of these, or a part it announces is absent.
         """
         named: dict[str, Any] = {name: path for name, path in given.items() if path is not None}
-        found = {} if source is None else _look_into(source, frozenset(named))
-        merged = {**found, **named}
+        parts = {} if source is None else _look_into(source, frozenset(named))
+        merged = {**parts, **named}
         for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
             folder = merged.get(part)
             if tokenizer not in merged and folder is not None and has_tokenizer(folder):
@@ -163,17 +163,17 @@ def _diffusers(source: Path, named: frozenset[str]) -> dict[str, Path]:
         raise InputError(
             f"{source}: holds a {index['_class_name']}, only HunyuanVideoPipeline (text to video) is supported"
         )
-    found: dict[str, Path] = {}
+    parts: dict[str, Path] = {}
     for part in (*PARTS, "tokenizer", "tokenizer_2", "scheduler"):
         announced = isinstance(index.get(part), list) and all(index[part])
         if (source / part).is_dir():
-            found[part] = source / part
+            parts[part] = source / part
         elif announced and part not in named:
             raise InputError(
                 f"{source}: model_index.json names {part}, but the folder is absent; download it, "
                 f"or name the parts you have (--transformer, --vae, ...) without the folder"
             )
     beside = {"prompt_template": TEMPLATE_FILE, "generation": FILE}
-    return found | {
+    return parts | {
         name: source / file for name, file in beside.items() if (source / file).is_file()
     }

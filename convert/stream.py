@@ -40,7 +40,7 @@ def convert(
     """Write a checkpoint from PyTorch weights.
 
     Work happens under `destination` + ".tmp"; the same call after an interruption goes on where it stopped.
-    Besides every leaf's checksum the manifest gets the sha256 of every source file, so sources are read twice.
+    The manifest gets the checksum of every leaf and the sha256 of every source file, so sources are read twice.
 
     Args:
         sources: the PyTorch files.

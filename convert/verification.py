@@ -108,10 +108,10 @@ class _Remade:
         row, bounds = self._rows[leaf], spec.get("rows")
         if self._held[0] != (row.leaf, bounds):
             self._held = (None, {})
-            made = self._part.made(row, None if bounds is None else (bounds[0], bounds[1]))
-            self._held = ((row.leaf, bounds), made)
-        made = self._held[1][leaf].astype(np.dtype(spec["dtype"]), copy=False)
-        return digest(made) == spec["sha256"]
+            again = self._part.made(row, None if bounds is None else (bounds[0], bounds[1]))
+            self._held = ((row.leaf, bounds), again)
+        again = self._held[1][leaf].astype(np.dtype(spec["dtype"]), copy=False)
+        return digest(again) == spec["sha256"]
 
 
 def _file_matches(path: Path, expected: str) -> bool:

@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Sampling on a Colab TPU
 #
-# First the bundled tiny model, on whatever this machine has; then, behind the switch `RUN_13B`, HunyuanVideo-13B in 4 bits with
+# First the bundled tiny model, on whatever this machine has; then, if `RUN_13B` is set, HunyuanVideo-13B in 4 bits with
 # sparse attention. Choose *Runtime > Change runtime type > v5e-1 TPU* (or v6e-1, or a GPU); the tiny model also runs on a CPU.
 #
 # **What is measured and what is not.** qsjax has not run on a TPU yet. Its programs are built by the TPU's compiler, which counts

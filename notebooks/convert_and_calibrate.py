@@ -62,13 +62,13 @@ import qsjax
 from convert.bundled import tiny_model_directory
 from qsjax.checkpoint import Manifest
 from qsjax.cli import main
-from qsjax.tiny.sampling import held_out
+from qsjax.tiny.streams import CALIBRATION, held_out
 
 # The tests run this notebook too, with as little as there can be.
 QUICK = "QSJAX_QUICK" in os.environ
 SAMPLES, EPOCHS, CLIPS, FRAMES, STEPS = (1, 1, 1, 5, 2) if QUICK else (8, 4, 4, 33, 30)
 EDGE = 64
-SIZE = {"frames": FRAMES, "height": EDGE, "width": EDGE, "steps": STEPS}
+SIZE = ("--frames", FRAMES, "--height", EDGE, "--width", EDGE, "--steps", STEPS)
 WORK = Path("convert_and_calibrate")
 
 
@@ -98,13 +98,13 @@ for file in sorted(source.rglob("*.safetensors")):
 # leaf again from the source.
 
 # %%
-print(qsjax.convert(source, WORK / "float", verify=True, overwrite=True))
+run("convert", source, WORK / "float", "--verify", "--overwrite")
 
 # %% [markdown]
 # Rounding to nearest needs no calibration, and is what calibration has to beat:
 
 # %%
-print(qsjax.convert(source, WORK / "rtn-w4a8", quantize="rtn-w4a8", overwrite=True))
+run("convert", source, WORK / "rtn-w4a8", "--quantize", "rtn-w4a8", "--overwrite")
 
 # %% [markdown]
 # ## Calibrate
@@ -117,19 +117,15 @@ print(qsjax.convert(source, WORK / "rtn-w4a8", quantize="rtn-w4a8", overwrite=Tr
 # In the printed table a number below 1 is an error below rounding to nearest's.
 
 # %%
-captions = [scene.caption for scene in held_out(98, SAMPLES)]
-calibrated = qsjax.calibrate(
-    *(WORK / "float", WORK / "w4a8"),
-    weights="w4a8",
-    method="msad",
-    captions=captions,
-    samples=SAMPLES,
-    epochs=EPOCHS,
-    plot_to=WORK / "calibration.png",
-    overwrite=True,
-    **SIZE,
+captions = WORK / "captions.txt"
+captions.write_text(
+    "\n".join(scene.caption for scene in held_out(CALIBRATION, SAMPLES)), encoding="utf-8"
 )
-print(calibrated)
+run(
+    *("calibrate", "--model", WORK / "float", "--out", WORK / "w4a8", "--recipe", "w4a8"),
+    *("--captions", captions, "--samples", SAMPLES, "--epochs", EPOCHS, *SIZE),
+    *("--plot", WORK / "calibration.png", "--overwrite"),
+)
 
 # %% [markdown]
 # Left: the loss of each block over its start, pass by pass. Middle: squared errors over rounding to nearest's. Right: every layer's
@@ -140,7 +136,7 @@ display(Image(filename=str(WORK / "calibration.png")))
 
 # %%
 stored = {
-    name: Manifest.read(WORK / name).component("dit").bytes
+    name: Manifest.read(WORK / name).data["components"]["dit"]["bytes"]
     for name in ("float", "rtn-w4a8", "w4a8")
 }
 for name, size in stored.items():
@@ -161,8 +157,7 @@ for name, size in stored.items():
 models = ("--model", WORK / "rtn-w4a8", WORK / "w4a8")
 run(
     *("evaluate", "compare", "--reference", WORK / "float", *models),
-    *("--captions", CLIPS, "--batch", CLIPS, "--out", WORK / "comparison", "--plots"),
-    *(word for name, value in SIZE.items() for word in (f"--{name}", value)),
+    *("--captions", CLIPS, "--batch", CLIPS, *SIZE, "--out", WORK / "comparison", "--plots"),
 )
 
 # %%
@@ -204,5 +199,5 @@ display(Video(str(path), embed=True, width=512, html_attributes=LOOP))
 # has not been run at this size):
 
 # %%
-size = {"frames": 61, "height": 480, "width": 832}
-print(qsjax.plan_memory("hunyuan-13b", weights="w4a8", calibration_size=(61, 480, 832), **size))
+size = ("--frames", 61, "--height", 480, "--width", 832)
+run("plan", "--recipe", "w4a8", *size, "--calibration-size", "61x480x832")

@@ -17,7 +17,7 @@
 # # A tour of the kernels
 #
 # `pallas_kernels` stands alone: it needs JAX and nothing else of qsjax. An operation has a float32 reference, which says what it
-# means, an implementation in XLA for any backend, and Pallas kernels for TPU and GPU. All of them run here: with `@interpret` behind
+# means, an implementation in XLA for any backend, and Pallas kernels for TPU and GPU. All of them run here: with `@interpret` after
 # its name a kernel's numbers are computed by Pallas' interpreter, on any machine and slowly. Sizes are small for that reason.
 #
 # The kernels have been built for v5e, v6e, v5p and H100 by their compilers. The GPU's have run on an H200, the TPU's not yet on a chip.

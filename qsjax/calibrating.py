@@ -16,14 +16,12 @@ from qsjax.config import preset
 from qsjax.errors import InputError
 from qsjax.pipeline import Pipeline
 from qsjax.quant import Recipe
-from qsjax.tiny.scenes import scene
+from qsjax.tiny.streams import CALIBRATION, held_out
 
 TINY = "tiny"
 SAMPLES = 20
 MOST = {"frames": 61, "height": 544, "width": 960, "steps": 50}
 """The largest video that is taken without being asked for: larger ones teach little more and take hours."""
-CALIBRATION_STREAM = 98
-"""Of the tiny model's scenes: neither trained on nor evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +126,7 @@ def _captions(
 ) -> list[str]:
     if captions is None:
         if tiny:
-            return [scene(CALIBRATION_STREAM, index).caption for index in range(samples)]
+            return [scene.caption for scene in held_out(CALIBRATION, samples)]
         return list(preset("captions", "general")["captions"])
     if isinstance(captions, os.PathLike):
         try:

@@ -24,7 +24,7 @@ def float32_sum(length: int) -> float:
 def bfloat16_tokens(bits: int) -> float:
     """Relative, of a layer in bfloat16 whose input becomes integers.
 
-    What is rounded to bfloat16 in front of the quantizer, by d, decides a share d / step of the integers anew, each off by a
+    What is rounded to bfloat16 before the quantizer, by d, decides a share d / step of the integers anew, each off by a
     step: sqrt(d * step) in the root mean square, twice as much for steps four times as long.
     """
     return 2.0**-6 * 2.0 ** ((8 - min(bits, 8)) / 2)

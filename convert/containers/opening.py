@@ -31,8 +31,8 @@ def open_source(path: str | os.PathLike[str], component: str) -> Source:
         InputError: nothing usable is there, or more than one thing; or a `.pt` and no PyTorch.
         CheckpointError: the files are damaged or contradict each other.
     """
-    given = Path(path)
-    weights = find_weights(given, component) if given.is_dir() else given
+    place = Path(path)
+    weights = find_weights(place, component) if place.is_dir() else place
     source = _open(weights)
     try:
         if component == "vae" and any(name.startswith("vae.") for name in source.tensors):

@@ -5,7 +5,6 @@ data, which the tensors must cover exactly, without holes or overlaps (https://h
 """
 
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -106,7 +105,7 @@ def _header(file: ByteRanges) -> tuple[dict[str, TensorInfo], dict[str, int], di
     return tensors, {name: 8 + length + begin for name, (begin, _) in spans.items()}, metadata
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, tuple[int, int]]:
     """One header entry, checked in itself; Python integers do not overflow, so products are exact."""
     if not name.isprintable():
         raise CheckpointError(
@@ -131,7 +130,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, in
     return info, (ends[0], ends[1])
 
 
-def _naturals(values: Any) -> tuple[int, ...] | None:
+def _naturals(values: object) -> tuple[int, ...] | None:
     """The list as a tuple if it holds sizes only; bool is an int in Python, and not a size."""
     if not isinstance(values, list) or any(type(v) is not int or v < 0 for v in values):
         return None

@@ -86,7 +86,7 @@ def dequantize(stored: np.ndarray, scale: float) -> np.ndarray:
 
 def _scales(path: Path, names: list[str], scales: Source) -> dict[str, float]:
     problems: list[str] = []
-    found: dict[str, float] = {}
+    factors: dict[str, float] = {}
     for name in names:
         module = name.removesuffix(".weight")
         info = scales.tensors.get(module)
@@ -95,9 +95,9 @@ def _scales(path: Path, names: list[str], scales: Source) -> dict[str, float]:
         elif info.shape not in ((), (1,)) or info.dtype.kind in "iub" or info.dtype in FLOAT8:
             problems.append(f"the scale of {name!r} is {info.dtype} {info.shape}")
         else:
-            found[name] = float(scales.read(module).reshape(()).astype(np.float32))
-            if not math.isfinite(found[name]):
-                problems.append(f"the scale of {name!r} is {found[name]}")
+            factors[name] = float(scales.read(module).reshape(()).astype(np.float32))
+            if not math.isfinite(factors[name]):
+                problems.append(f"the scale of {name!r} is {factors[name]}")
     modules = {name.removesuffix(".weight") for name in names}
     problems += [
         f"a scale for {name!r}, which is not float8"
@@ -108,4 +108,4 @@ def _scales(path: Path, names: list[str], scales: Source) -> dict[str, float]:
         raise CheckpointError(
             f"{path}: does not fit its weights: {first_few(problems)}; download both files from one source"
         )
-    return found
+    return factors

@@ -16,7 +16,7 @@ from qsjax.errors import CheckpointError
 _LARGEST_DIRECTORY = 256 << 20
 _LARGEST_PICKLE = 64 << 20  # 1264 tensors need about 0.2 MB
 _LOCAL_HEADER = 30
-# What zipfile raises for malformed archives, sizes and offsets beyond its integers among them.
+# What zipfile raises for malformed archives, also for sizes and offsets that overflow its integers.
 _ZIP_FAULTS = (
     *(zipfile.BadZipFile, NotImplementedError, struct.error, EOFError),
     *(OSError, ValueError, OverflowError, IndexError),
@@ -96,7 +96,7 @@ def _check(file: ByteRanges, records: list[zipfile.ZipInfo], names: list[str]) -
 
 
 def _data_offset(file: ByteRanges, record: zipfile.ZipInfo) -> int:
-    """The first byte of a record's data, behind its local header, whose length only that header tells."""
+    """The first byte of a record's data: after its local header, which alone says how long it is."""
     header = file.raw(record.header_offset, _LOCAL_HEADER)
     if header[:4] != b"PK\x03\x04":
         raise zipfile.BadZipFile(f"record {record.filename[:80]!r} has no header")

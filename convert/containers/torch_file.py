@@ -86,7 +86,7 @@ class TorchFile(Source):
         self._file.close()
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> object:
     """What the pickle holds, with tensors that know their place in the file and have no data."""
     try:
         import torch
@@ -116,7 +116,7 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _unwrap(tree: Any) -> tuple[Any, str]:
+def _unwrap(tree: object) -> tuple[object, str]:
     unwrapped: list[str] = []
     for key in _WRAPPERS:
         if isinstance(tree, dict) and isinstance(tree.get(key), dict):
@@ -125,7 +125,7 @@ def _unwrap(tree: Any) -> tuple[Any, str]:
     return tree, ".".join(unwrapped) or "bare"
 
 
-def _tensors_of(path: Path, tree: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _tensors_of(path: Path, tree: object) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The tensors of a state dict, and the names of plain figures beside them (a step counter)."""
     import torch
 
@@ -146,9 +146,9 @@ def _tensors_of(path: Path, tree: Any) -> tuple[dict[str, Any], tuple[str, ...]]
         else:
             problems.append(f"{name!r} of type {type(value).__name__}")
     if problems or not tensors:
-        found = first_few(problems) or "no tensor at all"
+        contents = first_few(problems) or "no tensor at all"
         raise CheckpointError(
-            f"{path}: is not a plain state dict, it holds {found}; save only model.state_dict()"
+            f"{path}: is not a plain state dict, it holds {contents}; save only model.state_dict()"
         )
     return tensors, tuple(ignored)
 

@@ -4,12 +4,17 @@ import importlib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from convert.keymaps import table
 from convert.keymaps.table import Row
 from convert.keymaps.transforms import Shape
+from qsjax.dit.config import DiTConfig
 from qsjax.errors import CheckpointError, InputError
+from qsjax.text.config import ClipConfig, LlamaConfig
+from qsjax.vae.config import VAEConfig
+
+ComponentConfig = DiTConfig | VAEConfig | LlamaConfig | ClipConfig
 
 COMPONENTS = ("dit", "vae", "llama", "clip")
 TITLES = {
@@ -26,7 +31,7 @@ class Layout(NamedTuple):
 
     Attributes:
         name: one of the layouts of the component's table.
-        prefix: what stands in front of every name.
+        prefix: of every name.
     """
 
     name: str
@@ -39,14 +44,16 @@ def layouts(component: str) -> tuple[Layout, ...]:
     return tuple(Layout(name, prefix) for name, prefixes in known.items() for prefix in prefixes)
 
 
-def expand(component: str, config: Any, layout: str, prefix: str | None = None) -> tuple[Row, ...]:
+def expand(
+    component: str, config: ComponentConfig, layout: str, prefix: str | None = None
+) -> tuple[Row, ...]:
     """The rows of a component: each leaf, its shape, and the PyTorch tensors it is made of.
 
     Args:
         component: "dit", "vae", "llama" or "clip".
         config: the component's config dataclass.
         layout: "tencent", "diffusers" or "comfy" for the DiT, "hunyuan" for the VAE, "transformers" otherwise.
-        prefix: what stands in front of the names; None takes the layout's first.
+        prefix: of the names; None takes the layout's first.
 
     Raises:
         InputError: the component or the layout is unknown.
@@ -61,7 +68,7 @@ def expand(component: str, config: Any, layout: str, prefix: str | None = None) 
     return tuple(table.expand(entries, layout, first if prefix is None else prefix))
 
 
-def detect(component: str, config: Any, names: Iterable[str], *, source: str) -> Layout:
+def detect(component: str, config: ComponentConfig, names: Iterable[str], *, source: str) -> Layout:
     """The layout that shares most names with a source.
 
     Args:
@@ -73,14 +80,14 @@ def detect(component: str, config: Any, names: Iterable[str], *, source: str) ->
     Raises:
         CheckpointError: none of the known names is among them.
     """
-    found = frozenset(names)
+    present = frozenset(names)
     scores = {
-        layout: len(found & _names(expand(component, config, *layout)))
+        layout: len(present & _names(expand(component, config, *layout)))
         for layout in layouts(component)
     }
     best = max(scores, key=lambda layout: scores[layout])
     if scores[best] == 0:
-        shown = ", ".join(sorted(found)[:3]) or "nothing"
+        shown = ", ".join(sorted(present)[:3]) or "nothing"
         known = ", ".join(_keymap(component).PREFIXES)
         raise CheckpointError(
             f"{source}: is not a {TITLES[component]} in a known layout ({known}); its first tensors are {shown}"
@@ -89,7 +96,12 @@ def detect(component: str, config: Any, names: Iterable[str], *, source: str) ->
 
 
 def check(
-    component: str, config: Any, layout: Layout, shapes: Mapping[str, Shape], *, source: str
+    component: str,
+    config: ComponentConfig,
+    layout: Layout,
+    shapes: Mapping[str, Shape],
+    *,
+    source: str,
 ) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """Every tensor is used exactly once or is on the ignore list; anything else is reported, all together.
 
@@ -143,6 +155,6 @@ def _names(rows: Iterable[Row]) -> frozenset[str]:
     return frozenset(name for row in rows for name in row.sources)
 
 
-def _list(found: list[str]) -> str:
-    more = len(found) - _SHOWN
-    return ", ".join(found[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _list(entries: list[str]) -> str:
+    more = len(entries) - _SHOWN
+    return ", ".join(entries[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

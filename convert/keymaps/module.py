@@ -1,18 +1,15 @@
 """A Flax module filled from PyTorch tensors in memory: for small models, tests and notebooks."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from convert.keymaps.detect import Layout, check, detect
+from convert.keymaps.detect import ComponentConfig, Layout, check, detect
 from qsjax.errors import CheckpointError
-from qsjax.params import find_parameter, map_parameters, parameters
-
-Module = TypeVar("Module", bound=nnx.Module)
+from qsjax.params import Module, find_parameter, map_parameters, parameters
 
 
 def load_module(
@@ -20,7 +17,7 @@ def load_module(
     component: str,
     layout: str | None,
     state_dict: Mapping[str, np.ndarray],
-    config: Any,
+    config: ComponentConfig,
 ) -> Module:
     """Fill a module with the tensors of a PyTorch state dict, converted to the parameters' dtypes.
 
@@ -50,12 +47,12 @@ def load_module(
     }
     for row in rows:
         leaf = row.to_leaf(state_dict.__getitem__)
-        found = find_parameter(row.leaf, wanted)
-        if found is None:
+        place = find_parameter(row.leaf, wanted)
+        if place is None:
             raise CheckpointError(
                 f"the module has no parameter for {row.leaf}; build it from the same config"
             )
-        parameter, index = found
+        parameter, index = place
         target = wanted[parameter]
         expected = target.shape if index is None else target.shape[1:]
         if leaf.shape != expected:
@@ -74,7 +71,7 @@ def load_module(
             f"the key table leaves parameters unfilled: {', '.join(missing)}; build the module from the same config"
         )
 
-    def fill(name: str, old: Any) -> jax.Array:
+    def fill(name: str, old: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.asarray(arrays[name]).astype(old.dtype)
 
     nnx.update(module, nnx.state(map_parameters(fill, module)))

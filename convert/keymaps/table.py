@@ -103,7 +103,7 @@ class Row:
 
 
 def expand(entries: Sequence[Entry], layout: str, prefix: str = "") -> Iterator[Row]:
-    """The concrete rows of a table in one layout, every PyTorch name with `prefix` in front."""
+    """The concrete rows of a table in one layout, every PyTorch name prefixed with `prefix`."""
     for entry in entries:
         names = entry.names[layout]
         rows = entry.rows if len(names) == len(entry.rows) else (sum(entry.rows),)

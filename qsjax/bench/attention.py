@@ -17,7 +17,7 @@ from qsjax.dit.attention import dense_attention, masked_attention
 
 
 def against_dense(case: AttentionCase, *, pairs: int) -> dict[str, Any]:
-    """Time the sparse call, its lists built anew in every one, and the dense forms, all in turns; the fastest of these counts.
+    """Time the sparse call, its lists built in every call, and the dense forms, in turns; the fastest dense form counts.
 
     Args:
         case: uniform lists on the CPU.
@@ -34,14 +34,14 @@ def against_dense(case: AttentionCase, *, pairs: int) -> dict[str, Any]:
     forms = {name: partial(jax.jit(form), q, k, v) for name, form in _DENSE.items()}
     times = alternating({"sparse": partial(sparse, q, k, v, block_map), **forms}, pairs=pairs)
     best = min(_DENSE, key=times.__getitem__)
-    found = sparse(q, k, v, block_map)[:, :, :1]
+    head = sparse(q, k, v, block_map)[:, :, :1]
     expected = _one_head(case, q[:, :, :1], k[:, :, :1], v[:, :, :1], block_map[:, :1])
     return {
         "measured_seconds": times["sparse"],
         "dense_seconds": times[best],
         "dense_form": best,
         "speedup_over_dense": times[best] / times["sparse"],
-        "max_difference": float(jnp.abs(found - expected).max()),
+        "max_difference": float(jnp.abs(head - expected).max()),
     }
 
 

@@ -66,7 +66,7 @@ def write_source(config: DiTConfig, folder: Path, *, seed: int = 0, progress: bo
 def bench(
     config: DiTConfig, parent: Path, *, quantize: str | None = "rtn-w4a8", progress: bool = True
 ) -> dict[str, Any]:
-    """Make a source, read it, convert it by the command line in a process of its own; all of it is deleted behind that.
+    """Make a source, read it, convert it by the command line in a process of its own; all of it is deleted afterwards.
 
     Args:
         config: sizes.

@@ -70,14 +70,14 @@ def against_torch(pairs: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     settings = {k: v for k, v in MIDDLE.to_diffusers().items() if not k.startswith("_")}
-    theirs: Any = HunyuanVideoTransformer3DModel(**settings)
+    theirs = HunyuanVideoTransformer3DModel(**settings)
     theirs.eval()
     weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     ours = load_module(abstract_dit(MIDDLE, dtype=jnp.float32), "dit", "diffusers", weights, MIDDLE)
-    given = _inputs()
-    tensors = {name: torch.from_numpy(array) for name, array in given.items()}
-    arrays = {name: jnp.asarray(array) for name, array in given.items()}
-    forward = jax.jit(lambda dit, given: dit(**given))
+    inputs = _inputs()
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    arrays = {name: jnp.asarray(array) for name, array in inputs.items()}
+    forward = jax.jit(lambda dit, inputs: dit(**inputs))
 
     def run_ours() -> np.ndarray:
         return np.asarray(forward(ours, arrays))
@@ -97,19 +97,19 @@ def against_torch(pairs: int) -> dict[str, Any]:
     difference = float(np.abs(run_ours() - run_theirs()).max())
     times = [(_seconds(run_ours), _seconds(run_theirs)) for _ in range(pairs)]
     tokens = LATENTS[2] * LATENTS[3] * LATENTS[4] // 4 + _TEXT
-    mine = statistics.median(one for one, _ in times)
-    other = statistics.median(two for _, two in times)
+    our_seconds = statistics.median(our_time for our_time, _ in times)
+    their_seconds = statistics.median(their_time for _, their_time in times)
     work = flops(MIDDLE, tokens)
     return {
         "tokens": tokens,
         "threads": threads,
         "pairs": pairs,
         "gflop": work / 1e9,
-        "qsjax_seconds": mine,
-        "torch_seconds": other,
-        "median_ratio": statistics.median(one / two for one, two in times),
-        "qsjax_gflops": work / mine / 1e9,
-        "torch_gflops": work / other / 1e9,
+        "qsjax_seconds": our_seconds,
+        "torch_seconds": their_seconds,
+        "median_ratio": statistics.median(our_time / their_time for our_time, their_time in times),
+        "qsjax_gflops": work / our_seconds / 1e9,
+        "torch_gflops": work / their_seconds / 1e9,
         "max_difference": difference,
         "versions": {"jax": jax.__version__, "torch": torch.__version__},
     }

@@ -29,7 +29,7 @@ def rows(
         evaluate: `measured` or `estimated`, of a case; returns its figures, or `failure`, a sentence.
         label: of the progress bar.
     """
-    cases, found = list(cases), []
+    cases, results = list(cases), []
     with Progress(len(cases), label, unit="case") as bar:
         for operation, case in cases:
             row: dict[str, Any] = {
@@ -42,9 +42,9 @@ def rows(
             time = row.get("measured_seconds") or row.get("estimated_seconds")
             if time:
                 row["share_of_floor"] = row["floor_seconds"] / time
-            found.append(row)
+            results.append(row)
             bar.advance(case=case.name)
-    return found
+    return results
 
 
 def floor(case: Case, peaks: Peaks) -> dict[str, Any]:
@@ -81,13 +81,13 @@ def estimated(target: Target, case: Case) -> dict[str, Any]:
     if isinstance(case, AttentionCase):
         figures["kernel_steps"] = case.steps(target)
     try:
-        found = estimate(case, target)
+        estimated_time = estimate(case, target)
     except NoEstimateError as error:
         return {**figures, "failure": f"no estimate: {error}"}
     return {
         **figures,
-        "estimated_cycles": round(sum(found.cycles.values()) * found.repeats),
-        "estimated_compiler_seconds": found.compiler_seconds,
-        "estimated_memory_seconds": found.memory_seconds,
-        "estimated_seconds": found.seconds,
+        "estimated_cycles": round(sum(estimated_time.cycles.values()) * estimated_time.repeats),
+        "estimated_compiler_seconds": estimated_time.compiler_seconds,
+        "estimated_memory_seconds": estimated_time.memory_seconds,
+        "estimated_seconds": estimated_time.seconds,
     }

@@ -1,6 +1,5 @@
 """The kernels against the floor: measured where the device is here, else estimated by its compiler."""
 
-import importlib.metadata
 import os
 import platform
 from functools import partial
@@ -18,6 +17,7 @@ from pallas_kernels.targets import TARGETS, Target
 from qsjax.bench.kernel_rows import estimated, measured, rows
 from qsjax.bench.timing import measured_peaks
 from qsjax.errors import InputError
+from qsjax.versions import KERNELS, versions
 
 OPERATIONS = {
     "quantized_matmul": matmul_bench.CASES,
@@ -25,7 +25,6 @@ OPERATIONS = {
     "block_sparse_attention": attention_bench.CASES,
 }
 """Operation -> backend -> cases."""
-_LIBRARIES = ("qsjax", "jax", "jaxlib", "libtpu")
 
 
 def bench(target: str | None, *, pairs: int) -> dict[str, Any]:
@@ -83,13 +82,11 @@ def choose(name: str | None) -> tuple[Target, str]:
     return target, "estimated"
 
 
-def report(
-    target: Target, method: str, peaks: Peaks, found: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """All of it, as plain data; sparse attention is also compared to full lists in the same kernel and the same way."""
+def report(target: Target, method: str, peaks: Peaks, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """All of it, as plain data; sparse attention is also compared to full lists in the same kernel."""
     key = "measured_seconds" if method == "measured" else "estimated_seconds"
-    full = [row for row in found if row["case"].startswith("full lists") and key in row]
-    for row in found:
+    full = [row for row in rows if row["case"].startswith("full lists") and key in row]
+    for row in rows:
         if full and row["operation"] == "block_sparse_attention" and key in row:
             row["ratio_to_full_lists"] = row[key] / full[0][key]
     return {
@@ -102,8 +99,8 @@ def report(
         "peak_operations_per_second": dict(peaks.operations),
         "peak_bytes_per_second": peaks.bandwidth,
         "peaks_from": peaks.source,
-        "versions": {name: _version(name) for name in _LIBRARIES},
-        "rows": found,
+        "versions": versions(KERNELS),
+        "rows": rows,
     }
 
 
@@ -112,10 +109,3 @@ def _hardware() -> str:
     if device.platform == "cpu":
         return f"{platform.machine()} CPU, {os.cpu_count()} cores"
     return f"{jax.device_count()} x {device.device_kind}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

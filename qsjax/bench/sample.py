@@ -79,7 +79,7 @@ def bench(
     flops, density = StepFlops.count(CONFIG, size), executed_density(pattern)
     kinds = plans["sparse"].kinds
     operations = [flops.total(density if kind == SPARSE else 1.0) for kind in kinds]
-    seconds = {name: sum(spent for _, spent in found) for name, found in times.items()}
+    seconds = {name: sum(spent for _, spent in steps_taken) for name, steps_taken in times.items()}
     return {
         "tokens": size.tokens,
         "steps": steps,
@@ -104,7 +104,7 @@ def bench(
 
 
 def text(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in report["kinds"].items())
     each = ", ".join(f"{name} {spent:.2f} s" for name, spent in report["seconds_a_step"].items())
     return (
@@ -130,21 +130,21 @@ def _run(
     if plan.remembers:
         cache = jax.jit(lambda dit, given: empty_cache(plan, dit, latents, given))(dit, conditions)
 
-    def function(kind: str) -> Any:
+    def function(kind: str) -> jax.stages.Compiled:
         given = (dit, x, cache, step_at(numbers, 0), conditions)
         jitted = jax.jit(partial(denoise_step, plan, kind), donate_argnums=CACHE)
         return jitted.lower(*given).compile()
 
     programs = {kind: function(kind) for kind in KINDS if kind in plan.kinds}
-    found = []
+    times = []
     with Progress(plan.steps, name, unit="step", enabled=progress) as bar:
         start = time.perf_counter()
         for result in denoise(plan, programs, dit, x, cache, conditions):
             x, _ = jax.block_until_ready((result.latents, result.cache))
-            found.append((result.kind, time.perf_counter() - start))
+            times.append((result.kind, time.perf_counter() - start))
             bar.advance()
             start = time.perf_counter()
-    return found, np.asarray(x)
+    return times, np.asarray(x)
 
 
 def _random_dit() -> DiT:
@@ -152,7 +152,7 @@ def _random_dit() -> DiT:
     graph, state = nnx.split(abstract_dit(CONFIG, dtype=jnp.float32))
     random = np.random.default_rng(0)
 
-    def value(leaf: Any) -> jax.Array:
+    def value(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         fan = leaf.shape[-2] if len(leaf.shape) > 1 else 100
         return jnp.asarray(random.standard_normal(leaf.shape) / np.sqrt(fan), leaf.dtype)
 

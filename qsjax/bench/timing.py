@@ -1,34 +1,33 @@
-"""Times by the clock, and what this machine's own matrix unit and memory do at most."""
+"""Wall-clock times, and the peak rates of this machine's matrix unit and memory."""
 
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.roofline import Peaks
 
-# A sample of calls on an accelerator, which are queued, has to be long against the time to queue one.
+# Calls on an accelerator are queued: a sample of them has to be long against the time to queue one.
 _SAMPLE_SECONDS = 0.2
 _MATRIX = 2048
 _UPDATED = 2**26  # float32 values, 256 MB: far more than any cache holds
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Of one call, to its end."""
+def seconds(run: Callable[[], object]) -> float:
+    """Wall seconds of one call, blocking on its result."""
     start = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - start
 
 
-def median_seconds(run: Callable[[], Any], *, samples: int) -> float:
-    """Of a call, the first left out; short ones are called several times a sample."""
+def median_seconds(run: Callable[[], object], *, samples: int) -> float:
+    """Median wall seconds of a call after a warm-up; short calls are timed several at once."""
     seconds(run)
     calls = max(1, min(100, round(_SAMPLE_SECONDS / seconds(run))))
 
-    def sample() -> Any:
+    def sample() -> object:
         for _ in range(calls - 1):
             run()
         return run()
@@ -36,12 +35,12 @@ def median_seconds(run: Callable[[], Any], *, samples: int) -> float:
     return statistics.median(seconds(sample) / calls for _ in range(samples))
 
 
-def alternating(runs: dict[str, Callable[[], Any]], *, pairs: int) -> dict[str, float]:
-    """Median seconds of each, which take turns, so that what slows the machine slows all of them."""
+def alternating(runs: dict[str, Callable[[], object]], *, pairs: int) -> dict[str, float]:
+    """Median seconds of each; they take turns, so that a slow spell of the machine slows all of them."""
     for run in runs.values():
         seconds(run)
     times = [{name: seconds(run) for name, run in runs.items()} for _ in range(pairs)]
-    return {name: statistics.median(one[name] for one in times) for name in runs}
+    return {name: statistics.median(turn[name] for turn in times) for name in runs}
 
 
 def measured_peaks(*, samples: int = 5, size: int = _MATRIX, updated: int = _UPDATED) -> Peaks:
@@ -57,7 +56,7 @@ def measured_peaks(*, samples: int = 5, size: int = _MATRIX, updated: int = _UPD
     """
     x = jax.random.normal(jax.random.key(0), (size, size))
     multiply = jax.jit(lambda x: jnp.matmul(x, x))
-    # In place: new memory would have to be mapped first, which takes longer than to fill it.
+    # In place: mapping new memory takes longer than filling it.
     increment = jax.jit(lambda y: y + 1, donate_argnums=0)
     y = jnp.zeros(updated)
 

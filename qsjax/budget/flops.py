@@ -1,7 +1,7 @@
 """Operations of one denoising step, layer by layer: two for every multiplication with an addition.
 
-Counted are matrix products. Norms, softmax, activations and the rotations in front of quantized layers (0.5 to 4 % of the
-product behind them) are not.
+Counted are matrix products. Norms, softmax, activations and the rotations before quantized layers (0.5 to 4 % of the
+layer's product) are not.
 """
 
 from dataclasses import dataclass

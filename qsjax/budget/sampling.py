@@ -13,7 +13,7 @@ _BFLOAT16, _FLOAT32 = 2, 4
 def activation_bytes(config: DiTConfig, size: Size) -> int:
     """What a forward pass must hold beside the weights, at least: the activations of one block, and rotary tables.
 
-    The widest moment is in a single block in front of its second layer, in bfloat16 values a token, with D channels
+    The widest moment is in a single block, before its second layer, in bfloat16 values a token, with D channels
     and M of the MLP: the block's input D; the first layer's output 3 D + M; queries and keys, normed and rotated, 2 D;
     attention's output D; GELU M. For HunyuanVideo that is 15 D, 2.32 GB of 25,216 tokens. Attention's own blocks, a
     residual cache, autoencoder and text encoders are not in it.

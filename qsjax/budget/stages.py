@@ -82,7 +82,7 @@ def text_bytes(llama: LlamaConfig, clip: ClipConfig, storage: str | None) -> dic
 def decoder_bytes(
     config: VAEConfig, latents: tuple[int, int, int], tiling: Tiling
 ) -> dict[str, int]:
-    """Of the autoencoder and the widest moment of a tile: behind the last upsampling, with the channels of the level before.
+    """Of the autoencoder and the widest moment of a tile: after the last upsampling, with the channels of the level before.
 
     Args:
         config: its sizes.

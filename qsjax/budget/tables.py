@@ -126,7 +126,7 @@ def _calibration(report: dict[str, Any]) -> list[str]:
         f" {_flop(plan['flops'])}",
         *_table((*_DEVICE, "hours (estimate)"), rows),
         _parts(plan["bytes_estimate"]),
-        f"on disk {_gb(plan['boundary_bytes'])}: activations in front of a block and behind it, float and quantized",
+        f"on disk {_gb(plan['boundary_bytes'])}: activations before and after a block, float and quantized",
         f"hours assume {_share(plan['assumed_share_of_peak'])} of the bf16 peak; they leave out sampling the captions and the"
         f" passes that only observe",
     ]

@@ -5,4 +5,5 @@ from qsjax.calibration.methods import Method as Method
 from qsjax.calibration.methods import method as method
 from qsjax.calibration.module import calibrate_module as calibrate_module
 from qsjax.calibration.samples import Samples as Samples
+from qsjax.calibration.samples import SettingsChanges as SettingsChanges
 from qsjax.calibration.samples import collect as collect

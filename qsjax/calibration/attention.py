@@ -1,10 +1,8 @@
-"""Attention as calibration needs it: differentiable in bounded memory, and looked at in small pieces.
+"""Attention as calibration needs it: differentiable in bounded memory, and summarized without the whole map.
 
 A map [H, L, L] of a 720p video would have 340 billion entries. Its pooled form, some of its rows and the sums of its columns
 are made from queries and keys directly (QuantSparse, section 3.2).
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +18,22 @@ def attention(
     k: Float[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
-    state: Any,
+    state: object,
 ) -> tuple[Float[Array, "B L H D"], tuple[Array, Array]]:
     """Dense attention for the DiT's slot, which returns queries and keys as its state.
 
-    Scores are made again in the backward pass, some queries at a time.
+    Scores are recomputed in the backward pass, some queries at a time.
     """
     del state
     bias = key_bias(kv_valid)[:, None, None]
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
     @jax.checkpoint
-    def some(queries: Array) -> Array:
+    def attend(queries: Array) -> Array:
         return masked_attention(queries, keys, values, bias)
 
     parts = _chunks(q).transpose(0, 1, 3, 2, 4)
-    out = some(parts[0])[None] if len(parts) == 1 else jax.lax.map(some, parts)
+    out = attend(parts[0])[None] if len(parts) == 1 else jax.lax.map(attend, parts)
     out = out.transpose(1, 0, 3, 2, 4).reshape(len(q), -1, *q.shape[2:])
     return out[:, : q.shape[1]], (q, k)
 
@@ -46,7 +44,7 @@ def saliency(
     """The attention that each key gets from all valid queries and heads; some queries at a time, O(L) memory."""
     bias, keys = key_bias(kv_valid)[:, None, None], k.transpose(0, 2, 1, 3)
 
-    def some(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+    def add_received(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
         queries, counts = part
         weights = _softmax(queries.transpose(0, 2, 1, 3), keys, bias)
         received = jnp.einsum("bhqk,bqxy->bk", weights, counts)
@@ -56,7 +54,7 @@ def saliency(
     chunks = _chunks(q)
     rows = chunks.shape[2]
     asking = _chunks(kv_valid[..., None, None].astype(jnp.float32), rows)
-    return jax.lax.scan(some, zero, (chunks, asking))[0]
+    return jax.lax.scan(add_received, zero, (chunks, asking))[0]
 
 
 def attention_rows(

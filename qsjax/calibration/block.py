@@ -11,10 +11,12 @@ import numpy as np
 from qsjax.calibration.blocks import Leaves
 from qsjax.calibration.inputs import Inputs
 from qsjax.calibration.measure import measure, signal_to_noise
+from qsjax.calibration.methods import Method
 from qsjax.calibration.packed import quantized_leaves
 from qsjax.calibration.programs import Figures, Programs
 from qsjax.calibration.variables import (
     Learned,
+    Starts,
     initial,
     start_rotations,
     untransformed,
@@ -33,7 +35,7 @@ class Result:
 
     Attributes:
         leaves: of the quantized block, by the names of the unstacked model without the block's own prefix.
-        learned: the variables behind them.
+        learned: the variables that they were made from.
         report: plain data: loss curve, terms and signal-to-noise ratios before and after.
     """
 
@@ -99,19 +101,19 @@ def _smoothing(
     programs: Programs, leaves: Leaves, peaks: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array]:
     """SmoothQuant's c for every transform; layers that share one are looked at together."""
-    width, made = programs.config.hidden_size, {}
+    width, smoothing = programs.config.hidden_size, {}
     for name, sites in used_transforms(programs.kind, programs.recipe).items():
         kernels = [part(site, leaves[f"{site.linear}.kernel"], width) for site in sites]
-        made[name] = smoothquant(
+        smoothing[name] = smoothquant(
             jnp.asarray(peaks[name]), jnp.concatenate(kernels, axis=1), programs.method.alpha
         )
-    return made
+    return smoothing
 
 
 def _train(
     programs: Programs,
     learned: Learned,
-    starts: Any,
+    starts: Starts,
     leaves: Leaves,
     inputs: Inputs,
     rows: np.ndarray,
@@ -137,6 +139,6 @@ def _train(
     return learned, curve
 
 
-def _total(figures: Figures, scales: jax.Array, method: Any) -> float:
+def _total(figures: Figures, scales: jax.Array, method: Method) -> float:
     weights = np.array([1.0, method.global_weight, method.local_weight])
     return float(np.dot(weights * np.asarray(scales), [float(x) for x in figures[:3]]))

@@ -1,62 +1,70 @@
-"""One transformer block by itself: as floats, watched, and with fake-quantized layers."""
+"""One transformer block: in floats, with the inputs of its layers recorded, and with fake-quantized layers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from qsjax.calibration.variables import Learned, transforms
+from qsjax.calibration.variables import Learned, Starts, current_transforms
 from qsjax.dit import DiTConfig
 from qsjax.dit.blocks import Context, DoubleBlock, SingleBlock
 from qsjax.params import map_parameters
-from qsjax.quant import SITES, Recipe, Rotation, Site, Transform
+from qsjax.quant import SITES, Recipe, Site, Transform
 from qsjax.quant.fake import FakeJoinedLinear, FakeLinear, clip_of
 from qsjax.quant.sites import has_bias, merged_bias, merged_kernel
 
-KINDS: Mapping[str, Any] = {"double_blocks": DoubleBlock, "single_blocks": SingleBlock}
+KINDS = {"double_blocks": DoubleBlock, "single_blocks": SingleBlock}
+Block = DoubleBlock | SingleBlock
 Leaves = Mapping[str, Array]
+Rows = tuple[Float[Array, "B M"], Float[Array, "B M"]] | Float[Array, "B M"]
+"""A block's modulation vectors: of video and text, or one array of a single block."""
+QueriesAndKeys = tuple[Float[Array, "B L H D"], ...]
+"""What the attention slot returns as its state (`qsjax.calibration.attention`)."""
 
 
 class Tokens(NamedTuple):
-    """What passes from block to block: video tokens [B, N, D] and text tokens [B, L, D]."""
+    """What passes from block to block: video tokens and text tokens."""
 
-    img: Any
-    txt: Any
+    img: Float[Array, "B N D"]
+    txt: Float[Array, "B L D"]
 
 
-def float_block(kind: str, leaves: Leaves, config: DiTConfig) -> Any:
+def float_block(kind: str, leaves: Leaves, config: DiTConfig) -> Block:
     """The block of `qsjax.dit.blocks` around leaves that are named as in it ("img.qkv.kernel")."""
     build = KINDS[kind]
     block = nnx.eval_shape(lambda: build(config, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0)))
     return map_parameters(lambda name, _: leaves[name], block)
 
 
-def modulation_rows(kind: str, block: Any, active: Float[Array, "B D"]) -> Any:
+def modulation_rows(block: Block, active: Float[Array, "B D"]) -> Rows:
     """The block's modulation vectors for conditioning `active`: (video, text), or one array for a single block."""
-    if kind == "double_blocks":
+    if isinstance(block, DoubleBlock):
         return block.img.modulation(active), block.txt.modulation(active)
     return block.modulation(active)
 
 
 def run_block(
-    kind: str, block: Any, tokens: Tokens, rows: Any, context: Context
-) -> tuple[Tokens, Any]:
+    block: Block, tokens: Tokens, rows: Rows, context: Context
+) -> tuple[Tokens, QueriesAndKeys]:
     """The block's output, and what the attention slot returned as its state."""
-    if kind == "double_blocks":
-        (img, txt), state = block((tokens.img, tokens.txt), rows, context, ())
+    nothing: QueriesAndKeys = ()
+    if isinstance(block, DoubleBlock):
+        assert isinstance(rows, tuple)
+        (img, txt), state = block((tokens.img, tokens.txt), rows, context, nothing)
         return Tokens(img, txt), state
-    x, state = block(jnp.concatenate(tokens, axis=1), rows, context, ())
+    assert not isinstance(rows, tuple)
+    x, state = block(jnp.concatenate(tokens, axis=1), rows, context, nothing)
     video = tokens.img.shape[1]
     return Tokens(x[:, :video], x[:, video:]), state
 
 
 def watched_inputs(
-    kind: str, leaves: Leaves, config: DiTConfig, tokens: Tokens, rows: Any, context: Context
-) -> tuple[Tokens, Any, dict[str, Array]]:
-    """Run the float block; also the input of every site, by its layer's name."""
+    kind: str, leaves: Leaves, config: DiTConfig, tokens: Tokens, rows: Rows, context: Context
+) -> tuple[Tokens, QueriesAndKeys, dict[str, Array]]:
+    """Run the float block, and record the input of every site by its layer's name."""
     block, seen = float_block(kind, leaves, config), {}
 
     def watch(name: str, linear: nnx.Linear) -> Callable[[Array], Array]:
@@ -69,7 +77,7 @@ def watched_inputs(
     for name in dict.fromkeys(site.linear for site in SITES[kind]):
         parent, attribute = _parent(block, name)
         setattr(parent, attribute, nnx.static(watch(name, getattr(parent, attribute))))
-    out, state = run_block(kind, block, tokens, rows, context)
+    out, state = run_block(block, tokens, rows, context)
     width = config.hidden_size
     inputs = {}
     for site in SITES[kind]:
@@ -85,34 +93,35 @@ def fake_layer(
     site: Site,
     leaves: Leaves,
     learned: Learned,
-    given: Mapping[str, Transform],
+    transforms: Mapping[str, Transform],
     recipe: Recipe,
     config: DiTConfig,
     *,
     quantized: bool = True,
     alone: bool = False,
 ) -> FakeLinear:
-    """A site as calibration sees it.
+    """The fake-quantized layer of a site.
 
     Args:
         kind, site: where.
         leaves: of the float block.
         learned: for the clips.
-        given: transforms.
+        transforms: by name.
         recipe: bits.
         config: sizes.
         quantized: False keeps the transforms, with all 16 bits.
-        alone: the input is the float block's; in its block the attention's output comes transformed, by V's columns.
+        alone: the input is the float block's; inside a fake-quantized block the attention's output is transformed already,
+            by V's columns.
     """
     precision = recipe.precision(f"{kind}.{site.linear}" if quantized else "")
     bias = leaves[f"{site.linear}.bias"] if has_bias(site) else None
     clips, branch = learned.clips[site.layer], learned.branches[site.layer]
     return FakeLinear(
-        corrected_kernel(site, leaves, learned, given, config),
-        None if bias is None else merged_bias(site, bias, given, config.hidden_size),
+        corrected_kernel(site, leaves, learned, transforms, config),
+        None if bias is None else merged_bias(site, bias, transforms, config.hidden_size),
         transform=Transform()
         if site.source == "attention" and not alone
-        else given[site.transform],
+        else transforms[site.transform],
         precision=precision,
         weight_clip=1.0 if clips is None else clip_of(clips.weight),
         activation_clip=1.0 if clips is None else clip_of(clips.activation),
@@ -124,11 +133,11 @@ def corrected_kernel(
     site: Site,
     leaves: Leaves,
     learned: Learned,
-    given: Mapping[str, Transform],
+    transforms: Mapping[str, Transform],
     config: DiTConfig,
 ) -> Array:
     """The float32 weights that a site rounds: transformed, with their learned correction."""
-    kernel = merged_kernel(site, leaves[f"{site.linear}.kernel"], given, config.hidden_size)
+    kernel = merged_kernel(site, leaves[f"{site.linear}.kernel"], transforms, config.hidden_size)
     branch = learned.branches[site.layer]
     return kernel if branch is None else kernel + jnp.matmul(branch.left, branch.right)
 
@@ -137,40 +146,40 @@ def fake_block(
     kind: str,
     leaves: Leaves,
     learned: Learned,
-    starts: Mapping[str, Rotation | None],
+    starts: Starts,
     recipe: Recipe,
     config: DiTConfig,
-) -> Any:
+) -> Block:
     """The block with every site's layer fake-quantized, differentiable in `learned`."""
-    block, given = float_block(kind, leaves, config), transforms(learned, starts)
-    made = {
-        site.layer: fake_layer(kind, site, leaves, learned, given, recipe, config)
+    block, current = float_block(kind, leaves, config), current_transforms(learned, starts)
+    layers = {
+        site.layer: fake_layer(kind, site, leaves, learned, current, recipe, config)
         for site in SITES[kind]
     }
     for name in dict.fromkeys(site.linear for site in SITES[kind]):
         parent, attribute = _parent(block, name)
         if name == "linear2":
-            layer = FakeJoinedLinear(made["linear2.attention"], made["linear2.mlp"])
+            layer = FakeJoinedLinear(layers["linear2.attention"], layers["linear2.mlp"])
         else:
-            layer = made[name]
+            layer = layers[name]
         setattr(parent, attribute, layer)
     return block
 
 
-def squared_error(one: Tokens, other: Tokens, txt_valid: Array) -> Array:
+def squared_error(tokens: Tokens, target: Tokens, txt_valid: Array) -> Array:
     """Mean squared difference over the values of all tokens that are there, float32."""
     keep = txt_valid[:, :, None].astype(jnp.float32)
-    img = jnp.square(one.img.astype(jnp.float32) - other.img.astype(jnp.float32)).sum()
-    txt = (jnp.square(one.txt.astype(jnp.float32) - other.txt.astype(jnp.float32)) * keep).sum()
-    count = one.img.size + keep.sum() * one.txt.shape[-1]
+    img = jnp.square(tokens.img.astype(jnp.float32) - target.img.astype(jnp.float32)).sum()
+    txt = (jnp.square(tokens.txt.astype(jnp.float32) - target.txt.astype(jnp.float32)) * keep).sum()
+    count = tokens.img.size + keep.sum() * tokens.txt.shape[-1]
     return (img + txt) / count
 
 
-def frame_divergence(one: Array, other: Array, frames: int) -> Array:
-    """Kullback-Leibler divergence between the softmaxed cosine similarities of frames, of `other` from `one`.
+def frame_divergence(video: Array, target: Array, frames: int) -> Array:
+    """Kullback-Leibler divergence between the softmaxed cosine similarities of frames, of `target` from `video`.
 
     Args:
-        one, other: video tokens [1, N, D], frame after frame.
+        video, target: video tokens [1, N, D], frame after frame.
         frames: number of them; divides N.
     """
 
@@ -179,11 +188,11 @@ def frame_divergence(one: Array, other: Array, frames: int) -> Array:
         flat = flat / jnp.sqrt(jnp.square(flat).sum(axis=1, keepdims=True) + 1e-12)
         return jax.nn.log_softmax(jnp.matmul(flat, flat.T), axis=-1)
 
-    log_one, log_other = similarities(one), similarities(other)
-    return (jnp.exp(log_other) * (log_other - log_one)).sum(axis=-1).mean()
+    log_video, log_target = similarities(video), similarities(target)
+    return (jnp.exp(log_target) * (log_target - log_video)).sum(axis=-1).mean()
 
 
-def _parent(block: Any, name: str) -> tuple[Any, str]:
+def _parent(block: nnx.Module, name: str) -> tuple[nnx.Module, str]:
     *path, last = name.split(".")
     for step in path:
         block = getattr(block, step)

@@ -1,35 +1,35 @@
-"""The activations between two blocks, of all samples: in memory, or as files for models that are larger than it."""
+"""The activations between two blocks, of all samples: in memory, or in files where they do not fit."""
 
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from qsjax.calibration.blocks import Tokens
 from qsjax.errors import CheckpointError
 
-_PARTS = Tokens("img", "txt")
+_PARTS = Tokens._fields
 
 
 class Boundary:
-    """Tokens in front of a block, [S, N, D] and [S, L, D], read and written one sample at a time.
+    """Tokens that enter a block, [S, N, D] and [S, L, D], read and written one sample at a time.
 
     Args:
         parts: both arrays, or memory-mapped files, as unsigned integers of the dtype's size: `.npy` knows no bfloat16.
         dtype: of the tokens.
     """
 
-    def __init__(self, parts: list[np.ndarray], dtype: Any) -> None:
+    def __init__(self, parts: list[np.ndarray], dtype: DTypeLike) -> None:
         self.parts, self.dtype = parts, np.dtype(dtype)
 
     @classmethod
     def empty(
-        cls, shapes: list[tuple[int, ...]], dtype: Any, folder: Path | None, name: str
+        cls, shapes: list[tuple[int, ...]], dtype: DTypeLike, folder: Path | None, name: str
     ) -> "Boundary":
-        """Room for tokens; with a folder as files, which get their final name by `commit`."""
+        """Storage for tokens; with a folder in files, which get their final name from `commit`."""
         bits = _bits(dtype)
         if folder is None:
             return cls([np.empty(shape, bits) for shape in shapes], dtype)
@@ -40,7 +40,7 @@ class Boundary:
         return cls(parts, dtype)
 
     @classmethod
-    def open(cls, dtype: Any, folder: Path, name: str) -> "Boundary":
+    def open(cls, dtype: DTypeLike, folder: Path, name: str) -> "Boundary":
         """The tokens of an earlier run.
 
         Raises:
@@ -90,11 +90,11 @@ class Boundary:
 
 
 def delete(folder: Path | None, name: str) -> None:
-    """Forget the files of a boundary that nobody will need."""
+    """Delete the files of a boundary that is no longer needed."""
     if folder is not None:
         for part in _PARTS:
             Path(f"{folder / name}.{part}.npy").unlink(missing_ok=True)
 
 
-def _bits(dtype: Any) -> np.dtype:
+def _bits(dtype: DTypeLike) -> np.dtype:
     return np.dtype(f"uint{8 * np.dtype(dtype).itemsize}")

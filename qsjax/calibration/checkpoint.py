@@ -1,11 +1,10 @@
-"""Calibrating a checkpoint: float blocks off the disk one by one, quantized blocks onto it, nothing lost when killed.
+"""Calibrating a checkpoint: float blocks are read and quantized blocks are written one by one; a killed run resumes.
 
 DST.tmp/               the checkpoint that is being made; becomes DST when it is whole
 DST.calibration/       samples.npz, and the activations between blocks; deleted at the end
 """
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import shutil
@@ -13,8 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from qsjax.calibration.blocks import KINDS
 from qsjax.calibration.loop import block_order, calibrate_blocks
@@ -28,8 +29,8 @@ from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
 from qsjax.quant import Recipe
 from qsjax.quant.storage import linear_leaves
+from qsjax.versions import CALIBRATION, versions
 
-_LIBRARIES = ("qsjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _SAMPLES = "samples.npz"
 
 
@@ -41,7 +42,7 @@ class CheckpointSource:
         dtype: of the ends and of the activations.
     """
 
-    def __init__(self, manifest: Manifest, dtype: Any) -> None:
+    def __init__(self, manifest: Manifest, dtype: DTypeLike) -> None:
         self.manifest = manifest
         self._dtype = jnp.dtype(dtype)
         source = f"{manifest.directory}: dit config"
@@ -63,11 +64,11 @@ class CheckpointSource:
     def leaves(self, kind: str, index: int) -> dict[str, np.ndarray]:
         """One block's weights, in the dtype of the activations."""
         block = f"{kind}.{index}"
-        found: dict[str, np.ndarray] = {}
+        leaves: dict[str, np.ndarray] = {}
         for item in self._items[block]:
             for leaf, value in load_item(self.manifest, "dit", item).items():
-                found[leaf.removeprefix(f"{block}.")] = np.asarray(value).astype(self._dtype)
-        return found
+                leaves[leaf.removeprefix(f"{block}.")] = np.asarray(value).astype(self._dtype)
+        return leaves
 
 
 def calibrate_checkpoint(
@@ -79,13 +80,13 @@ def calibrate_checkpoint(
     *,
     described: Mapping[str, Any],
     seed: int = 0,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Write a quantized checkpoint.
 
-    The same call after an interruption goes on behind the last finished block, and ends with the same bits.
+    The same call after an interruption goes on after the last finished block, and ends with the same bits.
 
     Args:
         source: a float checkpoint.
@@ -121,7 +122,7 @@ def calibrate_checkpoint(
     if not any(item.startswith("dit/") for item in finished):
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(exist_ok=True)
-    given = _stored_samples(folder, samples)
+    inputs = _stored_samples(folder, samples)
     origin = CheckpointSource(manifest, dtype)
     order = block_order(origin.config)
     names = [f"{kind}.{index}" for kind, index in order]
@@ -135,7 +136,7 @@ def calibrate_checkpoint(
 
     if done < len(order):
         calibrate_blocks(
-            origin, given, recipe, method, keep,
+            origin, inputs, recipe, method, keep,
             seed=seed, folder=folder, finished=done, progress=progress,
         )  # fmt: skip
     rest = _copy_rest(manifest, writer, stored)
@@ -155,7 +156,7 @@ def calibrate_checkpoint(
 def _copy_rest(
     manifest: Manifest, writer: CheckpointWriter, recipe: Recipe
 ) -> dict[str, list[str]]:
-    """Everything that is no block: taken over, the refiner's layers rounded to nearest. Returns component -> items."""
+    """Copy everything outside the blocks, the refiner's layers rounded to nearest; return component -> items."""
     finished, names = writer.finished_items(), {}
     for component, stored in manifest.components.items():
         names[component] = []
@@ -179,18 +180,18 @@ def _copy_rest(
 def _rounded(
     leaves: Mapping[str, Any], paths: Mapping[str, str], recipe: Recipe
 ) -> dict[str, np.ndarray]:
-    made: dict[str, np.ndarray] = {}
+    rounded: dict[str, np.ndarray] = {}
     for leaf, value in leaves.items():
         layer, _, name = leaf.rpartition(".")
         precision = recipe.precision(paths[leaf])
         if not precision.quantized or name not in ("kernel", "bias"):
-            made[leaf] = np.asarray(value)
+            rounded[leaf] = np.asarray(value)
         elif name == "bias":
-            made[leaf] = np.asarray(value, np.float32)
+            rounded[leaf] = np.asarray(value, np.float32)
         else:
-            found = linear_leaves(value, precision)
-            made |= {f"{layer}.{part}": array for part, array in found.items()}
-    return made
+            quantized = linear_leaves(value, precision)
+            rounded |= {f"{layer}.{part}": array for part, array in quantized.items()}
+    return rounded
 
 
 def _description(
@@ -208,7 +209,7 @@ def _description(
     dit["calibration"] = {
         "method": to_mapping(method),
         "samples": dict(described),
-        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "libraries": versions(CALIBRATION),
         "blocks": reports,
     }
     return data
@@ -217,20 +218,19 @@ def _description(
 def _stored_samples(folder: Path, samples: Callable[[], Samples]) -> Samples:
     path = folder / _SAMPLES
     if not path.exists():
-        made = samples()
+        collected = samples()
         buffer = io.BytesIO()
-        present = {name: value for name, value in made._asdict().items() if value is not None}
+        present = {name: value for name, value in collected._asdict().items() if value is not None}
         arrays: Any = {name: np.asarray(value, _plain(value)) for name, value in present.items()}
         np.savez(buffer, **arrays)
         write_atomically(path, buffer.getvalue())
     with np.load(path, allow_pickle=False) as stored:
-        found = {name: stored[name] for name in stored.files}
-    return Samples(**{name: found.get(name) for name in Samples._fields})
+        return Samples(**{name: stored[name] for name in stored.files})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: jax.Array | np.ndarray) -> np.dtype:
     """`.npz` knows no bfloat16."""
-    return np.float32 if jnp.issubdtype(value.dtype, jnp.floating) else value.dtype
+    return np.dtype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value.dtype
 
 
 def _identity(
@@ -239,7 +239,7 @@ def _identity(
     method: Method,
     described: Mapping[str, Any],
     seed: int,
-    dtype: Any,
+    dtype: np.dtype,
 ) -> str:
     weights = [spec["sha256"] for _, _, spec in manifest.leaves("dit")]
     content = [weights, to_mapping(recipe), to_mapping(method), dict(described), seed, dtype.name]

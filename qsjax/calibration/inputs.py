@@ -1,4 +1,4 @@
-"""What a block sees: all samples, in front of it and behind it."""
+"""The inputs of a block for all samples, and its outputs, which are the inputs of the next."""
 
 from dataclasses import dataclass
 
@@ -14,18 +14,18 @@ from qsjax.calibration.variables import Learned, start_rotations
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a block gets: all samples.
+    """All samples as they enter a block.
 
     Attributes:
-        tokens: in front of the float block.
-        given: in front of the quantized one; the same object where both see float activations.
+        tokens: of the float model.
+        student_tokens: of the quantized model; the same object where both get float activations.
         active: conditioning, [S, D].
         mask: which text tokens are there, [S, L].
         shared: rotary tables.
     """
 
     tokens: Boundary
-    given: Boundary
+    student_tokens: Boundary
     active: jax.Array
     mask: jax.Array
     shared: Shared
@@ -33,10 +33,12 @@ class Inputs:
     def sample(self, index: int, rows: np.ndarray | None, *, mixed: bool = False) -> Sample:
         """One sample; `mixed` takes the float tokens for the quantized block, too."""
         tokens = self.tokens[index]
-        given = tokens if mixed or self.given is self.tokens else self.given[index]
+        student_tokens = (
+            tokens if mixed or self.student_tokens is self.tokens else self.student_tokens[index]
+        )
         chosen = np.zeros((1, 1), np.int32) if rows is None else rows[index : index + 1]
-        one = slice(index, index + 1)
-        return Sample(tokens, given, self.active[one], self.mask[one], jnp.asarray(chosen))
+        row = slice(index, index + 1)
+        return Sample(tokens, student_tokens, self.active[row], self.mask[row], jnp.asarray(chosen))
 
 
 def observe(
@@ -59,12 +61,13 @@ def observe(
     video = inputs.tokens.shapes[0][1]
     random = np.random.default_rng(seed)
     for index in range(len(inputs.tokens)):
-        tokens, found, received = programs.observe(
+        tokens, sample_peaks, received = programs.observe(
             leaves, inputs.sample(index, None, mixed=True), inputs.shared
         )
         out.write(index, tokens)
         peaks = {
-            name: np.maximum(peaks.get(name, 0), np.asarray(peak)) for name, peak in found.items()
+            name: np.maximum(peaks.get(name, 0), np.asarray(peak))
+            for name, peak in sample_peaks.items()
         }
         if method.rows == "salient":
             chosen = np.argsort(-np.asarray(received[0]), kind="stable")[: method.local_rows]
@@ -76,12 +79,12 @@ def observe(
     return peaks, np.stack(rows)
 
 
-def next_given(
+def advance_student(
     programs: Programs, leaves: Leaves, learned: Learned, inputs: Inputs, out: Boundary
 ) -> None:
-    """What the quantized model hands to its next block, for methods that train on it."""
+    """Run the quantized block on all samples: the inputs of the next, for methods that train on them."""
     starts = start_rotations(programs.kind, programs.recipe, programs.config)
-    for index in range(len(inputs.given)):
+    for index in range(len(inputs.student_tokens)):
         tokens: Tokens = programs.run_quantized(
             learned, leaves, starts, inputs.sample(index, None), inputs.shared
         )

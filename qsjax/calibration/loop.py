@@ -8,11 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from qsjax.calibration import block as one_block
 from qsjax.calibration.blocks import KINDS, Leaves, Tokens
 from qsjax.calibration.boundary import Boundary, delete
-from qsjax.calibration.inputs import Inputs, next_given, observe
+from qsjax.calibration.inputs import Inputs, advance_student, observe
 from qsjax.calibration.methods import Method
 from qsjax.calibration.programs import Programs, Shared
 from qsjax.calibration.samples import Samples
@@ -31,7 +32,7 @@ class Source(Protocol):
 
     Attributes:
         config: sizes.
-        ends: a DiT; what is in front of its blocks is used, its blocks are not.
+        ends: a DiT; its embedders are used, its blocks are not.
     """
 
     config: DiTConfig
@@ -57,8 +58,8 @@ def calibrate_blocks(
     """Calibrate all blocks, from the first that is not finished.
 
     A block's targets are the float block's outputs on float inputs, so that blocks do not wait for each other's errors. The
-    activations between blocks are computed once; with a folder they are files, and those in front of an unfinished
-    block stay until it is finished: a run that was killed goes on there, and ends with the same bits.
+    activations between blocks are computed once; with a folder they are files, and the inputs of an unfinished block stay
+    until it is finished: a run that was killed goes on there, and ends with the same bits.
 
     Args:
         source: of the float blocks.
@@ -81,11 +82,11 @@ def calibrate_blocks(
     }
     separate = method.inputs != "fp"
     active, shared, start = _front(source, samples, folder, finished)
-    # Off the device and on again, as the weights of a block are: what a checkpoint's ends compute is bound to a device, what
-    # training starts from is not, and a program is compiled anew for each mixture of the two.
+    # A round-trip through the host makes these inputs uncommitted, like the weights of a block: arrays committed to a device
+    # would compile every program once more.
     active, shared = jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), (active, shared))
     mask = jnp.asarray(samples.mask)
-    given = _resumed(start, folder, finished, "given") if separate else start
+    student_tokens = _resumed(start, folder, finished, "given") if separate else start
     per_block = steps if method.learns else 1
     with Progress(
         per_block * len(order),
@@ -101,7 +102,7 @@ def calibrate_blocks(
             leaves: Leaves = {
                 name: jnp.asarray(x) for name, x in source.leaves(kind, index).items()
             }
-            inputs = Inputs(tokens, given, active, mask, shared)
+            inputs = Inputs(tokens, student_tokens, active, mask, shared)
             after = Boundary.empty(tokens.shapes, tokens.dtype, folder, f"float-{number + 1}")
             peaks, rows = observe(program, leaves, inputs, after, seed + number)
             after.commit(folder, f"float-{number + 1}")
@@ -113,17 +114,19 @@ def calibrate_blocks(
                 program, leaves, inputs, peaks, rows, seed=seed + number, advance=advance
             )
             if separate:
-                behind = Boundary.empty(tokens.shapes, tokens.dtype, folder, f"given-{number + 1}")
-                next_given(program, leaves, result.learned, inputs, behind)
-                behind.commit(folder, f"given-{number + 1}")
-                given = behind
+                student_after = Boundary.empty(
+                    tokens.shapes, tokens.dtype, folder, f"given-{number + 1}"
+                )
+                advance_student(program, leaves, result.learned, inputs, student_after)
+                student_after.commit(folder, f"given-{number + 1}")
+                student_tokens = student_after
             seconds = time.perf_counter() - began
             report = {"block": f"{kind}.{index}", "seconds": round(seconds, 2), **result.report}
             keep(kind, index, result.leaves, report)
             for name in ("float", "given"):
                 delete(folder, f"{name}-{number}")
             tokens = after
-            given = given if separate else tokens
+            student_tokens = student_tokens if separate else tokens
             if not method.learns:
                 bar.advance(1, block=f"{number + 1}/{len(order)}")
 
@@ -137,24 +140,36 @@ def block_order(config: DiTConfig) -> list[tuple[str, int]]:
 def _front(
     source: Source, samples: Samples, folder: Path | None, finished: int
 ) -> tuple[jax.Array, Shared, Boundary]:
-    """Conditioning of all samples, rotary tables, and the tokens in front of the first unfinished block."""
+    """Conditioning of all samples, rotary tables, and the inputs of the first unfinished block."""
     dit = source.ends
 
     @jax.jit
-    def embed(dit: DiT, one: Samples) -> tuple[Any, ...]:
-        img, txt, context = dit.embed(one.latents, one.timestep, one.text, one.mask)
-        active = dit.conditioning(one.timestep, one.pooled, one.guidance)
+    def embed(
+        dit: DiT,
+        latents: Array,
+        timestep: Array,
+        text: Array,
+        mask: Array,
+        pooled: Array,
+        guidance: Array | None,
+    ) -> tuple[Array, Array, Array, Shared]:
+        img, txt, context = dit.embed(latents, timestep, text, mask)
+        active = dit.conditioning(timestep, pooled, guidance)
         return img, txt, active, Shared(context.cos, context.sin)
 
     active, boundary, shared = [], None, None
     for index in range(len(samples.timestep)):
-        one = jax.tree.map(lambda leaf, index=index: jnp.asarray(leaf[index : index + 1]), samples)
-        img, txt, row, shared = embed(dit, one)
+        sample = jax.tree.map(
+            lambda leaf, index=index: jnp.asarray(leaf[index : index + 1]), samples
+        )
+        img, txt, row, shared = embed(dit, *sample)
         active.append(row)
         if finished:
             continue
         if boundary is None:
-            shapes: Any = [(len(samples.timestep), *part.shape[1:]) for part in (img, txt)]
+            shapes: list[tuple[int, ...]] = [
+                (len(samples.timestep), *part.shape[1:]) for part in (img, txt)
+            ]
             boundary = Boundary.empty(shapes, img.dtype, folder, "float-0")
         boundary.write(index, Tokens(img, txt))
     if boundary is None:
@@ -167,7 +182,7 @@ def _front(
 
 
 def _resumed(start: Boundary, folder: Path | None, finished: int, name: str) -> Boundary:
-    """The quantized model's tokens: at the beginning those of the float one."""
+    """The quantized model's tokens: at the beginning those of the float model."""
     if not finished:
         return start
     assert folder is not None

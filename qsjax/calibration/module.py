@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -13,7 +14,7 @@ from qsjax.calibration.methods import Method
 from qsjax.calibration.samples import Samples
 from qsjax.calibration.variables import effective_recipe
 from qsjax.dit import DiT
-from qsjax.params import map_parameters, parameters
+from qsjax.params import Module, map_parameters, parameters
 from qsjax.quant import Recipe, with_quantized_layers
 from qsjax.quant.storage import linear_leaves
 from qsjax.quant.surgery import iterate_linears
@@ -74,26 +75,28 @@ def calibrate_module(
 
 def ends_leaves(dit: DiT, recipe: Recipe) -> dict[str, np.ndarray]:
     """The quantized layers outside the blocks (the refiner's), all rounded to nearest."""
-    made: dict[str, np.ndarray] = {}
+    leaves_of_ends: dict[str, np.ndarray] = {}
     for path, (_, _, linear) in iterate_linears(dit):
         precision = recipe.precision(path)
         if path.startswith(("double_blocks.", "single_blocks.")) or not precision.quantized:
             continue
         kernel = linear.kernel.get_value()
-        each = [linear_leaves(one, precision) for one in kernel.reshape(-1, *kernel.shape[-2:])]
-        for name in each[0]:
-            stack = np.stack([leaves[name] for leaves in each])
-            made[f"{path}.{name}"] = stack if kernel.ndim == 3 else stack[0]
+        stored = [
+            linear_leaves(matrix, precision) for matrix in kernel.reshape(-1, *kernel.shape[-2:])
+        ]
+        for name in stored[0]:
+            stack = np.stack([leaves[name] for leaves in stored])
+            leaves_of_ends[f"{path}.{name}"] = stack if kernel.ndim == 3 else stack[0]
         if linear.bias is not None:
-            made[f"{path}.bias"] = np.asarray(linear.bias.get_value(), np.float32)
-    return made
+            leaves_of_ends[f"{path}.bias"] = np.asarray(linear.bias.get_value(), np.float32)
+    return leaves_of_ends
 
 
-def filled(abstract: Any, dit: Any, leaves: Mapping[str, np.ndarray]) -> Any:
-    """The module with its quantized leaves, and all others from the float one."""
-    old = parameters(dit)
+def filled(abstract: Module, original: nnx.Module, leaves: Mapping[str, np.ndarray]) -> Module:
+    """An abstract quantized module with these leaves, and all others from its float original."""
+    old = parameters(original)
 
-    def fill(name: str, wanted: Any) -> Array:
+    def fill(name: str, wanted: jax.ShapeDtypeStruct) -> Array:
         value = jnp.asarray(leaves[name]) if name in leaves else old[name]
         if value.shape != wanted.shape:
             raise ValueError(f"{name} has shape {value.shape}, the module wants {wanted.shape}")

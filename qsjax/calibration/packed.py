@@ -5,28 +5,28 @@ import numpy as np
 
 from qsjax.calibration.blocks import Leaves, corrected_kernel
 from qsjax.calibration.programs import Programs
-from qsjax.calibration.variables import Learned, start_rotations, transforms
+from qsjax.calibration.variables import Learned, current_transforms, start_rotations
 from qsjax.quant import SITES
 from qsjax.quant.fake import clip_of
 from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.quant.smoothing import absorb
 from qsjax.quant.storage import linear_leaves, site_leaves
 
-_transforms = jax.jit(transforms)
+_transforms = jax.jit(current_transforms)
 
 
 def quantized_leaves(programs: Programs, leaves: Leaves, learned: Learned) -> dict[str, np.ndarray]:
     """The leaves of the packed block: everything merged that can be, modulation included."""
     kind, recipe, config = programs.kind, programs.recipe, programs.config
-    given = _transforms(learned, start_rotations(kind, recipe, config))
-    width, made = config.hidden_size, {}
+    transforms = _transforms(learned, start_rotations(kind, recipe, config))
+    width, quantized = config.hidden_size, {}
     kept = {name: value for name, value in leaves.items() if name.endswith("norm.scale")}
     modulation = {
         name: value for name, value in leaves.items() if name.split(".")[-2] == "modulation"
     }
     for site in SITES[kind]:
         kernel, bias = leaves[f"{site.linear}.kernel"], leaves[f"{site.linear}.bias"]
-        smoothing = given[site.transform].smoothing
+        smoothing = transforms[site.transform].smoothing
         if site.source == "modulated" and smoothing is not None:
             weight, offset = (f"{site.modulation}.{leaf}" for leaf in ("kernel", "bias"))
             modulation[weight], modulation[offset] = absorb(
@@ -41,24 +41,27 @@ def quantized_leaves(programs: Programs, leaves: Leaves, learned: Learned) -> di
         activation_clip = None
         if clips is not None and precision.activations != UNQUANTIZED:
             activation_clip = clip_of(clips.activation)
-        found = site_leaves(
-            site, kernel, bias, given, precision, width,
+        layer_leaves = site_leaves(
+            site, kernel, bias, transforms, precision, width,
             weight_clip=weight_clip, activation_clip=activation_clip,
         )  # fmt: skip
         if branch is not None:
-            corrected = corrected_kernel(site, leaves, learned, given, config)
-            found |= linear_leaves(corrected, precision, clip=weight_clip)
-            found |= {"branch_in": np.asarray(branch.into), "branch_out": np.asarray(branch.out)}
-        made |= {f"{site.layer}.{name}": leaf for name, leaf in found.items()}
+            corrected = corrected_kernel(site, leaves, learned, transforms, config)
+            layer_leaves |= linear_leaves(corrected, precision, clip=weight_clip)
+            layer_leaves |= {
+                "branch_in": np.asarray(branch.into),
+                "branch_out": np.asarray(branch.out),
+            }
+        quantized |= {f"{site.layer}.{name}": leaf for name, leaf in layer_leaves.items()}
     for name in {name.rpartition(".")[0] for name in modulation}:
         kernel, bias = modulation[f"{name}.kernel"], modulation[f"{name}.bias"]
         precision = recipe.precision(f"{kind}.{name}")
         if precision.quantized:
-            found = linear_leaves(kernel, precision)
-            made |= {f"{name}.{leaf}": value for leaf, value in found.items()}
-            made[f"{name}.bias"] = np.asarray(bias, np.float32)
+            layer_leaves = linear_leaves(kernel, precision)
+            quantized |= {f"{name}.{leaf}": value for leaf, value in layer_leaves.items()}
+            quantized[f"{name}.bias"] = np.asarray(bias, np.float32)
         else:
             like = leaves[f"{name}.kernel"].dtype
-            made[f"{name}.kernel"] = np.asarray(kernel.astype(like))
-            made[f"{name}.bias"] = np.asarray(bias.astype(like))
-    return {**{name: np.asarray(value) for name, value in kept.items()}, **made}
+            quantized[f"{name}.kernel"] = np.asarray(kernel.astype(like))
+            quantized[f"{name}.bias"] = np.asarray(bias.astype(like))
+    return {**{name: np.asarray(value) for name, value in kept.items()}, **quantized}

@@ -1,21 +1,22 @@
 """The compiled functions of calibration, once for each kind of block: observe, step, compare layers, run quantized.
 
-Sixty blocks are calibrated by the same two programs of each sort: everything that differs between them is an argument.
+Two programs of each sort serve sixty blocks: everything that differs between blocks is an argument.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from qsjax.calibration.attention import attention, attention_rows, pooled_attention, saliency
 from qsjax.calibration.blocks import (
     Leaves,
+    Rows,
     Tokens,
     fake_block,
     fake_layer,
@@ -27,10 +28,16 @@ from qsjax.calibration.blocks import (
     watched_inputs,
 )
 from qsjax.calibration.methods import Method
-from qsjax.calibration.variables import Learned, optimizer, smoothing_peaks, transforms
+from qsjax.calibration.variables import (
+    Learned,
+    Starts,
+    current_transforms,
+    optimizer,
+    smoothing_peaks,
+)
 from qsjax.dit import DiTConfig
 from qsjax.dit.blocks import Context
-from qsjax.quant import SITES, Recipe, Rotation
+from qsjax.quant import SITES, Recipe
 from qsjax.quant.quantizer import fake_weight
 
 _PROBED_ROWS = 64
@@ -45,18 +52,18 @@ class Shared(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One sample in front of one block.
+    """One sample before one block.
 
     Attributes:
         tokens: of the float model.
-        given: what the quantized block sees: the same, or the tokens of the quantized model.
+        student_tokens: what the quantized block gets: the same, or the tokens of the quantized model.
         active: conditioning of the modulation, [1, D].
         mask: which text tokens are there, [1, L].
         rows: attention rows of the local term, int32 [1, R].
     """
 
     tokens: Tokens
-    given: Tokens
+    student_tokens: Tokens
     active: Array
     mask: Array
     rows: Array
@@ -65,13 +72,10 @@ class Sample(NamedTuple):
 class Figures(NamedTuple):
     """Terms of the loss: block output, pooled attention, attention rows; and the shift of evenly spaced rows."""
 
-    output: Any
-    pooled: Any
-    rows: Any
-    shift: Any
-
-
-Starts = Mapping[str, Rotation | None]
+    output: Array | float
+    pooled: Array | float
+    rows: Array | float
+    shift: Array | float
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Programs:
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """Of the learned variables."""
+        """The optimizer of the learned variables."""
         return optimizer(self.method, self.steps)
 
     @partial(jax.jit, static_argnums=0)
@@ -115,21 +119,20 @@ class Programs:
     def step(
         self,
         learned: Learned,
-        state: Any,
+        state: PyTree[Array],
         leaves: Leaves,
         starts: Starts,
         sample: Sample,
         shared: Shared,
         scales: Array,
-    ) -> tuple[Learned, Any, Figures]:
-        """One update; `scales` are those of the three terms. The figures are those before it."""
+    ) -> tuple[Learned, PyTree[Array], Figures]:
+        """One update; `scales` multiply the three terms of the loss. The figures are those before the update."""
         gradients, figures = jax.grad(self._loss, has_aux=True)(
             learned, leaves, starts, sample, shared, scales
         )
         with jax.numpy_dtype_promotion("standard"):  # optax's AdamW mixes dtypes
             updates, state = self.optimizer.update(gradients, state, learned)
-        updated: Any = optax.apply_updates(learned, updates)
-        return updated, state, figures
+        return cast(Learned, optax.apply_updates(learned, updates)), state, figures
 
     @partial(jax.jit, static_argnums=0)
     def measure(
@@ -142,10 +145,10 @@ class Programs:
     def run_quantized(
         self, learned: Learned, leaves: Leaves, starts: Starts, sample: Sample, shared: Shared
     ) -> Tokens:
-        """The output of the fake-quantized block on `sample.given`."""
+        """The output of the fake-quantized block on `sample.student_tokens`."""
         block = fake_block(self.kind, leaves, learned, starts, self.recipe, self.config)
         rows = self._rows(leaves, sample.active, quantized=True)
-        return run_block(self.kind, block, sample.given, rows, _context(sample, shared))[0]
+        return run_block(block, sample.student_tokens, rows, _context(sample, shared))[0]
 
     @partial(jax.jit, static_argnums=0)
     def compare_layers(
@@ -154,13 +157,17 @@ class Programs:
         """Layer -> (signal, noise): sums of squares of its output on the float block's input, and of its error."""
         context, rows = _context(sample, shared), self._rows(leaves, sample.active)
         _, _, inputs = watched_inputs(self.kind, leaves, self.config, sample.tokens, rows, context)
-        valid, given, found = self._valid(sample, context), transforms(learned, starts), {}
+        valid, transforms, sums = (
+            self._valid(sample, context),
+            current_transforms(learned, starts),
+            {},
+        )
         layer = partial(
             fake_layer,
             self.kind,
             leaves=leaves,
             learned=learned,
-            given=given,
+            transforms=transforms,
             recipe=self.recipe,
             config=self.config,
             alone=True,
@@ -170,8 +177,8 @@ class Programs:
             exact, quantized = layer(site=site, quantized=False)(x), layer(site=site)(x)
             noise = (exact.astype(jnp.float32) - quantized.astype(jnp.float32)) * keep
             signal = exact.astype(jnp.float32) * keep
-            found[site.layer] = (jnp.square(signal).sum(), jnp.square(noise).sum())
-        return found
+            sums[site.layer] = (jnp.square(signal).sum(), jnp.square(noise).sum())
+        return sums
 
     def _loss(
         self,
@@ -188,12 +195,12 @@ class Programs:
         teacher = float_block(kind, leaves, self.config)
         student = fake_block(kind, leaves, learned, starts, self.recipe, self.config)
         target, (q, k) = jax.lax.stop_gradient(
-            run_block(kind, teacher, sample.tokens, self._rows(leaves, sample.active), context)
+            run_block(teacher, sample.tokens, self._rows(leaves, sample.active), context)
         )
         rows = self._rows(leaves, sample.active, quantized=True)
-        out, (q_student, k_student) = run_block(kind, student, sample.given, rows, context)
+        out, (q_student, k_student) = run_block(student, sample.student_tokens, rows, context)
 
-        def distance(of: Any) -> Array:
+        def distance(of: Callable[[Array, Array], Array]) -> Array:
             return jnp.square(of(q, k) - of(q_student, k_student)).mean()
 
         probed = jnp.arange(min(_PROBED_ROWS, video), dtype=jnp.int32) * (
@@ -215,7 +222,7 @@ class Programs:
             loss = loss + method.frame_weight * divergence
         return loss, figures
 
-    def _rows(self, leaves: Leaves, active: Array, *, quantized: bool = False) -> Any:
+    def _rows(self, leaves: Leaves, active: Array, *, quantized: bool = False) -> Rows:
         """Modulation vectors; those of the quantized model come from its own modulation weights."""
         if quantized:
             leaves = dict(leaves)
@@ -226,7 +233,7 @@ class Programs:
                     leaves[kernel] = fake_weight(
                         leaves[kernel].astype(jnp.float32), bits.weights, group=bits.group
                     ).astype(leaves[kernel].dtype)
-        return modulation_rows(self.kind, float_block(self.kind, leaves, self.config), active)
+        return modulation_rows(float_block(self.kind, leaves, self.config), active)
 
     def _valid(self, sample: Sample, context: Context) -> dict[str, Array]:
         video = sample.tokens.img.shape[1]

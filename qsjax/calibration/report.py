@@ -24,34 +24,34 @@ def summary(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     def ratio(term: str) -> float:
         logs = [
-            np.log(max(one["end"][term], 1e-30) / max(one["round_to_nearest"][term], 1e-30))
-            for one in reports
+            np.log(max(report["end"][term], 1e-30) / max(report["round_to_nearest"][term], 1e-30))
+            for report in reports
         ]
         return float(np.exp(np.mean(logs)))
 
     def mean(key: str) -> float:
-        return float(np.mean([value for one in reports for value in one[key].values()]))
+        return float(np.mean([value for report in reports for value in report[key].values()]))
 
     return {
         "output_error": round(ratio("output"), 4),
         "attention_shift": round(ratio("shift"), 4),
         "sqnr": round(mean("sqnr"), 2),
         "sqnr_round_to_nearest": round(mean("sqnr_round_to_nearest"), 2),
-        "seconds": round(sum(one["seconds"] for one in reports), 1),
+        "seconds": round(sum(report["seconds"] for report in reports), 1),
     }
 
 
 def as_text(reports: Sequence[dict[str, Any]]) -> str:
     """A line a block: errors over round-to-nearest's, and the mean SQNR of its layers before and after."""
     lines = ["block               output  attention  SQNR rtn -> now    seconds"]
-    for one in reports:
-        plain, end = one["round_to_nearest"], one["end"]
+    for report in reports:
+        plain, end = report["round_to_nearest"], report["end"]
         before, after = (
-            np.mean(list(one[key].values())) for key in ("sqnr_round_to_nearest", "sqnr")
+            np.mean(list(report[key].values())) for key in ("sqnr_round_to_nearest", "sqnr")
         )
         lines.append(
-            f"{one['block']:18} {_over(end, plain, 'output'):6.3f}x  {_over(end, plain, 'shift'):7.3f}x"
-            f"  {before:6.2f} -> {after:5.2f} dB  {one['seconds']:8.1f}"
+            f"{report['block']:18} {_over(end, plain, 'output'):6.3f}x  {_over(end, plain, 'shift'):7.3f}x"
+            f"  {before:6.2f} -> {after:5.2f} dB  {report['seconds']:8.1f}"
         )
     whole = summary(reports)
     lines.append(
@@ -75,23 +75,25 @@ def plot(reports: Sequence[dict[str, Any]], path: Path) -> Path:
         ) from error
     figure = Figure(figsize=(13, 4), layout="constrained")
     curves, errors, layers = figure.subplots(1, 3)
-    for number, one in enumerate(reports):
-        if one["loss"]:
+    for number, report in enumerate(reports):
+        if report["loss"]:
             shade = 0.1 + 0.8 * number / max(len(reports) - 1, 1)
-            curves.plot(range(1, len(one["loss"]) + 1), one["loss"], color=(shade, 0.3, 1 - shade))
+            curves.plot(
+                range(1, len(report["loss"]) + 1), report["loss"], color=(shade, 0.3, 1 - shade)
+            )
     curves.set(xlabel="epoch", ylabel="loss over its start", title="first block blue, last red")
     at = np.arange(len(reports))
     for term, label in _TERMS.items():
-        over = [_over(one["end"], one["round_to_nearest"], term) for one in reports]
+        over = [_over(report["end"], report["round_to_nearest"], term) for report in reports]
         errors.plot(at, over, marker=".", label=label)
     errors.axhline(1, color="grey", linewidth=0.8)
     errors.set(xlabel="block", ylabel="squared error over round-to-nearest's", yscale="log")
     errors.legend(fontsize=8)
     pairs = np.array(
         [
-            (one["sqnr_round_to_nearest"][name], value)
-            for one in reports
-            for name, value in one["sqnr"].items()
+            (report["sqnr_round_to_nearest"][name], value)
+            for report in reports
+            for name, value in report["sqnr"].items()
         ]
     )
     layers.scatter(pairs[:, 0], pairs[:, 1], s=12)

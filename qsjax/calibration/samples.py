@@ -1,35 +1,77 @@
 """Calibration samples: moments of the model's own sampling, spread over captions and noise levels."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
+from qsjax.dit import DiTConfig
 from qsjax.errors import InputError
-from qsjax.sample import initial_noise, schedule
+from qsjax.sample import Settings, StepResult, initial_noise, schedule
 from qsjax.text import EncodedPrompt
 
 
+class SettingsChanges(TypedDict, total=False):
+    """Settings of a run that are not the checkpoint's; None, or absent, is the checkpoint's."""
+
+    frames: int | None
+    height: int | None
+    width: int | None
+    fps: int | None
+    steps: int | None
+    shift: float | None
+    guidance: float | None
+    true_cfg: float | None
+
+
 class Samples(NamedTuple):
-    """Inputs of the DiT, S of them; NumPy arrays.
+    """Inputs of the DiT, S of them, on the host.
 
     Attributes:
-        latents: float32 [S, C, T, H, W].
-        timestep: float32 [S].
-        text: [S, L, E].
-        mask: bool [S, L].
-        pooled: [S, P].
-        guidance: float32 [S], or None for a model without it.
+        latents: float32.
+        timestep: float32, 0 to 1000.
+        text: states of the text encoder.
+        mask: True for text tokens that are there.
+        pooled: of the second text encoder.
+        guidance: float32, 1000 times the scale; None for a model without it.
     """
 
-    latents: Any
-    timestep: Any
-    text: Any
-    mask: Any
-    pooled: Any
-    guidance: Any
+    latents: Float[np.ndarray, "S C T H W"]
+    timestep: Float[np.ndarray, " S"]
+    text: Float[np.ndarray, "S L E"]
+    mask: Bool[np.ndarray, "S L"]
+    pooled: Float[np.ndarray, "S P"]
+    guidance: Float[np.ndarray, " S"] | None = None
+
+
+@runtime_checkable
+class SamplingPipeline(Protocol):
+    """What `collect` needs of a `qsjax.Pipeline`.
+
+    Attributes:
+        dit_config: sizes of the transformer.
+        resolve: `SettingsChanges` as keywords -> the settings of a run.
+    """
+
+    dit_config: DiTConfig
+    resolve: Callable[..., Settings]
+
+    def encode(self, prompt: list[str]) -> EncodedPrompt:
+        """Texts to the states of the text encoders."""
+        ...
+
+    def latent_shape(self, settings: Settings) -> tuple[int, ...]:
+        """Shape [1, C, T, H, W] of the latents."""
+        ...
+
+    def denoise(
+        self, prompt: EncodedPrompt, *, settings: Settings, latents: Float[Array, "1 C T H W"]
+    ) -> Iterator[StepResult]:
+        """The steps of a run, one by one."""
+        ...
 
 
 def strata(samples: int, steps: int, seed: int) -> np.ndarray:
@@ -40,9 +82,14 @@ def strata(samples: int, steps: int, seed: int) -> np.ndarray:
 
 
 def collect(
-    pipeline: Any, captions: Sequence[str], *, samples: int = 20, seed: int = 0, **settings: Any
+    pipeline: SamplingPipeline,
+    captions: Sequence[str],
+    *,
+    samples: int = 20,
+    seed: int = 0,
+    **settings: Unpack[SettingsChanges],
 ) -> Samples:
-    """Sample the captions with the float model and keep what it was given at some of the steps.
+    """Sample the captions with the float model and keep its inputs at some of the steps.
 
     Args:
         pipeline: a `qsjax.Pipeline`.
@@ -63,20 +110,21 @@ def collect(
     used = list(captions)[:samples]
     prompt = jax.tree.map(np.asarray, pipeline.encode(used))
     wanted, of = strata(samples, plan.steps, seed), np.arange(samples) % len(used)
-    latents: list[Any] = [None] * samples
+    latents: dict[int, np.ndarray] = {}
     for number in range(len(used)):
-        steps = {int(wanted[s]): s for s in np.flatnonzero(of == number)[::-1]}
-        same = {int(step): np.flatnonzero((of == number) & (wanted == step)) for step in steps}
-        one = EncodedPrompt(*(jnp.asarray(part[number : number + 1]) for part in prompt))
+        due: dict[int, list[int]] = {}
+        for index in np.flatnonzero(of == number).tolist():
+            due.setdefault(int(wanted[index]), []).append(index)
+        encoded = EncodedPrompt(*(jnp.asarray(part[number : number + 1]) for part in prompt))
         noise = initial_noise(seed + number, pipeline.latent_shape(chosen))
-        last = max(same)
-        for index in same.get(0, ()):
+        last = max(due)
+        for index in due.get(0, ()):
             latents[index] = np.asarray(noise[0])
         if last == 0:
             continue
-        for result in pipeline.denoise(one, settings=chosen, latents=noise):
+        for result in pipeline.denoise(encoded, settings=chosen, latents=noise):
             done = result.index + 1
-            for index in same.get(done, ()):
+            for index in due.get(done, ()):
                 latents[index] = np.asarray(result.latents[0])
             if done == last:
                 break
@@ -85,4 +133,11 @@ def collect(
     if pipeline.dit_config.guidance_embeds:
         guidance = np.full(samples, 1000 * plan.guidance, np.float32)
     text, mask, pooled = (part[of] for part in prompt)
-    return Samples(np.stack(latents), timestep, text, mask, pooled, guidance)
+    return Samples(
+        np.stack([latents[index] for index in range(samples)]),
+        timestep,
+        text,
+        mask,
+        pooled,
+        guidance,
+    )

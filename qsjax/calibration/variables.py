@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from qsjax.calibration.methods import Method
 from qsjax.dit import DiTConfig
 from qsjax.quant import SITES, Recipe, Rotation, Site, Transform
 from qsjax.quant.rotation import turned
-from qsjax.quant.sites import channels, start_rotation
+from qsjax.quant.sites import channels, mergeable, start_rotation
 
 _FIRST_CLIP = 4.0  # sigmoid 0.982, as FlatQuant starts
 _BRANCH_RATE = 1e-4  # of low-rank corrections, which move weights themselves
@@ -24,17 +24,17 @@ _NO_CLIP = 30.0  # sigmoid 1.0 in float32
 class Clips(NamedTuple):
     """Logits of a layer's clips: of each output channel's weights, and of all its tokens."""
 
-    weight: Any
-    activation: Any
+    weight: Float[Array, " N"]
+    activation: Float[Array, ""]
 
 
 class Branch(NamedTuple):
     """Low-rank corrections of a layer: `left right` of its weights, `into out` beside it, of rank 1."""
 
-    left: Any
-    right: Any
-    into: Any
-    out: Any
+    left: Float[Array, "K R"]
+    right: Float[Array, "R N"]
+    into: Float[Array, "K 1"]
+    out: Float[Array, "1 N"]
 
 
 class Learned(NamedTuple):
@@ -47,10 +47,14 @@ class Learned(NamedTuple):
         branches: layer -> low-rank corrections.
     """
 
-    log_smoothing: dict[str, Any]
-    generators: dict[str, Any]
-    clips: dict[str, Any]
-    branches: dict[str, Any]
+    log_smoothing: dict[str, Array | None]
+    generators: dict[str, Rotation | None]
+    clips: dict[str, Clips | None]
+    branches: dict[str, Branch | None]
+
+
+Starts = Mapping[str, Rotation | None]
+"""Transform -> the rotation that training starts from."""
 
 
 def effective_recipe(recipe: Recipe, method: Method) -> Recipe:
@@ -64,14 +68,12 @@ def effective_recipe(recipe: Recipe, method: Method) -> Recipe:
 
 
 def used_transforms(kind: str, recipe: Recipe) -> dict[str, tuple[Site, ...]]:
-    """Transform -> the sites that read through it, where all layers that take part are quantized."""
-    found: dict[str, list[Site]] = {}
-    floating: set[str] = set()
+    """Transform -> the sites that read through it; without those that the recipe cannot have."""
+    kept, used = mergeable(kind, recipe), {}
     for site in SITES[kind]:
-        found.setdefault(site.transform, []).append(site)
-        if not recipe.precision(f"{kind}.{site.linear}").quantized:
-            floating |= {site.transform, site.values}
-    return {name: tuple(sites) for name, sites in found.items() if name not in floating}
+        if site.transform in kept:
+            used[site.transform] = (*used.get(site.transform, ()), site)
+    return used
 
 
 def start_rotations(kind: str, recipe: Recipe, config: DiTConfig) -> dict[str, Rotation | None]:
@@ -92,7 +94,7 @@ def initial(
     smoothing: Mapping[str, Array] | None,
     outputs: Mapping[str, int],
 ) -> Learned:
-    """Where a block's training begins; made on the host, since eagerly every shape would be compiled for.
+    """The variables before training. NumPy makes them: eager jax.numpy would compile a program for every shape.
 
     Args:
         kind: of the block.
@@ -105,17 +107,14 @@ def initial(
     starts, used = start_rotations(kind, recipe, config), used_transforms(kind, recipe)
     names = dict.fromkeys(site.transform for site in SITES[kind])
     log_c = {
-        name: np.log(np.asarray(smoothing[name]))
+        name: jnp.asarray(np.log(np.asarray(smoothing[name])))
         if smoothing is not None and name in used
         else None
         for name in names
     }
-    generators = {
-        name: None if starts[name] is None else jax.tree.map(np.zeros_like, starts[name])
-        for name in names
-    }
+    generators = {name: _zeros(starts[name]) for name in names}
     clips = {
-        layer: Clips(np.full(count, _FIRST_CLIP, np.float32), np.float32(_FIRST_CLIP))
+        layer: Clips(_filled(_FIRST_CLIP, count), _filled(_FIRST_CLIP))
         if method.learn_clips
         else None
         for layer, count in outputs.items()
@@ -125,29 +124,35 @@ def initial(
         site.layer: _branch(channels(site, *sizes), outputs[site.layer], method.rank, number)
         for number, site in enumerate(SITES[kind])
     }
-    return jax.tree.map(jnp.asarray, Learned(log_c, generators, clips, branches))
+    return Learned(log_c, generators, clips, branches)
 
 
 def _branch(inputs: int, outputs: int, rank: int, seed: int) -> Branch | None:
-    """Corrections that begin at zero: one factor of each is."""
+    """Corrections that are zero at first, since one factor of each is."""
     if not rank:
         return None
     random = np.random.default_rng(seed)
 
-    def gaussian(*shape: int) -> np.ndarray:
-        return (random.standard_normal(shape) / np.sqrt(inputs)).astype(np.float32)
+    def gaussian(*shape: int) -> Array:
+        return jnp.asarray((random.standard_normal(shape) / np.sqrt(inputs)).astype(np.float32))
 
     return Branch(
         gaussian(inputs, rank),
-        np.zeros((rank, outputs), np.float32),
+        _filled(0.0, rank, outputs),
         gaussian(inputs, 1),
-        np.zeros((1, outputs), np.float32),
+        _filled(0.0, 1, outputs),
     )
 
 
-def untransformed(
-    learned: Learned, starts: Mapping[str, Rotation | None]
-) -> tuple[Learned, dict[str, Rotation | None]]:
+def _filled(value: float, *shape: int) -> Array:
+    return jnp.asarray(np.full(shape, value, np.float32))
+
+
+def _zeros(rotation: Rotation | None) -> Rotation | None:
+    return jax.tree.map(lambda factor: jnp.asarray(np.zeros_like(factor)), rotation)
+
+
+def untransformed(learned: Learned, starts: Starts) -> tuple[Learned, dict[str, Rotation | None]]:
     """Variables of the same structure that do nothing: round-to-nearest, for the same compiled program."""
 
     def identity(rotation: Rotation | None) -> Rotation | None:
@@ -166,18 +171,20 @@ def untransformed(
     }
 
 
-def transforms(learned: Learned, starts: Mapping[str, Rotation | None]) -> dict[str, Transform]:
+def current_transforms(learned: Learned, starts: Starts) -> dict[str, Transform]:
     """Transform -> its smoothing and rotation, differentiable in `learned`."""
-    made = {}
+    current = {}
     for name, start in starts.items():
-        log_c = learned.log_smoothing[name]
-        rotation = None if start is None else turned(start, learned.generators[name])
-        made[name] = Transform(None if log_c is None else jnp.exp(log_c), rotation)
-    return made
+        log_c, generators = learned.log_smoothing[name], learned.generators[name]
+        rotation = None
+        if start is not None and generators is not None:
+            rotation = turned(start, generators)
+        current[name] = Transform(None if log_c is None else jnp.exp(log_c), rotation)
+    return current
 
 
 def optimizer(method: Method, steps: int) -> optax.GradientTransformation:
-    """AdamW with cosine decay to a thousandth; what is not learned stays.
+    """AdamW with cosine decay to a thousandth; variables that are not learned stay as they are.
 
     Without weight decay: it would pull the logits of clips towards 0, which is half the range, and smoothing towards 1.
     """

@@ -14,7 +14,7 @@ CAPTIONS = (
     "a blue triangle moves around over a dark gradient",
 )
 # A quick calibration: on these, 20 samples and 15 epochs gain another decibel or two and take minutes.
-_CALIBRATION_STREAM, _SAMPLES, _EPOCHS = 98, 8, 4
+_SAMPLES, _EPOCHS = 8, 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from qsjax.residual import Residual
     from qsjax.sample import SparsePlan
     from qsjax.sparse import Sparsity
-    from qsjax.tiny.sampling import held_out
+    from qsjax.tiny.streams import CALIBRATION, held_out
     from qsjax.video import check_writable, write_contact_sheet, write_video
 
     sheet = args.out / "contact_sheet.png"
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     seconds["convert"] = time.perf_counter() - start
     pipeline = Pipeline.from_checkpoint(folders["float"])
     start = time.perf_counter()
-    learning = [scene.caption for scene in held_out(_CALIBRATION_STREAM, _SAMPLES)]
+    learning = [scene.caption for scene in held_out(CALIBRATION, _SAMPLES)]
     manifest, blocks = calibrate_checkpoint(
         folders["float"],
         folders["W4A8"],

@@ -1,16 +1,13 @@
 """`qsjax doctor`: what this machine has, and which implementations would run on it."""
 
 import argparse
-import importlib.metadata
 import json
 import platform
 from dataclasses import replace
 from typing import Any
 
-_LIBRARIES = (
-    "qsjax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy", "ml_dtypes",
-    "transformers", "tokenizers", "huggingface_hub", "jax-triton", "torch", "diffusers",
-)  # fmt: skip
+from qsjax.versions import EVERYTHING, versions
+
 _HEAD_DIM = 128  # HunyuanVideo's
 _CHANNELS = 3072
 _BLOCK = 128
@@ -63,7 +60,7 @@ def examine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "libraries": versions(EVERYTHING),
         "backend": backend,
         "devices": devices,
         "operations": operations,
@@ -100,13 +97,6 @@ def videos(room: int | None, backend: str) -> dict[str, Any] | None:
 def _device(device: Any) -> dict[str, Any]:
     stats = device.memory_stats() or {}
     return {"kind": device.device_kind, "id": device.id, "bytes": stats.get("bytes_limit")}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _text(report: dict[str, Any]) -> str:

@@ -73,20 +73,18 @@ def run(args: argparse.Namespace) -> int:
         from qsjax.evaluate.plots import require_matplotlib
 
         require_matplotlib()
-    verbs = {"quantization": _quantization, "sparse": _sparse, "compare": _compare}
-    report, text = verbs[args.what](args)
+    report, text = _compare(args) if args.what == "compare" else _grid(args)
     print(json.dumps(report, indent=1) if args.json else text)
     return 1 if any("failure" in row for row in report.get("rows", ())) else 0
 
 
-def _quantization(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _grid(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     captions = _count(args)
-    from qsjax.evaluate.grid import grid, select
-    from qsjax.evaluate.quantization import Experiment
-    from qsjax.evaluate.report import plain_report, tables_text, write_report
+    from qsjax.experiments.row import select
 
-    rows, folder = select(grid(), args.rows), args.out or _DEFAULT_OUT
-    experiment = Experiment(
+    rows, experiment_class, report_class = _GRIDS[args.what]()
+    rows, folder = select(rows, args.rows), args.out or _DEFAULT_OUT.with_name(args.what)
+    experiment = experiment_class(
         _pipeline(args.reference, dtype="float32"),
         folder,
         captions=captions,
@@ -95,33 +93,30 @@ def _quantization(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         progress=True,
         **_settings(args),
     )
-    outcomes = experiment.run(rows)
-    files = write_report(experiment, outcomes, folder, plots=args.plots)
-    report = plain_report(experiment, outcomes) | {"files": [str(path) for path in files]}
-    return report, "\n".join([tables_text(outcomes), *(f"wrote {path}" for path in files)])
+    report = report_class(experiment, experiment.run(rows))
+    files = [str(path) for path in report.write(folder, plots=args.plots)]
+    text = "\n".join([report.text(), *(f"wrote {path}" for path in files)])
+    return report.plain() | {"files": files}, text
 
 
-def _sparse(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    captions = _count(args)
-    from qsjax.evaluate.grid import select
-    from qsjax.evaluate.sparse import SparseExperiment
-    from qsjax.evaluate.sparse_grid import sparse_grid
-    from qsjax.evaluate.sparse_report import plain_report, tables_text, write_report
+def _quantization() -> tuple[Any, Any, Any]:
+    from qsjax.experiments import quantization
 
-    rows, folder = select(sparse_grid(), args.rows), args.out or _DEFAULT_OUT.with_name("sparse")
-    experiment = SparseExperiment(
-        _pipeline(args.reference, dtype="float32"),
-        folder,
-        captions=captions,
-        samples=args.samples,
-        seed=args.seed,
-        progress=True,
-        **_settings(args),
+    return (
+        quantization.quantization_grid(),
+        quantization.QuantizationExperiment,
+        quantization.QuantizationReport,
     )
-    outcomes = experiment.run(rows)
-    files = write_report(experiment, outcomes, folder, plots=args.plots)
-    report = plain_report(experiment, outcomes) | {"files": [str(path) for path in files]}
-    return report, "\n".join([tables_text(outcomes), *(f"wrote {path}" for path in files)])
+
+
+def _sparse() -> tuple[Any, Any, Any]:
+    from qsjax.experiments import sparse
+
+    return sparse.sparse_grid(), sparse.SparseExperiment, sparse.SparseReport
+
+
+_GRIDS = {"quantization": _quantization, "sparse": _sparse}
+"""Each gives its rows and the classes of its experiment and its report; imported when it is run."""
 
 
 def _count(args: argparse.Namespace) -> int:

@@ -4,21 +4,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from qsjax.calibration import SettingsChanges
 from qsjax.errors import InputError
 from qsjax.evaluate.compare import Comparison, compare
 from qsjax.evaluate.plots import draw, write_sheet
 from qsjax.evaluate.reference import Reference, reference_run
-from qsjax.evaluate.tables import NOTE, comparison_table, plain, summary, versions
+from qsjax.evaluate.tables import NOTE, comparison_table, plain, summary
 from qsjax.pipeline import Pipeline, to_uint8
-from qsjax.tiny import sampling
-from qsjax.tiny.evaluate import HELD_OUT
+from qsjax.tiny.streams import HELD_OUT, held_out
+from qsjax.versions import EVALUATION, versions
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoints:
-    """What was found.
+    """The results of a comparison.
 
     Attributes:
         reference: the full-precision run.
@@ -38,13 +39,16 @@ class Checkpoints:
         """Estimates, and the values of every clip, as plain data."""
         base = next(iter(self.results.values()))
         models = {
-            name: {**plain(summary(found, None if found is base else base)), **_clips(found)}
-            for name, found in self.results.items()
+            name: {
+                **plain(summary(comparison, None if comparison is base else base)),
+                **_clips(comparison),
+            }
+            for name, comparison in self.results.items()
         }
         return {
             "captions": list(self.reference.captions),
             "seed": self.reference.seed,
-            "versions": versions(),
+            "versions": versions(EVALUATION),
             "models": models,
         }
 
@@ -64,7 +68,11 @@ class Checkpoints:
                 f"{folder}: cannot be written ({error.strerror}); name a writable place"
             ) from error
         written = [report, table]
-        seen = {k: found.videos for k, found in self.results.items() if found.videos is not None}
+        seen = {
+            k: comparison.videos
+            for k, comparison in self.results.items()
+            if comparison.videos is not None
+        }
         if seen:
             shown = len(next(iter(seen.values())))
             full = {"full precision": to_uint8(self.reference.clips(shown))}
@@ -82,7 +90,7 @@ def compare_checkpoints(
     batch: int = 8,
     show: int = 0,
     progress: bool = False,
-    **settings: Any,
+    **settings: Unpack[SettingsChanges],
 ) -> Checkpoints:
     """Sample `reference` and each of `models`, at the reference's settings and with its VAE and text encoders.
 
@@ -110,25 +118,25 @@ def compare_checkpoints(
     return Checkpoints(run, results)
 
 
-def read_captions(given: str) -> list[str]:
+def read_captions(source: str) -> list[str]:
     """Captions from a text file, one a line; or, of a number, that many held-out captions of the tiny model.
 
     Raises:
         InputError: no such file, or none in it.
     """
-    if given.isdecimal() and int(given):
-        return [scene.caption for scene in sampling.held_out(HELD_OUT, int(given))]
+    if source.isdecimal() and int(source):
+        return [scene.caption for scene in held_out(HELD_OUT, int(source))]
     try:
-        lines = Path(given).read_text(encoding="utf-8").splitlines()
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"--captions {given}: neither a number above 0 nor a text file that can be read ({error})"
+            f"--captions {source}: neither a number above 0 nor a text file that can be read ({error})"
         ) from error
     captions = [line.strip() for line in lines if line.strip()]
     if not captions:
-        raise InputError(f"--captions {given}: the file holds no captions; write one a line")
+        raise InputError(f"--captions {source}: the file holds no captions; write one a line")
     return captions
 
 
-def _clips(found: Comparison) -> dict[str, Any]:
-    return {"clips": found.to_mapping()}
+def _clips(comparison: Comparison) -> dict[str, Any]:
+    return {"clips": comparison.to_mapping()}

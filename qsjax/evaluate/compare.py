@@ -1,4 +1,4 @@
-"""A model against full precision on the same captions and noise: its videos, and its velocities on the reference's way.
+"""A model against full precision on the same captions and noise: its videos, and its velocities at the reference's latents.
 
 A video says what a viewer would see, but the error of the first step bends all later ones. Teacher forcing takes that
 away: at every step both models get the reference's latents, so that each step's own error shows.
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from qsjax.dit import DiT
+from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import CheckpointError, InputError
 from qsjax.evaluate.metrics import psnr, relative_error, ssim
 from qsjax.evaluate.reference import Reference, dense_programs
@@ -52,14 +52,17 @@ class Comparison:
             CheckpointError: not what `to_mapping` gives.
         """
         try:
-            made = cls(*(np.asarray(values[name], np.float64) for name in _FIGURES))
-            if made.psnr.shape != made.ssim.shape or made.velocity.shape[1:] != made.psnr.shape:
+            comparison = cls(*(np.asarray(values[name], np.float64) for name in _FIGURES))
+            if (
+                comparison.psnr.shape != comparison.ssim.shape
+                or comparison.velocity.shape[1:] != comparison.psnr.shape
+            ):
                 raise ValueError("unlike numbers of clips")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{source}: is not the result of a comparison ({error}); remove it and run again"
             ) from error
-        return made
+        return comparison
 
 
 def compare(
@@ -71,9 +74,9 @@ def compare(
     label: str = "compare",
     progress: bool = False,
 ) -> Comparison:
-    """Sample the reference's captions from the same noise with another DiT, and ask it for velocities on the reference's way.
+    """Sample the reference's captions from the same noise with another DiT, and its velocities at the reference's latents.
 
-    Two evaluations of the model a step. The velocity error is taken from the latents behind the step: they are x + delta v, so
+    Two evaluations of the model a step. The velocity error is taken from the latents after the step: they are x + delta v, so
     that ||x_q' - x'|| / ||x' - x|| is the same number, with true guidance too; it is 0 for the same weights, and otherwise
     exact to about 1e-5 (float32 latents against a step's length).
 
@@ -91,7 +94,7 @@ def compare(
     _check(dit, pipeline.dit_config)
     plan, batches = reference.settings.plan().dense, reference.batches
     numbers = schedule(plan)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
+    by_batch: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
     videos: list[np.ndarray] = []
     with Progress(plan.steps * len(batches), label, unit="step", enabled=progress) as bar:
         for batch in batches:
@@ -106,23 +109,23 @@ def compare(
                 x = result.latents
                 bar.advance()
             frames = pipeline.decode(x)
-            found["velocity"].append(np.stack(errors))
-            found["psnr"].append(psnr(frames, batch.frames))
-            found["ssim"].append(ssim(frames, batch.frames))
+            by_batch["velocity"].append(np.stack(errors))
+            by_batch["psnr"].append(psnr(frames, batch.frames))
+            by_batch["ssim"].append(ssim(frames, batch.frames))
             missing = show - sum(map(len, videos))
             videos.append(to_uint8(frames[: max(missing, 0)]))
-    figures = {name: np.concatenate(parts, axis=-1) for name, parts in found.items()}
+    figures = {name: np.concatenate(parts, axis=-1) for name, parts in by_batch.items()}
     return Comparison(**figures, videos=np.concatenate(videos) if show else None)
 
 
-def _check(dit: Any, config: Any) -> None:
+def _check(dit: DiT, config: DiTConfig) -> None:
     for name in ("in_channels", "out_channels", "text_dim", "pooled_dim"):
-        mine, theirs = getattr(dit.config, name), getattr(config, name)
-        if mine != theirs:
+        ours, reference = getattr(dit.config, name), getattr(config, name)
+        if ours != reference:
             raise InputError(
-                f"{name} is {mine} in the model and {theirs} in the reference: they cannot be compared"
+                f"{name} is {ours} in the model and {reference} in the reference: they cannot be compared"
             )
 
 
-def _rounded(values: np.ndarray) -> Any:
+def _rounded(values: np.ndarray) -> list[float] | list[list[float]]:
     return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(values).tolist()

@@ -1,4 +1,4 @@
-"""Compiled programs as mappings of memory: on a CPU each is some hundred, and Linux gives a process 65,530."""
+"""Compiled programs and memory mappings: on a CPU a program has some hundred, and Linux allows a process 65,530."""
 
 import gc
 import logging
@@ -13,9 +13,9 @@ MOST = 40_000
 
 
 def forget_programs(most: int = MOST) -> bool:
-    """Let go of all compiled programs if this process has more mappings than `most`; say whether that was so.
+    """Drop all compiled programs if this process has more mappings than `most`; return whether they were dropped.
 
-    They are compiled again when they are called again. Where the system does not tell mappings, nothing is let go.
+    A program is compiled again when it is called again. Where the system does not tell mappings, nothing is dropped.
     """
     try:
         with Path("/proc/self/maps").open("rb") as lines:
@@ -24,7 +24,7 @@ def forget_programs(most: int = MOST) -> bool:
         return False
     if count <= most:
         return False
-    logger.info("%d mappings of memory: compiled programs are let go", count)
+    logger.info("%d mappings of memory: compiled programs are dropped", count)
     jax.clear_caches()
     gc.collect()
     return True

@@ -1,8 +1,8 @@
 """How far a video is from another: PSNR, SSIM and relative error, in float64 on the host.
 
 SSIM is that of Wang et al. (IEEE Trans. Image Processing 13(4), 2004): windows of 11 x 11 pixels with Gaussian weights of
-sigma 1.5, K1 = 0.01, K2 = 0.03, only windows that lie inside the picture, with the moments of the weights themselves. It is taken of
-each of R, G and B and averaged over them, which is scikit-image's `structural_similarity` with `channel_axis=-1,
+sigma 1.5, K1 = 0.01, K2 = 0.03, only windows that lie inside the picture, with the moments of the weights themselves. It is computed
+for R, G and B and averaged, which is scikit-image's `structural_similarity` with `channel_axis=-1,
 gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1`. (The paper looks at luma.)
 """
 
@@ -34,7 +34,7 @@ def psnr(
     """
     _check(videos, reference)
     pairs = zip(videos, reference, strict=True)
-    error = np.array([np.mean(np.square(_wide(one) - _wide(other))) for one, other in pairs])
+    error = np.array([np.mean(np.square(_wide(video) - _wide(target))) for video, target in pairs])
     return -10 * np.log10(np.maximum(error, 10 ** (-PSNR_CAP / 10)))
 
 
@@ -61,32 +61,32 @@ def ssim(
         )
     return np.array(
         [
-            # A frame at a time: the five maps of a long video would not fit.
-            np.mean([_frame_ssim(x, y) for x, y in zip(one, other, strict=True)])
-            for one, other in zip(videos, reference, strict=True)
+            # A frame at a time: the five maps of a long video would not fit into memory.
+            np.mean([_frame_ssim(x, y) for x, y in zip(video, target, strict=True)])
+            for video, target in zip(videos, reference, strict=True)
         ]
     )
 
 
 def relative_error(
-    given: Float[np.ndarray, "B ..."],
+    values: Float[np.ndarray, "B ..."],
     target: Float[np.ndarray, "B ..."],
     origin: Float[np.ndarray, "B ..."] | None = None,
 ) -> Float[np.ndarray, " B"]:
-    """||given - target|| / ||target - origin||, the Euclidean norms over all axes but the first.
+    """||values - target|| / ||target - origin||, the Euclidean norms over all axes but the first.
 
     Args:
-        given: approximations.
+        values: approximations.
         target: what they should be.
         origin: what targets are measured from; None is zero.
 
     Raises:
-        InputError: values of `given` that are not finite.
+        InputError: `values` that are not finite.
     """
-    if not np.isfinite(given).all():
+    if not np.isfinite(values).all():
         raise InputError("a model's output holds values that are not finite; it is broken")
     size = _wide(target) - (0.0 if origin is None else _wide(origin))
-    return _norm(_wide(given) - _wide(target)) / np.maximum(_norm(size), 1e-30)
+    return _norm(_wide(values) - _wide(target)) / np.maximum(_norm(size), 1e-30)
 
 
 def _norm(x: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, " B"]:

@@ -40,13 +40,13 @@ def plot_velocity(results: Mapping[str, Comparison], path: Path, *, title: str =
     figure, axes = figure_for(len(results), path)
     for number, (label, result) in enumerate(results.items()):
         steps = np.arange(1, len(result.velocity) + 1)
-        found = [estimate(row) for row in 100 * result.velocity]
-        mean = np.array([one.mean for one in found])
-        error = np.array([one.error or 0.0 for one in found])
+        estimates = [estimate(row) for row in 100 * result.velocity]
+        mean = np.array([each.mean for each in estimates])
+        error = np.array([each.error or 0.0 for each in estimates])
         color = f"C{number % 10}"
         style = ("-", "--", ":")[number // 10 % 3]
         axes.plot(steps, mean, style, color=color, label=label)
-        # On a logarithmic axis a band that reaches zero would have no end.
+        # A logarithmic axis cannot show a band that reaches zero.
         axes.fill_between(
             steps, np.maximum(mean - error, mean / 10), mean + error, color=color, alpha=0.2
         )
@@ -72,19 +72,19 @@ def plot_psnr(results: Mapping[str, Comparison], path: Path, *, title: str = "")
 
 
 def bars(values: Mapping[str, Float[np.ndarray, " clips"]], path: Path, *, title: str = "") -> Path:
-    """The same of decibels by label, one a clip."""
+    """The same picture of any decibels by label, one value a clip."""
     figure, axes = figure_for(len(values), path)
-    found = [estimate(some) for some in values.values()]
-    at = np.arange(len(found))
+    estimates = [estimate(clips) for clips in values.values()]
+    at = np.arange(len(estimates))
     axes.barh(
         at,
-        [one.mean for one in found],
-        xerr=[one.error or 0.0 for one in found],
+        [each.mean for each in estimates],
+        xerr=[each.error or 0.0 for each in estimates],
         color="0.75",
         capsize=3,
     )
-    for place, some in zip(at, values.values(), strict=True):
-        axes.plot(some, np.full(len(some), place), ".", color="C0", markersize=3)
+    for place, clips in zip(at, values.values(), strict=True):
+        axes.plot(clips, np.full(len(clips), place), ".", color="C0", markersize=3)
     axes.set(yticks=at, yticklabels=list(values), xlabel="PSNR, dB", title=title)
     axes.invert_yaxis()
     return save(figure, path)
@@ -111,16 +111,16 @@ def write_sheet(videos: Mapping[str, np.ndarray], captions: Sequence[str], path:
     Raises:
         InputError: no videos, or models with unlike numbers of clips.
     """
-    if not videos or any(len(some) != len(captions) for some in videos.values()):
-        counts = ", ".join(f"{label}: {len(some)}" for label, some in videos.items())
+    if not videos or any(len(clips) != len(captions) for clips in videos.values()):
+        counts = ", ".join(f"{label}: {len(clips)}" for label, clips in videos.items())
         raise InputError(
             f"a sheet of {len(captions)} captions needs as many clips of every model, found {counts or 'none'}"
         )
     rows, labels = [], []
     zoom = max(1, 128 // next(iter(videos.values())).shape[3])
     for clip, caption in enumerate(captions):
-        for number, (label, some) in enumerate(videos.items()):
-            rows.append(some[clip])
+        for number, (label, clips) in enumerate(videos.items()):
+            rows.append(clips[clip])
             labels.append(f"{caption}: {label}" if not number else label)
     return write_contact_sheet(rows, labels, path, zoom=zoom)
 
@@ -131,11 +131,11 @@ def figure_for(results: int, path: Path) -> tuple[Any, Any]:
     Raises:
         InputError: no results, matplotlib is missing, or a place that cannot be written.
     """
-    made = require_matplotlib()
+    figure_class = require_matplotlib()
     if not results:
         raise InputError(f"{path}: there is no result to draw")
     check_writable(path, overwrite=True)
-    figure = made(figsize=(6.4, max(3.2, 0.3 * results + 1)), layout="constrained")
+    figure = figure_class(figsize=(6.4, max(3.2, 0.3 * results + 1)), layout="constrained")
     return figure, figure.add_subplot()
 
 

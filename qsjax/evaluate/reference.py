@@ -1,21 +1,23 @@
-"""What compressed models are measured against: full-precision videos, and the latents of every step on the way."""
+"""What compressed models are measured against: full-precision videos, and the latents of every step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from qsjax.calibration import SettingsChanges
 from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
 from qsjax.sample import (
     DENSE,
+    Conditions,
     SamplingPlan,
     Settings,
     StepResult,
@@ -24,9 +26,12 @@ from qsjax.sample import (
     initial_noise,
     prepare,
 )
+from qsjax.sample.loop import Program
 from qsjax.text import EncodedPrompt
 
 BATCH = 8
+Prepare = Callable[[DiT, EncodedPrompt, EncodedPrompt | None], Conditions]
+"""`prepare` of a plan, compiled: (dit, prompt, negative prompt) -> conditions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +41,7 @@ class Batch:
     Attributes:
         prompt: encoded captions.
         negative: the negative prompt, with true guidance.
-        trajectory: float32 latents in front of every step, and behind the last, on the host.
+        trajectory: float32 latents before every step and after the last, on the host.
         frames: float32 in [0, 1].
     """
 
@@ -75,7 +80,7 @@ def reference_run(
     seed: int = 0,
     batch: int = BATCH,
     progress: bool = False,
-    **settings: Any,
+    **settings: Unpack[SettingsChanges],
 ) -> Reference:
     """Sample captions with the pipeline's own DiT.
 
@@ -98,23 +103,23 @@ def reference_run(
             f"{len(captions)} captions in batches of {batch}: at least one of each is needed"
         )
     chosen = pipeline.resolve(**settings)
-    made = []
+    batches = []
     with Progress(
         chosen.steps * -(-len(captions) // batch), "reference", unit="step", enabled=progress
     ) as bar:
         for first in range(0, len(captions), batch):
-            some = list(captions[first : first + batch])
-            prompt, negative = pipeline.encode(some), None
+            texts = list(captions[first : first + batch])
+            prompt, negative = pipeline.encode(texts), None
             if chosen.plan().uses_negative:
-                negative = pipeline.text_encoder([chosen.negative_prompt] * len(some))
-            noise = initial_noise(seed + first, pipeline.latent_shape(chosen, len(some)))
+                negative = pipeline.text_encoder([chosen.negative_prompt] * len(texts))
+            noise = initial_noise(seed + first, pipeline.latent_shape(chosen, len(texts)))
             latents = [noise]
             for result in denoise_densely(chosen.plan(), pipeline.dit, noise, prompt, negative):
                 latents.append(result.latents)
                 bar.advance()
             trajectory = np.stack([np.asarray(x) for x in latents])
-            made.append(Batch(prompt, negative, trajectory, pipeline.decode(latents[-1])))
-    return Reference(tuple(captions), chosen, seed, tuple(made))
+            batches.append(Batch(prompt, negative, trajectory, pipeline.decode(latents[-1])))
+    return Reference(tuple(captions), chosen, seed, tuple(batches))
 
 
 def denoise_densely(
@@ -124,7 +129,7 @@ def denoise_densely(
     prompt: EncodedPrompt,
     negative: EncodedPrompt | None,
 ) -> Iterator[StepResult]:
-    """Dense steps of a model, all of them computed, whatever else the plan says.
+    """Run all steps of a plan with dense attention, without its sparse attention and step skipping.
 
     Models of the same structure (of all bits and transforms alike) share a program.
     """
@@ -134,6 +139,6 @@ def denoise_densely(
 
 
 @lru_cache(maxsize=8)
-def dense_programs(plan: SamplingPlan) -> tuple[Any, dict[str, Any]]:
-    """The jitted `prepare` and dense step of a plan; each keeps a program for every structure of model it has seen."""
+def dense_programs(plan: SamplingPlan) -> tuple[Prepare, dict[str, Program]]:
+    """The jitted `prepare` and dense step of a plan; each keeps a program for every structure of model."""
     return jax.jit(partial(prepare, plan)), {DENSE: jax.jit(partial(denoise_step, plan, DENSE))}

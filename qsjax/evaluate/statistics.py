@@ -1,6 +1,6 @@
 """Means over clips with standard errors, and differences between methods clip by clip.
 
-Clips differ among each other by far more than methods do (13 to 26 dB against tenths): two means with their own
+Clips differ among each other by far more than methods do (13 to 26 dB against tenths): two means with separate
 errors say little. Methods see the same captions and the same noise, so the difference is taken per clip first.
 """
 
@@ -41,14 +41,14 @@ def estimate(values: Float[np.ndarray, " n"]) -> Estimate:
     return Estimate(float(wide.mean()), error, float(wide.min()), len(wide))
 
 
-def paired(one: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"]) -> Estimate:
-    """`one` minus `other`, clip by clip; the two must be of the same captions and noise.
+def paired(values: Float[np.ndarray, " n"], baseline: Float[np.ndarray, " m"]) -> Estimate:
+    """`values` minus `baseline`, clip by clip; the two must be of the same captions and noise.
 
     Raises:
         InputError: unlike numbers of clips, or none.
     """
-    if one.shape != other.shape:
+    if values.shape != baseline.shape:
         raise InputError(
-            f"{len(one)} clips against {len(other)}: a paired difference needs the same clips of both"
+            f"{len(values)} clips against {len(baseline)}: a paired difference needs the same clips of both"
         )
-    return estimate(np.asarray(one, np.float64) - np.asarray(other, np.float64))
+    return estimate(np.asarray(values, np.float64) - np.asarray(baseline, np.float64))

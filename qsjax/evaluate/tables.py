@@ -1,6 +1,5 @@
 """Comparisons as markdown tables and as plain data."""
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,14 +21,14 @@ def summary(comparison: Comparison, baseline: Comparison | None = None) -> dict[
     Raises:
         InputError: a baseline of another number of clips.
     """
-    found = {
+    estimates = {
         "psnr": estimate(comparison.psnr),
         "ssim": estimate(comparison.ssim),
         "velocity": estimate(comparison.velocity.mean(axis=0)),
     }
     if baseline is not None:
-        found["psnr_difference"] = paired(comparison.psnr, baseline.psnr)
-    return found
+        estimates["psnr_difference"] = paired(comparison.psnr, baseline.psnr)
+    return estimates
 
 
 def comparison_table(
@@ -58,16 +57,18 @@ def comparison_table(
         if isinstance(result, str):
             rows.append([label, result, *[""] * (len(headers) - 2)])
             continue
-        found = summary(result, base)
+        estimates = summary(result, base)
         cells = [
             label,
-            shown(found["psnr"], 1),
-            f"{found['psnr'].lowest:.1f}",
-            shown(found["ssim"], 3),
-            shown(found["velocity"], 2, scale=100.0),
+            shown(estimates["psnr"], 1),
+            f"{estimates['psnr'].lowest:.1f}",
+            shown(estimates["ssim"], 3),
+            shown(estimates["velocity"], 2, scale=100.0),
         ]
         if base is not None:
-            cells.append("" if result is base else shown(found["psnr_difference"], 2, signed=True))
+            cells.append(
+                "" if result is base else shown(estimates["psnr_difference"], 2, signed=True)
+            )
         cells += [column.get(label, "") for column in more.values()]
         rows.append(cells)
     return markdown(headers, rows)
@@ -95,11 +96,6 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(headers), line(["-" * width for width in widths]), *map(line, rows)])
 
 
-def plain(found: Mapping[str, Estimate]) -> dict[str, Any]:
+def plain(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     """A summary as plain data for JSON."""
-    return {name: value._asdict() for name, value in found.items()}
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that figures may depend on."""
-    return {name: importlib.metadata.version(name) for name in ("qsjax", "jax", "flax", "numpy")}
+    return {name: value._asdict() for name, value in estimates.items()}

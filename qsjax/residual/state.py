@@ -40,7 +40,7 @@ class Gains(NamedTuple):
     """The numbers of a step, float32 scalars.
 
     Attributes:
-        reach: g: how far behind the refresh this step is, in distances of the last two refreshes.
+        reach: g: how far this step is from the refresh, in distances of the last two refreshes.
         later: 1 at every refresh but the first, which has no predecessor; else 0.
     """
 
@@ -87,7 +87,7 @@ def refreshed(
     gains: Gains,
     axis: str | None = None,
 ) -> LayerState:
-    """The state behind a refresh.
+    """The state after a refresh.
 
     Differences are taken only of rows whose lists are those of the refresh before: of other keys they say nothing.
 

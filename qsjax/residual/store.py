@@ -17,7 +17,7 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 
 
 class Stored(NamedTuple):
-    """A tensor [B, S, H, D] at rest: head by head, as kernels read it. Another order would be turned as a whole, in front of all layers.
+    """A tensor [B, S, H, D] at rest: head by head, as kernels read it. In another order the whole cache would be transposed before the first layer.
 
     Attributes:
         values: floats or int8 [B, H, S, D]; of int4 two channels in a byte, [B, H, S, D/2]: channel d low, d + D/2 high. As

@@ -50,7 +50,7 @@ def heads_of(
         config: of the transformer.
         latents: shape [B, C, T, H, W].
         text: tokens of the prompt, padding included.
-        slot: behind its last step.
+        slot: after its last step.
     """
     layer: LayerState = slot.layer
     recall = np.asarray(layer.recall).mean(axis=1)

@@ -92,6 +92,6 @@ def _round(kinds: Sequence[str], at: int) -> tuple[int, int]:
 
 
 def _equal(kinds: Sequence[str]) -> list[tuple[int, int]]:
-    """Runs of one kind, as (first, behind the last)."""
+    """Runs of one kind, as (first, last + 1)."""
     edges = [0, *(n for n in range(1, len(kinds)) if kinds[n] != kinds[n - 1]), len(kinds)]
     return list(pairwise(edges))

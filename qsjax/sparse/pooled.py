@@ -72,7 +72,7 @@ def lists_of(
     block: int,
     longest: int | None = None,
 ) -> BlockLists:
-    """Lists of a map of video blocks, with all blocks of text behind them.
+    """Lists of a map of video blocks, followed by all blocks of text.
 
     Args:
         seen: [B or 1, H or 1, N, N].

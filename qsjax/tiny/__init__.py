@@ -1,1 +1,1 @@
-"""How the bundled tiny model was made: procedural clips, training, the bundle."""
+"""The bundled tiny model: its captions, encoders and sizes, and the folder that ships; `training` is how it was made."""

@@ -7,20 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from flax import nnx
 
 from convert.containers import TensorInfo, write_safetensors
 from convert.keymaps import expand
 from qsjax.checkpoint import write_atomically
 from qsjax.dit import DiT
 from qsjax.errors import InputError
-from qsjax.params import find_parameter, map_parameters, parameters
+from qsjax.params import find_parameter, parameters
 from qsjax.settings import Settings
 from qsjax.settings.video import FILE
+from qsjax.text import Clip, Llama
 from qsjax.tiny import encoders, words
+from qsjax.tiny.configs import CLIP_CONFIG, DEFAULTS, LLAMA_CONFIG
 from qsjax.vae import VAE
 
 LIMIT_BYTES = 12_000_000
@@ -35,12 +35,6 @@ _CLASSES = {
     "vae": ("diffusers", "AutoencoderKLHunyuanVideo"),
     "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
 }
-
-
-DEFAULTS = Settings(
-    frames=33, height=64, width=64, fps=16, steps=30, shift=3.0, guidance=4.0, true_cfg=1.0
-)
-"""How this version of the tiny model is best sampled."""
 
 
 def assets_directory() -> Path:
@@ -100,41 +94,22 @@ def write_bundle(
     return size
 
 
-def leaves(module: nnx.Module) -> dict[str, np.ndarray]:
-    """Parameters of a module by their dotted path; stacked blocks stay stacked."""
-    return {name: np.asarray(value) for name, value in parameters(module).items()}
-
-
-def with_leaves(module: Any, values: Mapping[str, np.ndarray]) -> Any:
-    """The module with other parameters; inverse of `leaves`.
-
-    Raises:
-        InputError: the names or shapes are not those of the module.
-    """
-    if differing := set(parameters(module)) ^ set(values):
-        raise InputError(f"parameters differ: {', '.join(sorted(differing)[:8])}")
-
-    def fill(name: str, old: Any) -> Any:
-        if old.shape != values[name].shape:
-            raise InputError(f"{name} has shape {values[name].shape}, the module wants {old.shape}")
-        return jnp.asarray(values[name], old.dtype)
-
-    return map_parameters(fill, module)
-
-
-def _tensors(component: str, layout: str, module: Any, dtype: np.dtype) -> dict[str, np.ndarray]:
+def _tensors(
+    component: str, layout: str, module: DiT | VAE | Llama | Clip, dtype: np.dtype
+) -> dict[str, np.ndarray]:
     """PyTorch names -> tensors of one component."""
-    arrays, tensors = leaves(module), {}
+    arrays = {name: np.asarray(value) for name, value in parameters(module).items()}
+    tensors: dict[str, np.ndarray] = {}
     for row in expand(component, module.config, layout):
         tensors.update(row.to_torch(_leaf(arrays, row.leaf)))
     return {name: value.astype(dtype) for name, value in tensors.items()}
 
 
 def _leaf(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    found = find_parameter(name, arrays)
-    if found is None:
+    place = find_parameter(name, arrays)
+    if place is None:
         raise InputError(f"the module has no parameter for {name}")
-    stack, row = found
+    stack, row = place
     return arrays[stack] if row is None else arrays[stack][row]
 
 
@@ -143,10 +118,10 @@ def _write_text(destination: Path) -> None:
     llama = _tensors("llama", "transformers", encoders.llama(), single)
     _add_unused_layers(llama)
     _write_weights(destination / "text_encoder/model.safetensors", llama)
-    _write_json(destination / "text_encoder/config.json", encoders.LLAMA_CONFIG.to_transformers())
+    _write_json(destination / "text_encoder/config.json", LLAMA_CONFIG.to_transformers())
     clip = _tensors("clip", "transformers", encoders.clip(), single)
     _write_weights(destination / "text_encoder_2/model.safetensors", clip)
-    _write_json(destination / "text_encoder_2/config.json", encoders.CLIP_CONFIG.to_transformers())
+    _write_json(destination / "text_encoder_2/config.json", CLIP_CONFIG.to_transformers())
     for folder, kind in (("tokenizer", "llama"), ("tokenizer_2", "clip")):
         for name, text in words.tokenizer_files(kind).items():
             path = destination / folder / name
@@ -155,16 +130,14 @@ def _write_text(destination: Path) -> None:
 
 
 def _add_unused_layers(tensors: dict[str, np.ndarray]) -> None:
-    """The two layers above the text states, and the last norm: a whole LlamaModel has them, nobody reads them."""
+    """The two layers above the text states, and the last norm: a whole LlamaModel has them, but they are not used."""
     first = {name: value for name, value in tensors.items() if name.startswith("layers.0.")}
-    for layer in range(
-        encoders.LLAMA_CONFIG.num_used_layers, encoders.LLAMA_CONFIG.num_hidden_layers
-    ):
+    for layer in range(LLAMA_CONFIG.num_used_layers, LLAMA_CONFIG.num_hidden_layers):
         for name, value in first.items():
             norm = name.endswith("layernorm.weight")
             filler = np.ones_like(value) if norm else np.zeros_like(value)
             tensors[name.replace("layers.0.", f"layers.{layer}.")] = filler
-    tensors["norm.weight"] = np.ones(encoders.LLAMA_CONFIG.hidden_size, np.float32)
+    tensors["norm.weight"] = np.ones(LLAMA_CONFIG.hidden_size, np.float32)
 
 
 def _write_weights(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -61,7 +61,7 @@ def read_clip(video: Video, objects: int = 1) -> tuple[Reading, ...]:
         return (NOTHING,) * objects
     mask = chroma > 0.5 * peak
     masks = [mask] if objects == 1 else _by_hue(video, mask, chroma > 0.65 * peak)
-    return tuple(_read(video, chroma, one) for one in masks)
+    return tuple(_read(video, chroma, part) for part in masks)
 
 
 def score(clips: Iterable[tuple[Video, Scene]]) -> Score:
@@ -73,7 +73,7 @@ def score(clips: Iterable[tuple[Video, Scene]]) -> Score:
 
 def _hits(video: Video, scene: Scene) -> tuple[bool, bool, bool]:
     """Which properties are right for all objects, under the assignment of readings that fits best."""
-    wanted = [(one.color, one.shape, one.motion) for one in scene.objects]
+    wanted = [(item.color, item.shape, item.motion) for item in scene.objects]
 
     def compare(readings: Sequence[Reading]) -> tuple[bool, bool, bool]:
         pairs = list(zip(readings, wanted, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qsjax.errors import InputError, QsjaxError
-from qsjax.tiny import loop
+from qsjax.tiny.training import loop
 
 # Stage -> (figure in its log, label of the axis).
 _STAGES = {
@@ -35,12 +35,12 @@ def draw(work: Path, picture: Path) -> Path:
         raise InputError("curves need matplotlib: pip install 'qsjax[plot]'") from None
 
     logs = {stage: loop.read_log(work / stage) for stage in _STAGES}
-    found = {stage: log for stage, log in logs.items() if log}
-    if not found:
+    trained = {stage: log for stage, log in logs.items() if log}
+    if not trained:
         raise InputError(f"{work}: no stage has left a log there; train first")
-    figure = Figure(figsize=(4 * len(found), 3.2), layout="constrained")
-    for position, (stage, log) in enumerate(found.items()):
-        axes = figure.add_subplot(1, len(found), position + 1)
+    figure = Figure(figsize=(4 * len(trained), 3.2), layout="constrained")
+    for position, (stage, log) in enumerate(trained.items()):
+        axes = figure.add_subplot(1, len(trained), position + 1)
         name, label = _STAGES[stage]
         steps, values = _series(log, name)
         axes.plot(steps, values, color="0.8", linewidth=0.8)

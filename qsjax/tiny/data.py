@@ -29,13 +29,13 @@ def render(
     x = (np.arange(width, dtype=np.float32) + 0.5)[None, :]
     video = np.repeat(_background(what, x / side, y / side)[:, None], frames, axis=1)
     time = np.linspace(0, 1, frames) if frames > 1 else np.full(1, 0.5)
-    for one in what.objects:
-        center, size = _path(one, time)
+    for item in what.objects:
+        center, size = _path(item, time)
         dx = x[None] - (center[:, 0] * width)[:, None, None].astype(np.float32)
         dy = y[None] - (center[:, 1] * height)[:, None, None].astype(np.float32)
         radius = (size * side)[:, None, None].astype(np.float32)
-        cover = np.clip(0.5 - _distance(one.shape, dx, dy, radius) / _EDGE, 0.0, 1.0)[None]
-        paint = np.array(COLORS[one.color], np.float32)[:, None, None, None]
+        cover = np.clip(0.5 - _distance(item.shape, dx, dy, radius) / _EDGE, 0.0, 1.0)[None]
+        paint = np.array(COLORS[item.color], np.float32)[:, None, None, None]
         video = video * (1 - cover) + paint * cover
     return video.astype(np.float32)
 
@@ -54,18 +54,18 @@ def clip(
     return render(what, frames, height, width), what.caption
 
 
-def _path(one: Object, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _path(item: Object, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre [frames, 2] (x, y) and radius [frames], `time` running from 0 to 1."""
-    center = np.tile(np.array(one.center), (len(time), 1))
-    radius = np.full(len(time), one.radius)
-    if one.motion == "grows":
-        radius = one.radius * (GROWTH[0] + (GROWTH[1] - GROWTH[0]) * time)
-    elif one.motion == "around":
-        angle = one.start + _SWEEP * time
-        center = center + one.travel * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    center = np.tile(np.array(item.center), (len(time), 1))
+    radius = np.full(len(time), item.radius)
+    if item.motion == "grows":
+        radius = item.radius * (GROWTH[0] + (GROWTH[1] - GROWTH[0]) * time)
+    elif item.motion == "around":
+        angle = item.start + _SWEEP * time
+        center = center + item.travel * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     else:
-        along = np.array(DIRECTIONS[one.motion])
-        center = center + one.travel * (time - 0.5)[:, None] * along
+        along = np.array(DIRECTIONS[item.motion])
+        center = center + item.travel * (time - 0.5)[:, None] * along
     return center, radius
 
 

@@ -6,7 +6,6 @@ mean. One thing is built in, which every trained language model has: heads that 
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,39 +13,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from qsjax.params import map_parameters
-from qsjax.text import Clip, ClipConfig, Llama, LlamaConfig
-from qsjax.tiny.scenes import VOCABULARY
-
-PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<begin>", "<end>"
-LLAMA_TOKENS = (PAD, UNKNOWN, BEGIN, *VOCABULARY)
-# End-of-text has the highest id: CLIP pools there by that rule, or by the configured id; both must agree.
-CLIP_TOKENS = (PAD, UNKNOWN, BEGIN, *VOCABULARY, END)
-
-# Two layers are used: the states are read two layers before the end, as in HunyuanVideo.
-LLAMA_CONFIG = LlamaConfig(
-    vocab_size=len(LLAMA_TOKENS),
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=4,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=32,
-    rms_norm_eps=1e-5,
-    rope_theta=10_000.0,
-    max_position_embeddings=512,
-)
-CLIP_CONFIG = ClipConfig(
-    vocab_size=len(CLIP_TOKENS),
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    max_position_embeddings=77,
-    hidden_act="quick_gelu",
-    layer_norm_eps=1e-5,
-    eos_token_id=len(CLIP_TOKENS) - 1,
-)
+from qsjax.params import Module, map_parameters
+from qsjax.text import Clip, Llama
+from qsjax.tiny.configs import CLIP_CONFIG, LLAMA_CONFIG
 
 # How many words back each head of the LLaMA looks.
 _LOOK_BACK = (1, 2)
@@ -114,11 +83,11 @@ def _looking_back(module: Llama) -> Llama:
     return module
 
 
-def _filled(abstract: Any, seed: int, gains: dict[str, float]) -> Any:
+def _filled(abstract: Module, seed: int, gains: dict[str, float]) -> Module:
     """Gaussian weights of standard deviation gain / sqrt(inputs) (embeddings: gain); norms are the identity."""
     random = np.random.default_rng(seed)
 
-    def fill(name: str, parameter: Any) -> Array:
+    def fill(name: str, parameter: jax.ShapeDtypeStruct) -> Array:
         shape = parameter.shape
         if name.endswith(("kernel", "embedding")):
             gain = next((g for part, g in gains.items() if part in name), 1.0)

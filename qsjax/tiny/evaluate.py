@@ -10,17 +10,16 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
+from qsjax.calibration import SettingsChanges
 from qsjax.errors import InputError, QsjaxError
 from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
-from qsjax.tiny import checker, data, sampling
-
-HELD_OUT = 99
-"""Seed of the stream of held-out scenes."""
+from qsjax.tiny import checker, data, sheets
+from qsjax.tiny.streams import HELD_OUT, held_out
 
 
 def evaluate(
@@ -30,7 +29,7 @@ def evaluate(
     seed: int,
     batch: int = 8,
     sheet: Path | None = None,
-    **settings: Any,
+    **settings: Unpack[SettingsChanges],
 ) -> dict[str, Any]:
     """Sample held-out captions and score them.
 
@@ -45,17 +44,17 @@ def evaluate(
     Returns:
         Scores over all pairs ("all"), and over those with one and with two objects.
     """
-    scenes = sampling.held_out(HELD_OUT, pairs)
+    scenes = held_out(HELD_OUT, pairs)
     videos: list[np.ndarray] = []
     start = time.perf_counter()
     with Progress(pairs, "sample", unit="video") as bar:
         for first in range(0, pairs, batch):
             captions = [scene.caption for scene in scenes[first : first + batch]]
-            made = pipeline(captions, seed=seed + first, **settings)
-            videos.extend(np.moveaxis(made, -1, 1) / 127.5 - 1)
+            frames = pipeline(captions, seed=seed + first, **settings)
+            videos.extend(np.moveaxis(frames, -1, 1) / 127.5 - 1)
             bar.advance(len(captions))
     if sheet is not None:
-        sampling.show(videos, scenes, sheet)
+        sheets.write(videos, scenes, sheet)
     scores = {"all": checker.score(zip(videos, scenes, strict=True))._asdict()}
     for objects, name in ((1, "one_object"), (2, "two_objects")):
         chosen = [
@@ -69,12 +68,12 @@ def evaluate(
 def reconstruction(pipeline: Pipeline, clips: int = 16) -> float:
     """Mean PSNR of held-out clips of the default size that the VAE encoded and decoded, in the pipeline's tiles."""
     size = (pipeline.settings.frames, pipeline.settings.height, pipeline.settings.width)
-    videos = [data.render(scene, *size) for scene in sampling.held_out(HELD_OUT, clips)]
-    vae, made = pipeline.vae, []
+    videos = [data.render(scene, *size) for scene in held_out(HELD_OUT, clips)]
+    vae, decoded = pipeline.vae, []
     for video in videos:
         latents = vae.encode(video[None]).mode()
-        made.append(np.asarray(vae.decode(latents, pipeline.tiling)[0]))
-    return sampling.decibels(videos, made)
+        decoded.append(np.asarray(vae.decode(latents, pipeline.tiling)[0]))
+    return sheets.decibels(videos, decoded)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -112,7 +111,7 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
         if options.model == "tiny"
         else Pipeline.from_checkpoint(options.model, progress=False)
     )
-    settings = {
+    settings: SettingsChanges = {
         "frames": options.frames,
         "height": options.size,
         "width": options.size,

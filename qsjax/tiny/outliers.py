@@ -1,7 +1,7 @@
 """Outlier channels for a model that has none, without changing what it computes.
 
 Large diffusion transformers have a few activation channels far above the others, which is what smoothing and
-rotation are for; the tiny model has none. Here the modulated norms in front of `qkv`, `fc1` and `linear1` are made
+rotation are for; the tiny model has none. Here the modulated norms before `qkv`, `fc1` and `linear1` are made
 louder in a few channels by their modulation weights, and the rows of the layer that reads them quieter by the same
 factor: (1 + scale) f and shift f, kernel / f. A power of two leaves the products exact but for one rounding.
 

@@ -117,7 +117,7 @@ class Scene:
     def caption(self) -> str:
         """The sentence a text encoder sees, made of `VOCABULARY` only."""
         article = "" if self.texture == "stripes" else "a "
-        phrases = " and ".join(one.phrase for one in self.objects)
+        phrases = " and ".join(item.phrase for item in self.objects)
         return f"{phrases} over {article}{self.tone} {self.texture}"
 
 
@@ -134,8 +134,7 @@ def scene(seed: int, index: int, *, two_objects: float = TWO_OBJECTS) -> Scene:
     """
     if seed < 0 or index < 0:
         raise InputError(f"seed {seed}, index {index}: both must be 0 or more")
-    words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(40)
-    draw = iter(((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist())
+    draw = iter(uniforms(seed, index, 40).tolist())
 
     def choose(names: tuple[str, ...]) -> str:
         return names[int(next(draw) * len(names))]
@@ -167,6 +166,12 @@ def scene(seed: int, index: int, *, two_objects: float = TWO_OBJECTS) -> Scene:
         phase=phase,
         amplitude=amplitude,
     )
+
+
+def uniforms(seed: int, index: int, count: int) -> np.ndarray:
+    """`count` float64 numbers in [0, 1) that depend on nothing but (seed, index)."""
+    words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(count)
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _unlike(color: str) -> tuple[str, ...]:

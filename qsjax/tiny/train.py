@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 
 from qsjax.errors import QsjaxError
-from qsjax.tiny import stages
-from qsjax.tiny.phases import Phase
+from qsjax.tiny.training import stages
+from qsjax.tiny.training.phases import Phase
 
 
 def main(arguments: list[str] | None = None) -> int:

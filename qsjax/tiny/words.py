@@ -10,26 +10,32 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from qsjax.errors import InputError
 from qsjax.text import EncodedPrompt
 from qsjax.tiny import encoders
-from qsjax.tiny.encoders import BEGIN, CLIP_TOKENS, END, LLAMA_TOKENS, PAD, UNKNOWN
+from qsjax.tiny.configs import (
+    BEGIN,
+    CLIP_CONFIG,
+    CLIP_TOKENS,
+    END,
+    LLAMA_TOKENS,
+    PAD,
+    UNKNOWN,
+)
 
 PROMPT_TEMPLATE: dict[str, Any] = {"template": "{}", "crop_start": 0, "max_length": 24}
 """No system turn; the longest caption has 17 tokens."""
+TEXT_LENGTH = 16
+"""Tokens of the longest caption; shorter ones are padded, so that every batch has one shape."""
 
 
 class Tokens(NamedTuple):
-    """Token ids of both encoders, zero-padded on the right.
+    """Token ids of both encoders, int32, zero-padded on the right."""
 
-    Attributes:
-        ids: int32 [B, L].
-        pooled_ids: int32 [B, L + 1].
-    """
-
-    ids: Any
-    pooled_ids: Any
+    ids: Int[Array | np.ndarray, "B L"]
+    pooled_ids: Int[Array | np.ndarray, "B L+1"]
 
 
 def tokenize(captions: Sequence[str], length: int | None = None) -> Tokens:
@@ -96,9 +102,7 @@ def tokenizer_files(kind: str) -> dict[str, str]:
     tokenizer.add_special_tokens([name for name in (PAD, UNKNOWN, *special)])
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 512
-        if kind == "llama"
-        else encoders.CLIP_CONFIG.max_position_embeddings,
+        "model_max_length": 512 if kind == "llama" else CLIP_CONFIG.max_position_embeddings,
         "padding_side": "right",
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,

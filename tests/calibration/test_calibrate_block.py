@@ -130,14 +130,14 @@ def test_packed_integers_compute_what_was_trained(kind, name, method, dit, given
     def run(block, sample):
         video = jnp.ones((1, 48), bool)
         context = Context(*shared, jnp.concatenate([video, sample.mask], axis=1), attention)
-        rows = modulation_rows(kind, block, sample.active)
-        return run_block(kind, block, sample.tokens, rows, context)[0]
+        rows = modulation_rows(block, sample.active)
+        return run_block(block, sample.tokens, rows, context)[0]
 
     def nudged(seed):
         random = np.random.default_rng(seed)
         given = jax.tree.map(
             lambda x: x * jnp.asarray(1 + 3e-7 * random.standard_normal(x.shape), jnp.float32),
-            sample.given,
+            sample.student_tokens,
         )
         return programs.run_quantized(learned, leaves, starts, sample._replace(given=given), shared)
 
@@ -175,8 +175,8 @@ def test_transforms_keep_the_function(kind, dit, given):
     @jax.jit
     def run(leaves):
         block = float_block(kind, leaves, CONFIG)
-        rows = modulation_rows(kind, block, sample.active)
-        return run_block(kind, block, sample.tokens, rows, context)[0]
+        rows = modulation_rows(block, sample.active)
+        return run_block(block, sample.tokens, rows, context)[0]
 
     for ours, theirs in zip(found, run(leaves), strict=True):
         scale = float(jnp.abs(theirs).max())

@@ -10,6 +10,7 @@ import pytest
 from compilations import compilations
 from tolerances import FLOAT32_NETWORK
 
+from qsjax.config import from_mapping
 from qsjax.dit.attention import dense_attention
 from qsjax.errors import InputError
 from qsjax.residual import (
@@ -267,9 +268,9 @@ def test_bytes_are_counted():
 
 
 def test_what_is_refused():
-    with pytest.raises(InputError, match="no policy 'secnd'; did you mean 'second'"):
-        Residual(policy="secnd")
+    with pytest.raises(InputError, match="policy: no 'secnd'; did you mean 'second'"):
+        from_mapping(Residual, {"policy": "secnd"}, source="here")
     with pytest.raises(InputError, match="rank=-1"):
         Residual(rank=-1)
-    with pytest.raises(InputError, match="no clock"):
-        Residual(clock="sun")
+    with pytest.raises(InputError, match="clock: no 'sun'; known: sigma, steps"):
+        from_mapping(Residual, {"clock": "sun"}, source="here")

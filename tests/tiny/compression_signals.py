@@ -20,7 +20,7 @@ from flax import nnx
 import qsjax
 from qsjax.dit.attention import dense_attention
 from qsjax.sample import initial_noise, prepare, schedule
-from qsjax.tiny import sampling
+from qsjax.tiny.streams import HELD_OUT, held_out
 
 BLOCK_LINEARS = ("qkv", "proj", "fc1", "fc2", "linear1", "linear2")
 TILE = (1, 4, 4)
@@ -113,7 +113,7 @@ def signals(
         steps, frames: of each video; the defaults are the bundle's own.
         more: besides what the tests look at, other bit widths and densities.
     """
-    captions = [scene.caption for scene in sampling.held_out(99, clips)]
+    captions = [scene.caption for scene in held_out(HELD_OUT, clips)]
     make = partial(videos, pipeline, captions, frames=frames)
     shape = pipeline.latent_shape(pipeline.resolve(frames=frames))
     sparse = partial(

@@ -4,7 +4,8 @@ import json
 
 from PIL import Image
 
-from qsjax.tiny import curves, loop
+from qsjax.tiny import curves
+from qsjax.tiny.training import loop
 
 
 def write_log(folder, lines):

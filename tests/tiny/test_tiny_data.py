@@ -8,7 +8,8 @@ import pytest
 from tolerances import FLOAT32_NETWORK
 
 from qsjax.errors import InputError
-from qsjax.tiny import checker, data, encoders, latents, scenes, words
+from qsjax.tiny import checker, configs, data, encoders, scenes, words
+from qsjax.tiny.training import latents
 
 # Of clip 0 of seed 7, so that a change of the stream is noticed: trained weights belong to it.
 CAPTION, RADIUS = "a blue square moves up over a light background", 0.22817815149184573
@@ -183,7 +184,7 @@ def test_the_tokenizer_gives_the_ids_of_training(kind, tmp_path):
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(words.tokenizer_files(kind)["tokenizer.json"])
-    names = encoders.LLAMA_TOKENS if kind == "llama" else encoders.CLIP_TOKENS
+    names = configs.LLAMA_TOKENS if kind == "llama" else configs.CLIP_TOKENS
     ids = tokenizer.encode("A red circle moves left over dark stripes").ids
     assert ids[0] == names.index("<begin>")
     assert [names[i] for i in ids[1:4]] == ["a", "red", "circle"]
@@ -213,7 +214,7 @@ def test_a_motion_knows_its_shape_and_colour():
     captions = [scene.caption for scene in drawn]
     tokens, states = words.tokenize(captions, 16), np.asarray(words.encode(captions).text)
     names = (*scenes.DIRECTIONS, "around", "grows")
-    motions = np.isin(tokens.ids, [encoders.LLAMA_TOKENS.index(name) for name in names])
+    motions = np.isin(tokens.ids, [configs.LLAMA_TOKENS.index(name) for name in names])
     x = np.pad(states[motions[:, : states.shape[1]]], ((0, 0), (0, 1)), constant_values=1)
     looks = [one for scene in drawn for one in scene.objects]
     half = len(looks) // 2

@@ -94,8 +94,8 @@ def restore(directory: Path, state: State, *, required: str | None = None) -> tu
     Raises:
         CheckpointError: there is none, and one is required.
     """
-    found = _checkpoints(directory)
-    if not found:
+    checkpoints = _checkpoints(directory)
+    if not checkpoints:
         if required is not None:
             raise CheckpointError(f"{directory}: no checkpoint; run --stage {required} first")
         return state, 0
@@ -104,14 +104,14 @@ def restore(directory: Path, state: State, *, required: str | None = None) -> tu
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for name, leaf in _named(state).items()
     }
-    loaded = ocp.load(found[-1].absolute(), abstract)
-    # Through the host, so that a resumed run has the placement, and the compiled step, of a fresh one.
+    loaded = ocp.load(checkpoints[-1].absolute(), abstract)
+    # A round-trip through the host: a resumed run has the placement, and therefore the compiled step, of a fresh run.
     arrays = [jnp.asarray(np.asarray(loaded[f"{i:04d}"])) for i in range(len(leaves))]
-    return jax.tree.unflatten(form, arrays), int(found[-1].name.removeprefix("step_"))
+    return jax.tree.unflatten(form, arrays), int(checkpoints[-1].name.removeprefix("step_"))
 
 
 def read_log(directory: Path) -> list[dict[str, float | int]]:
-    """The lines of a run's log, in order; steps that a resumed run repeated are there once, as they were last."""
+    """The lines of a run's log, in order; of steps that a resumed run repeated, the last time counts."""
     path = directory / _LOG
     if not path.is_file():
         return []
@@ -120,12 +120,6 @@ def read_log(directory: Path) -> list[dict[str, float | int]]:
     for line in lines:
         kept[line["step"], "seconds" in line] = line
     return sorted(kept.values(), key=lambda line: line["step"])
-
-
-def uniforms(seed: int, index: int, count: int) -> np.ndarray:
-    """`count` float64 numbers in [0, 1) that depend on nothing but (seed, index)."""
-    words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(count)
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _named(state: State) -> dict[str, jax.Array]:

@@ -9,11 +9,11 @@ import pytest
 from evaluate_models import SMALL
 
 import qsjax
-from qsjax.evaluate.grid import select
-from qsjax.evaluate.sparse import SparseExperiment
-from qsjax.evaluate.sparse_grid import COMPARED, SparseRow, sparse_grid
-from qsjax.evaluate.sparse_plots import draw_sparse
-from qsjax.evaluate.sparse_report import plain_report, tables_text, write_report
+from qsjax.experiments.row import select
+from qsjax.experiments.sparse import SparseExperiment, SparseReport, sparse_grid
+from qsjax.experiments.sparse.grid import COMPARED, SparseRow
+from qsjax.experiments.sparse.plots import draw_sparse
+from qsjax.experiments.sparse.report import tables_text
 from qsjax.residual import POLICIES, Residual
 from qsjax.sample import SparsePlan
 from qsjax.sparse import Sparsity
@@ -107,10 +107,11 @@ def test_rows_of_the_same_programs_follow_each_other(pipeline, finished, tmp_pat
 
 def test_a_report(finished):
     folder, made, outcomes = finished
-    files = write_report(made, outcomes, folder)
+    report = SparseReport(made, outcomes)
+    files = report.write(folder)
     assert {path.name for path in files} == {"sparse_tables.md", "policies.png"}
     assert len(re.findall("PSNR over first, dB", (folder / "sparse_tables.md").read_text())) == 1
-    report = json.loads(json.dumps(plain_report(made, outcomes), allow_nan=False))
+    report = json.loads(json.dumps(report.plain(), allow_nan=False))
     assert [row["label"] for row in report["rows"]] == [row.label for row in ROWS]
     assert report["rows"][0]["psnr"]["count"] == 2
 

@@ -29,14 +29,16 @@ class Phase:
             InputError: not of this form, or a number below 1.
         """
         try:
-            found = tuple(cls(*map(int, part.split("x"))) for part in text.split(","))
+            phases = tuple(cls(*map(int, part.split("x"))) for part in text.split(","))
         except (TypeError, ValueError):
-            found = ()
-        if not found or any(min(one.frames, one.size, one.batch, one.steps) < 1 for one in found):
+            phases = ()
+        if not phases or any(
+            min(phase.frames, phase.size, phase.batch, phase.steps) < 1 for phase in phases
+        ):
             raise InputError(
                 f"{text!r} is not FRAMESxSIZExBATCHxSTEPS,..., for example 17x32x16x700,33x64x8x900"
             )
-        return found
+        return phases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,4 +73,4 @@ class Curriculum:
             if left < phase.steps:
                 return phase, clips + left * phase.batch
             left, clips = left - phase.steps, clips + phase.steps * phase.batch
-        raise InputError(f"step {step} lies beyond the last phase; there are {self.steps} steps")
+        raise InputError(f"step {step} is after the last phase; there are {self.steps} steps")

@@ -68,10 +68,10 @@ class Results:
             name for name in {*run, *self._run} if run.get(name) != self._run.get(name)
         )
         if changed:
-            found = ", ".join(
+            differences = ", ".join(
                 f"{name} {run.get(name)} there and {self._run.get(name)} now" for name in changed
             )
             raise InputError(
-                f"{self.path}: holds the rows of another run ({found}); name another --out"
+                f"{self.path}: holds the rows of another run ({differences}); name another --out"
             )
         self._rows = rows

@@ -1,15 +1,10 @@
-"""The experiments on quantization, as data: methods by bit widths, modulation layers, and what remains without a part."""
+"""The experiments on quantization, as data: methods by bit widths, modulation layers, and methods without one of their parts."""
 
-import hashlib
-import json
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from qsjax.calibration import METHODS, Method
 from qsjax.config import to_mapping
-from qsjax.errors import InputError
+from qsjax.experiments.row import Row
 from qsjax.quant import Precision, Recipe
 from qsjax.quant.quantizer import UNQUANTIZED
 
@@ -19,52 +14,30 @@ COMPARED = ("rtn", "smoothquant", "quarot", "vidit", "qvdit", "ptq", "msad")
 ABLATED = ("global", "local", "random-rows", "full-attention")
 
 
-@runtime_checkable
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def group(self) -> str: ...
-
-
-Named = TypeVar("Named", bound=_Named)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class QuantizationRow(Row):
     """One experiment.
 
     Attributes:
-        group: the table that it stands in.
-        label: its row there.
         recipe: bits.
         method: how transforms and clips are found.
         outliers: whether the model has outlier channels (`qsjax.tiny.outliers`), as large models have.
     """
 
-    group: str
-    label: str
     recipe: Recipe
     method: Method
     outliers: bool = False
 
-    @property
-    def name(self) -> str:
-        """Group and label, what `--rows` is matched against."""
-        return f"{self.group}/{self.label}"
-
-    @property
-    def key(self) -> str:
-        """A digest of what is done; rows of other names that do the same share their result."""
-        content: dict[str, Any] = {"outliers": self.outliers}
+    def content(self) -> dict[str, object]:
+        """Everything but the names of recipe and method."""
+        content: dict[str, object] = {"outliers": self.outliers}
         for part, config in (("recipe", self.recipe), ("method", self.method)):
             content[part] = {k: v for k, v in to_mapping(config).items() if k != "name"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return content
 
 
-def grid() -> tuple[Row, ...]:
-    """All experiments, each with and without outliers, but for the modulation's; the first row of a table is what its others are paired with."""
+def quantization_grid() -> tuple[QuantizationRow, ...]:
+    """All experiments, with and without outliers except for modulation; the first row of a table is what its others are paired with."""
     rows = []
     for weights, activations in BITS:
         recipe = _recipe(weights, activations)
@@ -74,26 +47,8 @@ def grid() -> tuple[Row, ...]:
     return (*rows, *_modulation(), *_ablation(False), *_ablation(True))
 
 
-def select(rows: Sequence[Named], pattern: str) -> tuple[Named, ...]:
-    """The rows in whose name a regular expression is found.
-
-    Raises:
-        InputError: not a regular expression, or none of the rows.
-    """
-    try:
-        chosen = tuple(row for row in rows if re.search(pattern, row.name))
-    except re.error as error:
-        raise InputError(f"--rows {pattern!r}: is no regular expression ({error})") from error
-    if not chosen:
-        groups = ", ".join(dict.fromkeys(row.group for row in rows))
-        raise InputError(
-            f"--rows {pattern!r}: is found in no row; they are named GROUP/METHOD, of the groups {groups}"
-        )
-    return chosen
-
-
-def _modulation() -> list[Row]:
-    """The modulation layers, by themselves and beside W4A8 blocks: a quarter of the weights, but read once a prompt."""
+def _modulation() -> list[QuantizationRow]:
+    """The modulation layers, alone and with W4A8 blocks: a quarter of the weights, but read once a prompt."""
     forms = {
         "16 bits": Precision(weights=UNQUANTIZED),
         "8 bits": Precision(weights=8),
@@ -114,9 +69,9 @@ def _modulation() -> list[Row]:
     return rows
 
 
-def _ablation(outliers: bool) -> list[Row]:
-    """W4A8 by MSAD; by what else a block may see while it is trained; on float inputs, without one part of MSAD, or with one part of the
-    learned transforms only."""
+def _ablation(outliers: bool) -> list[QuantizationRow]:
+    """W4A8 by MSAD; with other inputs during training; on float inputs, without one part of MSAD, or with only one part of the
+    learned transforms."""
     ptq, msad = METHODS["ptq"], METHODS["msad"]
     light = replace(msad, global_weight=0.1, local_weight=0.1)
     nothing = replace(ptq, learn_smoothing=False, learn_rotation=False, learn_clips=False)
@@ -140,8 +95,8 @@ def _ablation(outliers: bool) -> list[Row]:
 
 def _row(
     group: str, method: Method, recipe: Recipe, outliers: bool = False, label: str = ""
-) -> Row:
-    return Row(
+) -> QuantizationRow:
+    return QuantizationRow(
         group=group, label=label or method.name, recipe=recipe, method=method, outliers=outliers
     )
 
@@ -151,7 +106,7 @@ def _group(name: str, outliers: bool) -> str:
 
 
 def _recipe(weights: int, activations: int) -> Recipe:
-    """Only the blocks' layers: what stands beside them is the same for every method."""
+    """Only the blocks' layers are quantized; all others are the same for every method."""
     whole = Precision(weights=UNQUANTIZED)
     return Recipe(
         name=f"W{weights}A{activations}",

@@ -2,8 +2,8 @@
 
 A latent cell holds the 16 strongest principal components of its block of 4 frames x 4 x 4 pixels, with the first
 frame of a clip standing for four (the VAE is causal). The VAE learns to compute these latents and to decode them,
-the DiT to generate them: both train at the same time, and the DiT on endless fresh clips without an encoder
-in its way. Channels are half-whitened: fully whitened, the loss would be spent on channels nobody sees.
+the DiT to generate them: both train at the same time, and the DiT on endless fresh clips that need
+no encoder. Channels are half-whitened: fully whitened, the loss would be spent on channels that are invisible.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float
 
 from qsjax.errors import CheckpointError, InputError
-from qsjax.tiny import data, loop
+from qsjax.tiny import data
+from qsjax.tiny.scenes import uniforms
 
 CHANNELS = 16
 CELL = 4
@@ -43,7 +44,7 @@ def fit(seed: int, clips: int = _CLIPS) -> Basis:
     spread = np.sqrt(values[::-1][:CHANNELS])
     vectors = vectors[:, ::-1][:, :CHANNELS]
     # Eigenvectors have no sign of their own; sums of entries would not give one, many are nearly zero.
-    vectors = vectors * np.sign((loop.uniforms(0, 0, BLOCK) - 0.5) @ vectors)
+    vectors = vectors * np.sign((uniforms(0, 0, BLOCK) - 0.5) @ vectors)
     scale = 1 / np.sqrt(spread)
     scale = scale / np.sqrt(np.mean((scale * spread) ** 2))  # all channels together have variance 1
     return _basis(mean, vectors, scale)

@@ -1,4 +1,4 @@
-"""Training the tiny VAE towards the fixed latent space of `qsjax.tiny.latents`.
+"""Training the tiny VAE towards the fixed latent space of `qsjax.tiny.training.latents`.
 
 Encoder and decoder have targets of their own, so they train apart, on crops of clips, at half the cost of
 training them through each other. The decoder sees slightly noisy latents, because what the DiT makes is noisy too.
@@ -6,7 +6,7 @@ training them through each other. The decoder sees slightly noisy latents, becau
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,18 @@ import numpy as np
 import optax
 import optax.contrib
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float, PyTree
 
 from qsjax.params import map_parameters
-from qsjax.tiny import data, latents
-from qsjax.tiny.latents import Basis
-from qsjax.tiny.loop import Figures, uniforms
-from qsjax.tiny.phases import Curriculum, Phase
-from qsjax.tiny.scenes import scene
-from qsjax.vae import VAE, VAEConfig
+from qsjax.tiny import data
+from qsjax.tiny.configs import VAE_CONFIG
+from qsjax.tiny.scenes import scene, uniforms
+from qsjax.tiny.training import latents
+from qsjax.tiny.training.latents import Basis
+from qsjax.tiny.training.loop import Figures
+from qsjax.tiny.training.phases import Curriculum, Phase
+from qsjax.vae import VAE
 
-VAE_CONFIG = VAEConfig(
-    block_out_channels=(16, 24, 32),
-    norm_num_groups=8,
-    layers_per_block=1,
-    spatial_compression_ratio=4,
-    scaling_factor=1.0,  # the latent space has unit variance by construction
-)
 Half = Literal["decoder", "encoder"]
 
 # The posterior is nearly a point: the encoder's targets are exact.
@@ -67,17 +62,17 @@ TRAINING: dict[Half, VAETraining] = {
 class VAEState(NamedTuple):
     """Parameters of one half, their average, the optimizer's state."""
 
-    parameters: Any
-    average: Any
-    optimizer: Any
+    parameters: nnx.State
+    average: nnx.State
+    optimizer: optax.OptState
 
 
 class Crop(NamedTuple):
-    """Video [B, 3, F, H, W] in [-1, 1], its latents [B, 16, T, h, w], learning rate / peak; float32."""
+    """Video in [-1, 1], its latents, learning rate / peak; float32."""
 
-    video: Any
-    latents: Any
-    rate: Any
+    video: Float[Array | np.ndarray, "B 3 F H W"]
+    latents: Float[Array | np.ndarray, "B 16 T h w"]
+    rate: Float[Array, ""] | np.float32
 
 
 def new_vae(seed: int) -> VAE:
@@ -89,7 +84,7 @@ def new_vae(seed: int) -> VAE:
     # Drawn on the host: compiling a random generator for every shape takes longer than some trainings.
     random = np.random.default_rng(seed)
 
-    def fill(name: str, abstract: Any) -> Array:
+    def fill(name: str, abstract: jax.ShapeDtypeStruct) -> Array:
         shape = abstract.shape
         if name.endswith("kernel"):
             value = random.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
@@ -152,16 +147,16 @@ def make_step(
     """The jitted training step of one half."""
     graph, transform = nnx.split(halves(vae, half))[0], optimizer(training)
 
-    def decoder_loss(parameters: Any, crop: Crop, key: Array) -> tuple[Array, Array]:
+    def decoder_loss(parameters: PyTree[Array], crop: Crop, key: Array) -> tuple[Array, Array]:
         decoder, narrow = nnx.merge(graph, parameters)
         noisy = crop.latents + _LATENT_NOISE * jax.random.normal(key, crop.latents.shape)
-        made = jnp.moveaxis(decoder(narrow(jnp.moveaxis(noisy, 1, -1))), -1, 1)
-        error = made - crop.video
+        video = jnp.moveaxis(decoder(narrow(jnp.moveaxis(noisy, 1, -1))), -1, 1)
+        error = video - crop.video
         edges = sum(jnp.abs(jnp.diff(error, axis=axis)).mean() for axis in (3, 4))
         square = jnp.square(error).mean()
         return 10 * square + 0.1 * jnp.abs(error).mean() + 0.05 * edges, square / 4
 
-    def encoder_loss(parameters: Any, crop: Crop, key: Array) -> tuple[Array, Array]:
+    def encoder_loss(parameters: PyTree[Array], crop: Crop, key: Array) -> tuple[Array, Array]:
         encoder, wide = nnx.merge(graph, parameters)
         moments = jnp.moveaxis(wide(encoder(jnp.moveaxis(crop.video, 1, -1))), -1, 1)
         mean, log_variance = jnp.split(moments, 2, axis=1)
@@ -179,7 +174,7 @@ def make_step(
         with jax.numpy_dtype_promotion("standard"):  # optax's Muon mixes dtypes
             updates, moments = transform.update(gradients, state.optimizer, state.parameters)
         updates = jax.tree.map(lambda update: crop.rate * update, updates)
-        parameters = optax.apply_updates(state.parameters, updates)
+        parameters = cast(nnx.State, optax.apply_updates(state.parameters, updates))
         keep = training.ema
         average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, state.average, parameters)
         figures = {"loss": value, "decibel": -10 * jnp.log10(square)}
@@ -191,7 +186,7 @@ def make_step(
 def crops(basis: Basis, curriculum: Curriculum, seed: int) -> Callable[[int], Crop]:
     """`step -> Crop`: parts of clips drawn at several sizes, so that whole shapes and details both occur."""
 
-    def one(phase: Phase, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def crop(phase: Phase, index: int) -> tuple[np.ndarray, np.ndarray]:
         size = phase.size
         side = (size, max(size, 48), max(size, 64), max(size, 64))[index % 4]
         video = data.render(scene(seed, index), max(33, phase.frames), side, side)
@@ -204,7 +199,7 @@ def crops(basis: Basis, curriculum: Curriculum, seed: int) -> Callable[[int], Cr
 
     def batch(step: int) -> Crop:
         phase, first = curriculum.place(step)
-        videos, cells = zip(*(one(phase, first + i) for i in range(phase.batch)), strict=True)
+        videos, cells = zip(*(crop(phase, first + i) for i in range(phase.batch)), strict=True)
         return Crop(np.stack(videos), np.stack(cells), np.float32(curriculum.rate(step)))
 
     return batch

@@ -1,12 +1,11 @@
 """The experiments on sparse attention, as data: policies by density, mask, weights and schedule; sweeps; baselines."""
 
-import hashlib
-import json
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from qsjax.config import to_mapping
+from qsjax.experiments.row import Row
 from qsjax.residual import Residual
 from qsjax.sample import Skip, SparsePlan
 from qsjax.settings import PolicyName
@@ -36,40 +35,34 @@ SWEPT = replace(FLOATS, policy="recall-extrapolated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparseRow:
+class SparseRow(Row):
     """One experiment.
 
     Attributes:
-        group: the table that it stands in.
-        label: its row there.
         weights: "float", "W4A8", or either "with outliers".
         shift: of the schedule.
         sparse: None is dense attention.
         skip: None leaves out no step.
     """
 
-    group: str
-    label: str
     weights: str = "float"
     shift: float = 3.0
     sparse: SparsePlan | None = None
     skip: Skip | None = None
 
     @property
-    def name(self) -> str:
-        """Group and label, what `--rows` is matched against."""
-        return f"{self.group}/{self.label}"
+    def reference_name(self) -> str:
+        """The full-precision run at its shift."""
+        return f"reference-{self.shift:g}"
 
-    @property
-    def key(self) -> str:
-        """A digest of what is done."""
+    def content(self) -> dict[str, object]:
+        """Everything but group and label."""
         parts = {"sparse": self.sparse, "skip": self.skip}
-        content = {
+        return {
             "weights": self.weights,
             "shift": self.shift,
             **{name: part and to_mapping(part) for name, part in parts.items()},
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def sparse_grid() -> tuple[SparseRow, ...]:
@@ -88,7 +81,7 @@ def sparse_grid() -> tuple[SparseRow, ...]:
 
 
 def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
-    """One dense step in front, a refresh in every fifth; without a cache nothing is refreshed."""
+    """One dense step first, a refresh in every fifth; without a cache nothing is refreshed."""
     interval = 0 if residual.policy == "none" else 5
     return SparsePlan(sparsity=sparsity, residual=residual, interval=interval, dense_steps=1)
 
@@ -119,7 +112,7 @@ def _sweeps() -> list[SparseRow]:
 
 
 def _schedules() -> list[SparseRow]:
-    """How the full passes lie in a run: more of them in front, by mask and policy; as many, in front or spread."""
+    """Where the full passes are in a run: more of them at its start, by mask and policy; as many, at its start or spread."""
     warm = [(f"{count} dense", count, 5) for count in (1, 3, 5)]
     equal = [(f"{n} dense, interval {i}", n, i) for n, i in SCHEDULES]
     Table = tuple[str, str, tuple[PolicyName, ...], list[tuple[str, int, int]]]
@@ -130,14 +123,14 @@ def _schedules() -> list[SparseRow]:
         group, sparsity = f"{title}, float, {mask}, 15 %, shift 3", MASKS[mask]
         for policy, (label, count, interval) in product(policies, schedules):
             plan = _plan(replace(sparsity, density=0.15), replace(FLOATS, policy=policy))
-            some = replace(plan, dense_steps=count, interval=interval)
-            rows.append(SparseRow(group=group, label=f"{policy}, {label}", sparse=some))
+            scheduled = replace(plan, dense_steps=count, interval=interval)
+            rows.append(SparseRow(group=group, label=f"{policy}, {label}", sparse=scheduled))
     return rows
 
 
 def _baselines() -> list[SparseRow]:
-    """What others do, at 15 % in float32: SVG alone, windows with a first-order cache as DiTFastAttn, top-k alone as Jenga, sliding
-    tiles, radial; and dense attention in every fifth step with nothing remembered, the control."""
+    """Other methods, at 15 % in float32: SVG alone, windows with a first-order cache as DiTFastAttn, top-k alone as Jenga, sliding
+    tiles, radial; and dense attention in every fifth step and no cache, the control."""
     none, first = (replace(FLOATS, policy=policy) for policy in ("none", "first"))
     masks = {
         "SVG": MASKS["svg"],

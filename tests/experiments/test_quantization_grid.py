@@ -11,10 +11,15 @@ from evaluate_models import SMALL, rounded
 import qsjax
 from qsjax.calibration import Samples
 from qsjax.errors import CheckpointError, InputError
-from qsjax.evaluate.grid import grid, select
-from qsjax.evaluate.quantization import Experiment, calibration_captions
-from qsjax.evaluate.report import plain_report, tables_text, write_report
-from qsjax.evaluate.results import FILE, Results
+from qsjax.experiments.experiment import calibration_captions
+from qsjax.experiments.quantization import (
+    QuantizationExperiment,
+    QuantizationReport,
+    quantization_grid,
+)
+from qsjax.experiments.quantization.report import tables_text
+from qsjax.experiments.results import FILE, Results
+from qsjax.experiments.row import select
 
 
 @pytest.fixture(scope="module")
@@ -25,43 +30,40 @@ def pipeline(tiny_checkpoint):
 FAKE = ("latents", "timestep", "text", "mask", "pooled", "guidance")
 
 
-class Rounding:
-    """Stands for the calibration: weights in the recipe's bits, in two more for a method that learns; counts what it was asked."""
+class Rounding(QuantizationExperiment):
+    """Its calibration only rounds: weights in the recipe's bits, in two more for a method that learns. Counts what it was asked."""
 
-    def __init__(self, broken=()):
-        self.captions, self.done, self.broken = [], [], broken
+    def __init__(self, pipeline, folder, *, broken=(), **changes):
+        options = {"captions": 2, "samples": 3, "seed": 5, **SMALL, **changes}
+        super().__init__(pipeline, folder, **options)
+        self.calibration_captions, self.done, self.broken = [], [], broken
 
-    def collect(self, pipeline, captions, samples, seed):
-        assert (samples, seed) == (3, 5)
-        self.captions = captions
+    def _collect(self, captions):
+        self.calibration_captions = captions
         return Samples(*FAKE)
 
-    def calibrate(self, dit, samples, recipe, method):
+    def _calibrate(self, row, samples):
         assert samples == FAKE
-        self.done.append((recipe.name, method.name))
-        if method.name in self.broken:
-            raise InputError(f"{method.name} is broken")
+        self.done.append((row.recipe.name, row.method.name))
+        if row.method.name in self.broken:
+            raise InputError(f"{row.method.name} is broken")
         blocks = [{"end": {"shift": end}, "round_to_nearest": {"shift": 4.0}} for end in (1.0, 2.0)]
-        return rounded(dit, recipe.blocks.weights + 2 * method.learns), blocks
+        dit = self.dit_with_outliers if row.outliers else self._pipeline.dit
+        return rounded(dit, row.recipe.blocks.weights + 2 * row.method.learns), blocks
 
 
-def experiment(pipeline, folder, tools, **changes):
-    options = {"captions": 2, "samples": 3, "seed": 5, **SMALL, **changes}
-    return Experiment(pipeline, folder, calibrate=tools.calibrate, collect=tools.collect, **options)
-
-
-ROWS = select(grid(), "^W[34]A8( with outliers)?/(rtn|msad)$")
+ROWS = select(quantization_grid(), "^W[34]A8( with outliers)?/(rtn|msad)$")
 
 
 @pytest.fixture(scope="module")
 def finished(pipeline, tmp_path_factory):
-    folder, tools = tmp_path_factory.mktemp("grid"), Rounding()
-    made = experiment(pipeline, folder, tools)
-    return folder, tools, made, made.run(ROWS)
+    folder = tmp_path_factory.mktemp("grid")
+    made = Rounding(pipeline, folder)
+    return folder, made, made.run(ROWS)
 
 
 def test_rows():
-    rows = grid()
+    rows = quantization_grid()
     assert len({row.name for row in rows}) == len(rows)
     groups = dict.fromkeys(row.group for row in rows)
     assert {"W4A8", "W6A6", "W4A4", "W3A8", "W4A4 with outliers", "ablation"} <= set(groups)
@@ -78,70 +80,70 @@ def test_rows():
 
 def test_selection():
     assert [row.name for row in ROWS[:2]] == ["W4A8/rtn", "W4A8/msad"]
-    assert select(grid(), "") == grid()
+    assert select(quantization_grid(), "") == quantization_grid()
     with pytest.raises(InputError, match="no regular expression"):
-        select(grid(), "(")
+        select(quantization_grid(), "(")
     with pytest.raises(InputError, match="groups W4A8, "):
-        select(grid(), "W5A5")
+        select(quantization_grid(), "W5A5")
 
 
 def test_outcomes(finished):
-    _, tools, made, outcomes = finished
+    _, made, outcomes = finished
     assert [outcome.row.name for outcome in outcomes] == [row.name for row in ROWS]
-    assert len(tools.done) == len(ROWS) == 8
+    assert len(made.done) == len(ROWS) == 8
     psnr = {outcome.row.name: outcome.comparison.psnr for outcome in outcomes}
     assert (psnr["W4A8/rtn"] > psnr["W3A8/rtn"]).all()
     # Powers of two do not change what is rounded by output channel, but the largest value of a channel does.
     assert not np.array_equal(psnr["W4A8/rtn"], psnr["W4A8 with outliers/rtn"])
-    assert not set(tools.captions) & set(made.captions)
-    assert len(set(tools.captions)) == 3
+    assert not set(made.calibration_captions) & set(made.captions)
+    assert len(set(made.calibration_captions)) == 3
 
 
 def test_a_second_run_repeats_nothing(pipeline, finished):
-    folder, _, _, before = finished
-    tools = Rounding()
-    again = experiment(pipeline, folder, tools)
+    folder, _, before = finished
+    again = Rounding(pipeline, folder)
     after = again.run(ROWS)
-    assert tools.done == []
-    assert "reference" not in vars(again)
+    assert again.done == []
+    assert not again._references
     assert tables_text(after) == tables_text(before)
 
 
 def test_an_interrupted_run_goes_on(pipeline, tmp_path):
     class Interrupted(Rounding):
-        def calibrate(self, *given):
+        def _calibrate(self, row, samples):
             if self.done:
                 raise KeyboardInterrupt
-            return super().calibrate(*given)
+            return super()._calibrate(row, samples)
 
     with pytest.raises(KeyboardInterrupt):
-        experiment(pipeline, tmp_path, Interrupted()).run(ROWS[:2])
-    tools = Rounding()
-    outcomes = experiment(pipeline, tmp_path, tools).run(ROWS[:2])
-    assert tools.done == [("W4A8", "msad")]
+        Interrupted(pipeline, tmp_path).run(ROWS[:2])
+    again = Rounding(pipeline, tmp_path)
+    outcomes = again.run(ROWS[:2])
+    assert again.done == [("W4A8", "msad")]
     assert len(outcomes) == 2
 
 
 def test_a_row_that_fails_is_reported_and_tried_again(pipeline, tmp_path):
     rows = ROWS[:2]
-    outcomes = experiment(pipeline, tmp_path, Rounding(broken=["rtn"])).run(rows)
+    outcomes = Rounding(pipeline, tmp_path, broken=["rtn"]).run(rows)
     assert outcomes[0].failure == "rtn is broken"
     assert "failed: rtn is broken" in tables_text(outcomes)
-    tools = Rounding()
-    outcomes = experiment(pipeline, tmp_path, tools).run(rows)
-    assert tools.done == [("W4A8", "rtn")]
+    again = Rounding(pipeline, tmp_path)
+    outcomes = again.run(rows)
+    assert again.done == [("W4A8", "rtn")]
     assert all(outcome.failure is None for outcome in outcomes)
 
 
 def test_a_report(finished):
-    folder, _, made, outcomes = finished
-    files = write_report(made, outcomes, folder, plots=True)
+    folder, made, outcomes = finished
+    report = QuantizationReport(made, outcomes)
+    files = report.write(folder, plots=True)
     assert {path.name for path in files} >= {
         *("tables.md", "w4a8.png", "w4a8-psnr.png", "w3a8-with-outliers-velocity.png"),
     }
     text = (folder / "tables.md").read_text()
     assert text.count("PSNR over rtn, dB") == 4
-    report = json.loads(json.dumps(plain_report(made, outcomes), allow_nan=False))
+    report = json.loads(json.dumps(report.plain(), allow_nan=False))
     assert report["run"]["captions"] == 2
     # The last column: the mean of 1 and 2, over 4.
     assert len(re.findall(r"\| 0\.38 +\|\n", text)) == len(ROWS)
@@ -161,7 +163,7 @@ def test_a_report(finished):
 
 
 def test_blocks_in_sixteen_bits_shift_nothing(finished):
-    _, _, _, outcomes = finished
+    _, _, outcomes = finished
     assert "attention shift |" not in tables_text(
         [one._replace(shift=(0.0, 0.0)) for one in outcomes]
     )
@@ -173,10 +175,10 @@ def test_blocks_in_sixteen_bits_shift_nothing(finished):
 )
 def test_a_folder_holds_one_run(pipeline, finished, change, message):
     if message is None:
-        experiment(pipeline, finished[0], Rounding(), **change)
+        Rounding(pipeline, finished[0], **change)
         return
     with pytest.raises(InputError, match=message):
-        experiment(pipeline, finished[0], Rounding(), **change)
+        Rounding(pipeline, finished[0], **change)
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -197,4 +199,4 @@ def test_calibration_captions_are_others():
 
 def test_nothing_to_evaluate(pipeline, tmp_path):
     with pytest.raises(InputError, match="at least one"):
-        experiment(pipeline, tmp_path, Rounding(), captions=0)
+        Rounding(pipeline, tmp_path, captions=0)

@@ -13,27 +13,20 @@ from flax import nnx
 
 from qsjax.dit import DiT, load_dit
 from qsjax.settings import SamplingPlan
-from qsjax.tiny import (
-    bundle,
-    checker,
-    data,
-    dit_training,
-    latents,
-    loop,
-    objectives,
-    sampling,
-    vae_training,
-)
-from qsjax.tiny.dit_training import DIT_CONFIG, DiTTraining
-from qsjax.tiny.phases import Curriculum, Phase
-from qsjax.tiny.vae_training import VAE_CONFIG, Half
+from qsjax.tiny import bundle, checker, data, sheets
+from qsjax.tiny.configs import DIT_CONFIG, VAE_CONFIG
+from qsjax.tiny.streams import FIT, HELD_OUT, TRAIN_DISTIL, TRAIN_DIT, TRAIN_VAE, held_out
+from qsjax.tiny.training import dit as dit_training
+from qsjax.tiny.training import latents, loop, objectives, sampling
+from qsjax.tiny.training import vae as vae_training
+from qsjax.tiny.training.dit import DiTTraining
+from qsjax.tiny.training.phases import Curriculum, Phase
+from qsjax.tiny.training.vae import Half
 from qsjax.vae import VAE, load_vae
 
 logger = logging.getLogger("qsjax.tiny")
 HALVES: tuple[Half, ...] = ("decoder", "encoder")
 
-# Streams of clips that never meet: fitting, training of each part, and what is held out.
-FIT, TRAIN_VAE, TRAIN_DIT, TRAIN_DISTIL, HELD_OUT = 12345, 1, 2, 3, 99
 # Scenes and Euler steps of the evaluations during training, and how they are guided.
 _SCENES, _STEPS, _GUIDANCE = 16, 15, 4.0
 
@@ -101,13 +94,13 @@ def fit_latents(options: Options) -> None:
             basis = latents.fit(seed)
         latents.save(options.basis, basis)
     basis = latents.load(options.basis)
-    scenes = sampling.held_out(options.seed + HELD_OUT, 128)
+    scenes = held_out(options.seed + HELD_OUT, 128)
     videos = [data.render(scene, 33, 64, 64) for scene in scenes]
     linear = [latents.decode(basis, latents.encode(basis, video)) for video in videos]
-    sampling.show(videos, scenes, options.work / "real.png")
+    sheets.write(videos, scenes, options.work / "real.png")
     report = {
         "checker": checker.score(zip(videos, scenes, strict=True))._asdict(),
-        "linear_psnr": sampling.decibels(videos, linear),
+        "linear_psnr": sheets.decibels(videos, linear),
     }
     (options.work / "data.json").write_text(json.dumps(report, indent=1) + "\n")
     logger.info("real clips: %s", report)
@@ -132,11 +125,11 @@ def train_vae(options: Options) -> None:
             log_every=50,
         )
         nnx.update(vae_training.halves(model, half), state.average)
-    scenes = sampling.held_out(options.seed + HELD_OUT, 16)
+    scenes = held_out(options.seed + HELD_OUT, 16)
     videos = [data.render(scene, 33, 64, 64) for scene in scenes]
-    made = [np.asarray(model.decode(model.encode(video[None]).mode())[0]) for video in videos]
-    sampling.show(made, scenes, options.work / "vae.png")
-    logger.info("encoded and decoded: %.2f dB", sampling.decibels(videos, made))
+    decoded = [np.asarray(model.decode(model.encode(video[None]).mode())[0]) for video in videos]
+    sheets.write(decoded, scenes, options.work / "vae.png")
+    logger.info("encoded and decoded: %.2f dB", sheets.decibels(videos, decoded))
 
 
 def train_dit(options: Options) -> None:
@@ -223,7 +216,7 @@ def _train(
         curriculum=options.curriculum(training.curriculum),
         matmul_dtype=options.matmul_dtype,
     )
-    scenes = sampling.held_out(options.seed + HELD_OUT, _SCENES)
+    scenes = held_out(options.seed + HELD_OUT, _SCENES)
 
     def evaluate(state: dit_training.TrainState, step: int) -> dict[str, float]:
         if not options.evaluate_every or step % options.evaluate_every:
@@ -231,9 +224,9 @@ def _train(
         averaged = nnx.merge(nnx.split(model)[0], jax.device_get(state.average))
         phase, _ = training.curriculum.place(step - 1)
         size = (phase.frames, phase.size, phase.size)
-        made = sampling.sample(averaged, scenes, plan, size, seed=options.seed)
+        samples = sampling.sample(averaged, scenes, plan, size, seed=options.seed)
         sheet = options.work / f"{stage}_{step:06d}.png"
-        score = sampling.judge(made, scenes, lambda z: latents.decode(basis, z), sheet)
+        score = sampling.judge(samples, scenes, lambda z: latents.decode(basis, z), sheet)
         return {name: float(value) for name, value in score._asdict().items()}
 
     loop.run(

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from qsjax.evaluate.plots import bars, figure_for, save
-from qsjax.evaluate.sparse import SparseOutcome
 from qsjax.evaluate.statistics import estimate
+from qsjax.experiments.report import file_name, groups
+from qsjax.experiments.sparse.experiment import SparseOutcome
 
 _BY_DENSITY = re.compile(r"^(?P<weights>float|W4A8), (?P<mask>[^,]+), \d+ %, shift (?P<shift>\S+)$")
 """Groups of the grid that differ in density only."""
@@ -26,17 +26,16 @@ def draw_sparse(outcomes: Sequence[SparseOutcome], folder: Path) -> list[Path]:
         InputError: matplotlib is missing, or a place that cannot be written.
     """
     written, over_density = [], {}
-    for group, members in groupby(outcomes, key=lambda one: one.row.group):
-        some = list(members)
-        if found := _BY_DENSITY.match(group):
-            over_density.setdefault(found.groups(), []).extend(some)
+    for group, members in groups(outcomes):
+        if settings := _BY_DENSITY.match(group):
+            over_density.setdefault(settings.groups(), []).extend(members)
         else:
-            path = folder / f"{_file_name(group)}-psnr.png"
-            values = {one.row.label: one.psnr for one in some}
+            path = folder / f"{file_name(group)}-psnr.png"
+            values = {outcome.row.label: outcome.psnr for outcome in members}
             written.append(bars(values, path, title=group))
-    for (weights, mask, shift), some in over_density.items():
+    for (weights, mask, shift), members in over_density.items():
         title = f"{weights}, {mask}, shift {shift}"
-        written.append(plot_densities(some, folder / f"{_file_name(title)}.png", title=title))
+        written.append(plot_densities(members, folder / f"{file_name(title)}.png", title=title))
     return written
 
 
@@ -52,23 +51,19 @@ def plot_densities(outcomes: Sequence[SparseOutcome], path: Path, *, title: str 
         InputError: nothing to draw, matplotlib is missing, or a place that cannot be written.
     """
     figure, axes = figure_for(len(outcomes) // 2, path)
-    for label in dict.fromkeys(one.row.label for one in outcomes):
+    for label in dict.fromkeys(outcome.row.label for outcome in outcomes):
         line = sorted(
             (
-                (one.row.sparse.sparsity.density, estimate(one.psnr))
-                for one in outcomes
-                if one.row.label == label and one.row.sparse is not None
+                (outcome.row.sparse.sparsity.density, estimate(outcome.psnr))
+                for outcome in outcomes
+                if outcome.row.label == label and outcome.row.sparse is not None
             ),
             key=lambda point: point[0],
         )
         at = 100 * np.array([density for density, _ in line])
-        means = [found.mean for _, found in line]
-        errors = [found.error or 0.0 for _, found in line]
+        means = [psnr.mean for _, psnr in line]
+        errors = [psnr.error or 0.0 for _, psnr in line]
         axes.errorbar(at, means, yerr=errors, marker="o", markersize=3, capsize=2, label=label)
     axes.set(xlabel="pairs of video blocks computed, %", ylabel="PSNR, dB", title=title)
     axes.legend(fontsize=7)
     return save(figure, path)
-
-
-def _file_name(group: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")

@@ -5,7 +5,7 @@ The forms below are those that XLA:CPU maps to its fast kernels; gradients of sc
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from qsjax.dit.attention import key_bias
+from qsjax.dit.blocks import Attention
 
+State = TypeVar("State")
+In = TypeVar("In")
+Out = TypeVar("Out")
 _Heads = Float[Array, "N L D"]
 
 
@@ -21,7 +25,7 @@ def use_in_linears(module: nnx.Module, dtype: jnp.dtype) -> None:
     """Let every `nnx.Linear` in `module` multiply in `dtype`; its parameters stay as they are."""
     linear = _linear(dtype)
 
-    def dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    def dot_general(x: Array, kernel: Array, *_: object, **__: object) -> Array:
         return linear(x, kernel)
 
     for _, layer in nnx.iter_modules(module):
@@ -29,8 +33,8 @@ def use_in_linears(module: nnx.Module, dtype: jnp.dtype) -> None:
             layer.dot_general = dot_general
 
 
-def attention(dtype: jnp.dtype) -> Callable[..., tuple[Float[Array, "B L H D"], Any]]:
-    """Dense attention for the DiT's slot that keeps no scores for its gradient, but computes them again."""
+def attention(dtype: jnp.dtype) -> Attention:
+    """Dense attention for the DiT's slot that recomputes its scores for the gradient."""
     attend = _attention(dtype)
 
     def slot(
@@ -38,8 +42,8 @@ def attention(dtype: jnp.dtype) -> Callable[..., tuple[Float[Array, "B L H D"], 
         k: Float[Array, "B L H D"],
         v: Float[Array, "B L H D"],
         kv_valid: Bool[Array, "B L"],
-        state: Any,
-    ) -> tuple[Float[Array, "B L H D"], Any]:
+        state: State,
+    ) -> tuple[Float[Array, "B L H D"], State]:
         batch, length, heads, size = q.shape
         bias = jnp.repeat(key_bias(kv_valid), heads, axis=0)
 
@@ -92,16 +96,16 @@ def _attention(dtype: jnp.dtype) -> Callable[[_Heads, _Heads, _Heads, Float[Arra
     def scores(q: Array, k: Array, bias: Array) -> Array:
         return _dot(q, _turned(k)) * jnp.float32(q.shape[-1] ** -0.5) + bias[None]
 
-    def head(one: tuple[Array, ...]) -> tuple[Array, Array]:
-        q, k, v, bias = (*(x.astype(dtype) for x in one[:3]), one[3])
+    def head(operands: tuple[Array, ...]) -> tuple[Array, Array]:
+        q, k, v, bias = (*(x.astype(dtype) for x in operands[:3]), operands[3])
         logits = scores(q, k, bias)
         peak = logits.max(axis=-1, keepdims=True)
         weights = jnp.exp(logits - peak)
         total = weights.sum(axis=-1, keepdims=True)
         return _dot(weights.astype(dtype), v) / total, peak + jnp.log(total)
 
-    def slopes(one: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-        *wide, bias, out, log_total, slope = one
+    def slopes(operands: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+        *wide, bias, out, log_total, slope = operands
         q, k, v, narrow = (x.astype(dtype) for x in (*wide, slope))
         weights = jnp.exp(scores(q, k, bias) - log_total)
         to_v = _dot(_turned(weights.astype(dtype)), narrow)
@@ -125,5 +129,5 @@ def _attention(dtype: jnp.dtype) -> Callable[[_Heads, _Heads, _Heads, Float[Arra
     return attend
 
 
-def _batched(function: Callable[[Any], Any], values: Any) -> Any:
+def _batched(function: Callable[[In], Out], values: In) -> Out:
     return jax.vmap(function)(values)

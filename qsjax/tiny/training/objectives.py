@@ -74,10 +74,12 @@ def guided_flow(teacher: Velocity) -> Objective:
 
         prompt = words.encode_tokens(_some_emptied(tokens, drop_key))
         empty = words.encode_tokens(_emptied(tokens))
-        taught = (EncodedPrompt(*(part[half:] for part in one)) for one in (prompt, empty))
+        taught = (
+            EncodedPrompt(*(part[half:] for part in condition)) for condition in (prompt, empty)
+        )
         towards, away = (
-            jax.lax.stop_gradient(teacher(x[half:], sigma[half:], one, jnp.ones_like(scale)))
-            for one in taught
+            jax.lax.stop_gradient(teacher(x[half:], sigma[half:], condition, jnp.ones_like(scale)))
+            for condition in taught
         )
         target = target.at[half:].set(away + _wide(scale) * (towards - away))
 

@@ -1,12 +1,12 @@
 """Training the tiny DiT on the latents of fresh captioned clips: the step, whatever the objective is.
 
-The objectives are in `qsjax.tiny.objectives`. A step splits its batch over all devices there are (GPUs, or the
+The objectives are in `qsjax.tiny.training.objectives`. A step splits its batch over all devices there are (GPUs, or the
 devices that `jax_num_cpu_devices` makes of a CPU's cores), averages gradients, and updates a replicated state.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,39 +15,21 @@ import optax
 import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float, PyTree
 
-from qsjax.dit import DiT, DiTConfig
+from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.text import EncodedPrompt
-from qsjax.tiny import data, latents, matmul, words
-from qsjax.tiny.latents import Basis
-from qsjax.tiny.loop import Figures
-from qsjax.tiny.objectives import Objective, Velocity
-from qsjax.tiny.phases import Curriculum
-
-TEXT_LENGTH = 16
-"""Tokens of the longest caption; shorter ones are padded, so that every batch has one shape."""
+from qsjax.tiny import data, words
+from qsjax.tiny.training import latents, matmul
+from qsjax.tiny.training.latents import Basis
+from qsjax.tiny.training.loop import Figures
+from qsjax.tiny.training.objectives import Objective, Velocity
+from qsjax.tiny.training.phases import Curriculum
+from qsjax.tiny.words import TEXT_LENGTH
 
 TWO_OBJECTS = 0.7
 """Fraction of training clips with two objects: they take longest to learn, and are rarer in evaluations."""
-
-DIT_CONFIG = DiTConfig(
-    in_channels=16,
-    out_channels=16,
-    hidden_size=128,
-    num_heads=2,
-    num_double_blocks=3,
-    num_single_blocks=6,
-    num_refiner_blocks=2,
-    mlp_ratio=4.0,
-    patch_size=(1, 2, 2),
-    rope_axes_dim=(16, 24, 24),
-    rope_theta=256.0,
-    text_dim=64,
-    pooled_dim=64,
-    guidance_embeds=True,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +52,18 @@ class DiTTraining:
 class TrainState(NamedTuple):
     """Everything a run needs to continue: parameters, their average, the optimizer's state, the step."""
 
-    parameters: Any
-    average: Any
-    optimizer: Any
+    parameters: nnx.State
+    average: nnx.State
+    optimizer: optax.OptState
     step: Array
 
 
 class Batch(NamedTuple):
-    """Latents float32 [B, C, T, H, W], token ids of their captions, learning rate / peak."""
+    """Latents, token ids of their captions, learning rate / peak."""
 
-    latents: Any
+    latents: Float[np.ndarray, "B C T H W"]
     tokens: words.Tokens
-    rate: Any
+    rate: np.float32
 
 
 def optimizer(training: DiTTraining) -> optax.GradientTransformation:
@@ -106,7 +88,7 @@ def _matrices(parameters: Any) -> Any:
     """Which axes of a parameter are a matrix for Muon: the block linears, stacked over layers, but no modulation."""
     axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 
-    def choose(path: Any, _: Any) -> Any:
+    def choose(path: tuple[object, ...], _: object) -> optax.contrib.MuonDimensionNumbers | None:
         names = jax.tree_util.keystr(path)
         return (
             axes if "blocks" in names and "kernel" in names and "modulation" not in names else None
@@ -124,7 +106,7 @@ def initial_state(dit: DiT, training: DiTTraining) -> TrainState:
     )
 
 
-def velocity(dit: DiT, matmul_dtype: str) -> Callable[[Any], Velocity]:
+def velocity(dit: DiT, matmul_dtype: str) -> Callable[[PyTree[Array]], Velocity]:
     """`parameters -> velocity function` of a DiT, in the form that trains fast."""
     dtype = jnp.dtype(matmul_dtype)
     module = nnx.merge(*nnx.split(dit))
@@ -132,7 +114,7 @@ def velocity(dit: DiT, matmul_dtype: str) -> Callable[[Any], Velocity]:
         matmul.use_in_linears(module, dtype)
     graph, attention = nnx.split(module)[0], matmul.attention(dtype)
 
-    def of(parameters: Any) -> Velocity:
+    def of(parameters: PyTree[Array]) -> Velocity:
         model = nnx.merge(graph, parameters)
 
         def call(x: Array, sigma: Array, prompt: EncodedPrompt, guidance: Array) -> Array:
@@ -159,7 +141,9 @@ def make_step(
     mesh = Mesh(np.array(jax.devices()), ("clips",))
     whole, split = PartitionSpec(), PartitionSpec("clips")
 
-    def slopes(parameters: Any, x0: Array, tokens: words.Tokens, key: Array) -> tuple[Array, Any]:
+    def slopes(
+        parameters: PyTree[Array], x0: Array, tokens: words.Tokens, key: Array
+    ) -> tuple[Array, PyTree[Array]]:
         key = jax.random.fold_in(key, jax.lax.axis_index("clips"))
         value, gradients = jax.value_and_grad(
             lambda parameters: objective(student(parameters), x0, tokens, key)
@@ -182,7 +166,7 @@ def make_step(
         with jax.numpy_dtype_promotion("standard"):  # optax's Muon mixes dtypes
             updates, moments = transform.update(gradients, state.optimizer, state.parameters)
         updates = jax.tree.map(lambda update: rate * update, updates)
-        parameters = optax.apply_updates(state.parameters, updates)
+        parameters = cast(nnx.State, optax.apply_updates(state.parameters, updates))
         # Early on the average is short, so that it does not remember the initial weights.
         seen = state.step.astype(jnp.float32)
         keep = jnp.minimum(training.ema, (1 + seen) / (10 + seen))

@@ -1,0 +1,220 @@
+"""Running the rows of a grid: each is measured once, stored, and read back by every later run."""
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, Unpack, runtime_checkable
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+
+from qsjax.calibration import Samples, SettingsChanges, collect
+from qsjax.config import to_mapping
+from qsjax.dit import DiT
+from qsjax.errors import InputError
+from qsjax.evaluate.mappings import forget_programs
+from qsjax.evaluate.reference import Reference, reference_run
+from qsjax.experiments.results import Results
+from qsjax.experiments.row import Row, RowT
+from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.tiny.outliers import inject
+from qsjax.tiny.streams import CALIBRATION, HELD_OUT, held_out
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 2
+"""Clips of each row that are kept to look at."""
+
+
+@runtime_checkable
+class Outcome(Protocol):
+    """The result of a row."""
+
+    @property
+    def row(self) -> Row:
+        """The experiment."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no result; None where there is one."""
+
+    def headline(self) -> str:
+        """The main figure, for the log."""
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain data to store."""
+
+
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
+
+
+class Experiment(ABC, Generic[RowT, OutcomeT]):
+    """Rows of a grid on one model, in a folder. What costs time is done when a row first needs it.
+
+    Args:
+        pipeline: the full-precision tiny model, float32.
+        folder: holds `results.jsonl` and `videos/`; a run that was stopped goes on there.
+        captions: clips of the evaluation.
+        samples: of the calibration; each has a caption of its own.
+        seed: of noise, calibration samples and their order.
+        progress: show bars.
+        **settings: of the pipeline's call, for another size or number of steps.
+
+    Attributes:
+        captions: of the evaluation.
+        facts: plain data that says which run this is.
+
+    Raises:
+        InputError: no captions or samples; the folder holds the rows of another run.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        folder: Path,
+        *,
+        captions: int = 32,
+        samples: int = 20,
+        seed: int = 0,
+        progress: bool = False,
+        **settings: Unpack[SettingsChanges],
+    ) -> None:
+        if captions < 1 or samples < 1:
+            raise InputError(
+                f"{captions} captions, {samples} samples: at least one of each is needed"
+            )
+        self.captions = [scene.caption for scene in held_out(HELD_OUT, captions)]
+        self._pipeline, self._folder, self._progress = pipeline, folder, progress
+        self._sample_count, self._seed, self._settings = samples, seed, settings
+        resolved = to_mapping(pipeline.resolve(**settings))
+        self.facts = {
+            "model": digest(pipeline.dit),
+            "captions": captions,
+            "samples": samples,
+            "seed": seed,
+            "settings": {name: value for name, value in resolved.items() if value is not None},
+        }
+        self._results = Results(folder, self.facts)
+        self._references: dict[str, Reference] = {}
+
+    def run(self, rows: Sequence[RowT]) -> list[OutcomeT]:
+        """Measure the rows that are not finished, and return the outcomes of all of them, in their order."""
+        outcomes = {
+            row.name: self._outcome(row, f"{number}/{len(rows)}")
+            for number, row in enumerate(self._order(rows), 1)
+        }
+        return [outcomes[row.name] for row in rows]
+
+    def videos(self, row: Row) -> UInt8[np.ndarray, "shown F Y X 3"] | None:
+        """The first clips of a row; None where none are stored."""
+        return self._stored_videos(row.key)
+
+    def reference_videos(self, row: Row) -> UInt8[np.ndarray, "shown F Y X 3"] | None:
+        """The first clips of the full-precision run that a row is compared with; None where none are stored."""
+        return self._stored_videos(row.reference_name)
+
+    def reference(self, row: RowT) -> Reference:
+        """The full-precision run that a row is compared with."""
+        name = row.reference_name
+        if name not in self._references:
+            reference = reference_run(
+                self._pipeline,
+                self.captions,
+                seed=self._seed,
+                progress=self._progress,
+                **self._reference_settings(row),
+            )
+            self._keep_videos(name, to_uint8(reference.clips(SHOWN)))
+            self._references[name] = reference
+        return self._references[name]
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Calibration samples of captions that the evaluation does not have."""
+        captions = calibration_captions(self._sample_count, avoid=self.captions)
+        return self._collect(captions)
+
+    @cached_property
+    def dit_with_outliers(self) -> DiT:
+        """The same function with outlier channels."""
+        return inject(self._pipeline.dit)
+
+    @abstractmethod
+    def _measure(self, row: RowT) -> OutcomeT:
+        """Do a row, and keep its videos."""
+
+    @abstractmethod
+    def _restore(self, row: RowT, record: Mapping[str, Any]) -> OutcomeT:
+        """The outcome that was stored as `record`.
+
+        Raises:
+            CheckpointError: the record is damaged.
+        """
+
+    def _order(self, rows: Sequence[RowT]) -> Sequence[RowT]:
+        """The order in which rows are measured."""
+        return rows
+
+    def _reference_settings(self, row: RowT) -> SettingsChanges:
+        """Settings of the full-precision run that a row is compared with."""
+        return self._settings
+
+    def _collect(self, captions: Sequence[str]) -> Samples:
+        return collect(
+            self._pipeline,
+            captions,
+            samples=self._sample_count,
+            seed=self._seed,
+            **self._settings,
+        )
+
+    def _outcome(self, row: RowT, number: str) -> OutcomeT:
+        record = self._results.get(row.key)
+        if record is not None:
+            return self._restore(row, record)
+        forget_programs()
+        outcome = self._measure(row)
+        self._results.add(row.key, outcome.to_record())
+        if outcome.failure is None:
+            logger.info("%s %s: %s", number, row.name, outcome.headline())
+        else:
+            logger.warning("%s %s: failed, %s", number, row.name, outcome.failure)
+        return outcome
+
+    def _stored_videos(self, name: str) -> UInt8[np.ndarray, "shown F Y X 3"] | None:
+        path = self._video_path(name)
+        return np.load(path) if path.is_file() else None
+
+    def _keep_videos(self, name: str, videos: UInt8[np.ndarray, "shown F Y X 3"]) -> None:
+        path = self._video_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{name}.tmp.npy")
+        np.save(temporary, videos)
+        temporary.replace(path)
+
+    def _video_path(self, name: str) -> Path:
+        return self._folder / "videos" / f"{name}.npy"
+
+
+def calibration_captions(count: int, *, avoid: Sequence[str]) -> list[str]:
+    """Captions of the calibration's stream, none of them among those to avoid and none twice."""
+    captions: dict[str, None] = {}
+    length = count
+    while len(captions) < count:
+        stream = (scene.caption for scene in held_out(CALIBRATION, length))
+        captions = dict.fromkeys(caption for caption in stream if caption not in avoid)
+        length *= 2
+    return list(captions)[:count]
+
+
+def digest(dit: DiT) -> str:
+    """A short name of a DiT's weights: results belong to a model."""
+    state = hashlib.sha256()
+    for leaf in jax.tree.leaves(nnx.state(dit)):
+        state.update(np.ascontiguousarray(leaf).tobytes())
+    return state.hexdigest()[:16]

@@ -1,0 +1,197 @@
+"""Running the grid of sparse attention: sample, then compare with full precision and dense attention."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from qsjax.calibration import METHODS, SettingsChanges, calibrate_module
+from qsjax.dit import DiT
+from qsjax.errors import CheckpointError
+from qsjax.evaluate.metrics import psnr, ssim
+from qsjax.experiments.experiment import SHOWN, Experiment
+from qsjax.experiments.sparse.grid import SparseRow
+from qsjax.experiments.sparse.sampling import sampled, without_numbers
+from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.progress import Progress
+from qsjax.quant import Recipe
+from qsjax.sample import Heads, SamplingPlan, Skip, SparsePlan, heads_of
+from qsjax.sample.state import Memory
+from qsjax.settings import SPARSE
+from qsjax.versions import EVALUATION, versions
+
+_FIGURES = ("psnr", "ssim", "latents")
+
+
+class SparseOutcome(NamedTuple):
+    """One value a clip, in the captions' order.
+
+    Attributes:
+        row: the experiment.
+        psnr: decibels between frames and full precision's.
+        ssim: likewise.
+        latents: ||z - z'||^2 / ||z'||^2 of the last latents: errors of independent causes add up in it.
+        density: of attention that is computed, the mean over steps; warm-up, refreshes and text included.
+        recall: attention mass on listed keys at the last refresh, the mean over layers, heads and clips; 1 of dense rows.
+        dense_steps: before the first sparse one.
+        skipped: share of the steps that were left out, the mean over batches.
+        seconds: of sampling and measuring.
+    """
+
+    row: SparseRow
+    psnr: Float[np.ndarray, " clips"]
+    ssim: Float[np.ndarray, " clips"]
+    latents: Float[np.ndarray, " clips"]
+    density: float
+    recall: float
+    dense_steps: int
+    skipped: float
+    seconds: float
+
+    @property
+    def failure(self) -> None:
+        """A row that fails ends the run: there is no outcome of one."""
+
+    def headline(self) -> str:
+        """PSNR and seconds."""
+        return f"PSNR {np.mean(self.psnr):.2f} dB, {self.seconds} s"
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain data to store."""
+        return {
+            "row": self.row.name,
+            **{name: getattr(self, name).tolist() for name in _FIGURES},
+            "density": self.density,
+            "recall": self.recall,
+            "dense_steps": self.dense_steps,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "versions": versions(EVALUATION),
+        }
+
+
+class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
+    """Rows of `sparse_grid`; its arguments are those of `Experiment`."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        folder: Path,
+        *,
+        captions: int = 32,
+        samples: int = 20,
+        seed: int = 0,
+        progress: bool = False,
+        **settings: Unpack[SettingsChanges],
+    ) -> None:
+        super().__init__(
+            pipeline,
+            folder,
+            captions=captions,
+            samples=samples,
+            seed=seed,
+            progress=progress,
+            **settings,
+        )
+        self._models: dict[str, DiT] = {"float": pipeline.dit}
+
+    def _order(self, rows: Sequence[SparseRow]) -> Sequence[SparseRow]:
+        """Rows of the same programs one after the other."""
+        together: dict[tuple[str, SparsePlan | None, Skip | None], list[SparseRow]] = {}
+        for row in rows:
+            programs = row.weights, row.sparse and without_numbers(row.sparse), row.skip
+            together.setdefault(programs, []).append(row)
+        return list(chain.from_iterable(together.values()))
+
+    def _reference_settings(self, row: SparseRow) -> SettingsChanges:
+        return {**self._settings, "shift": row.shift}
+
+    def _restore(self, row: SparseRow, record: Mapping[str, Any]) -> SparseOutcome:
+        try:
+            return SparseOutcome(
+                row,
+                **{name: np.asarray(record[name], np.float64) for name in _FIGURES},
+                density=record["density"],
+                recall=record["recall"],
+                dense_steps=record["dense_steps"],
+                skipped=record["skipped"],
+                seconds=record.get("seconds", 0.0),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self._results.path}: a row is damaged ({error})") from error
+
+    def _measure(self, row: SparseRow) -> SparseOutcome:
+        reference, dit = self.reference(row), self._model(row.weights)
+        start = time.perf_counter()
+        plan = replace(reference.settings.plan(), sparse=row.sparse, skip=row.skip)
+        figures: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
+        shown: list[np.ndarray] = []
+        skipped: list[float] = []
+        heads: list[Heads] = []
+        total = plan.steps * len(reference.batches)
+        with Progress(total, row.name, unit="step", enabled=self._progress) as bar:
+            for batch in reference.batches:
+                latents, cache = sampled(plan, dit, batch, bar)
+                memory = Memory() if cache is None else cache[0]
+                if memory.skipped is not None:
+                    skipped.append(int(memory.skipped.count) / plan.steps)
+                if plan.sparse is not None:
+                    text, slot = batch.prompt.text.shape[1], memory.slot
+                    heads.append(heads_of(plan.sparse, dit.config, latents.shape, text, slot))
+                frames = self._pipeline.decode(jnp.asarray(latents))
+                last = batch.trajectory[-1]
+                figures["psnr"].append(psnr(frames, batch.frames))
+                figures["ssim"].append(ssim(frames, batch.frames))
+                axes = tuple(range(1, last.ndim))
+                error = np.square(latents - last).sum(axis=axes) / np.square(last).sum(axis=axes)
+                figures["latents"].append(error)
+                shown.append(to_uint8(frames[:SHOWN]))
+        self._keep_videos(row.key, np.concatenate(shown)[:SHOWN])
+        recall = float(np.mean([one.recall.mean() for one in heads])) if heads else 1.0
+        return SparseOutcome(
+            row,
+            **{name: _rounded(np.concatenate(parts)) for name, parts in figures.items()},
+            density=_density(plan, heads),
+            recall=round(recall, 4),
+            dense_steps=0 if row.sparse is None else row.sparse.dense_steps,
+            skipped=round(float(np.mean(skipped)), 4) if skipped else 0.0,
+            seconds=round(time.perf_counter() - start, 1),
+        )
+
+    def _model(self, weights: str) -> DiT:
+        """Full precision or calibrated W4A8 (the whole recipe), with outlier channels or without; made when first needed."""
+        if weights not in self._models:
+            base, _, outliers = weights.partition(" ")
+            dit = self.dit_with_outliers if outliers else self._pipeline.dit
+            if base != "float":
+                recipe, method = Recipe.load("w4a8"), METHODS["msad"]
+                dit, _ = calibrate_module(
+                    dit,
+                    self.samples,
+                    recipe,
+                    method,
+                    seed=self._seed,
+                    progress=self._progress,
+                )
+            self._models[weights] = dit
+        return self._models[weights]
+
+
+def _density(plan: SamplingPlan, heads: Sequence[Heads]) -> float:
+    """The mean over steps; lists that change between steps count as at the last refresh."""
+    if not heads:
+        return 1.0
+    share = plan.kinds.count(SPARSE) / plan.steps
+    listed = float(np.mean([one.density.mean() for one in heads]))
+    return round(1 - share + share * listed, 4)
+
+
+def _rounded(values: Float[np.ndarray, " clips"]) -> Float[np.ndarray, " clips"]:
+    """Six digits: a row that was just measured is the same as one that was read back."""
+    return np.array([float(f"{value:.6g}") for value in values], np.float64)

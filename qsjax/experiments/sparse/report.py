@@ -1,0 +1,100 @@
+"""What the grid of sparse attention shows: markdown tables, plain data, plots over densities."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qsjax.evaluate.statistics import estimate, paired
+from qsjax.evaluate.tables import markdown, plain, shown
+from qsjax.experiments.report import Report, groups
+from qsjax.experiments.sparse.experiment import SparseOutcome
+from qsjax.experiments.sparse.grid import COMPARED, SparseRow
+from qsjax.experiments.sparse.plots import draw_sparse
+
+NOTE = (
+    "PSNR and SSIM of decoded frames against full precision with dense attention, same captions and noise; latent error is"
+    " ||z - z'||^2 / ||z'||^2 of the last latents;\nmean +- standard error over clips, differences clip by clip. Attention is what is"
+    " computed of it, the mean over steps: dense steps, refreshes and text included; recall is the share of its mass on the listed keys at\nthe last refresh; steps that are left out compute none and are"
+    " counted apart."
+)
+
+
+class SparseReport(Report[SparseRow, SparseOutcome]):
+    """Tables with differences to the first policy; PSNR over densities, and bars where nothing else differs."""
+
+    TABLES = "sparse_tables.md"
+
+    def text(self) -> str:
+        """One table of all settings, then a table a group, and what their figures are."""
+        return tables_text(self._outcomes)
+
+    def _plain_row(self, outcome: SparseOutcome, base: SparseOutcome) -> dict[str, Any]:
+        estimates = {name: estimate(getattr(outcome, name)) for name in ("psnr", "ssim", "latents")}
+        if outcome is not base:
+            estimates["psnr_difference"] = paired(outcome.psnr, base.psnr)
+        facts = {
+            "group": outcome.row.group,
+            "label": outcome.row.label,
+            "density": outcome.density,
+            "recall": outcome.recall,
+            "dense_steps": outcome.dense_steps,
+            "skipped": outcome.skipped,
+        }
+        return facts | plain(estimates)
+
+    def _draw(self, folder: Path) -> list[Path]:
+        return draw_sparse(self._outcomes, folder)
+
+
+def tables_text(outcomes: Sequence[SparseOutcome]) -> str:
+    """One of all settings, then a table a group; the first row of each is what the others are paired with."""
+    parts = _settings(outcomes)
+    for group, members in groups(outcomes):
+        base, rows = members[0], []
+        headers = (
+            *("", "PSNR, dB", "lowest clip", "SSIM", "latent error", f"PSNR over {base.row.label}, dB"),
+            *("attention", "recall", "dense steps", "left out"),
+        )  # fmt: skip
+        for outcome in members:
+            over = "" if outcome is base else shown(paired(outcome.psnr, base.psnr), 2, signed=True)
+            rows.append([
+                outcome.row.label,
+                shown(estimate(outcome.psnr), 1),
+                f"{outcome.psnr.min():.1f}",
+                shown(estimate(outcome.ssim), 3),
+                shown(estimate(outcome.latents), 4),
+                over,
+                f"{100 * outcome.density:.0f} %",
+                f"{100 * outcome.recall:.0f} %",
+                str(outcome.dense_steps),
+                f"{100 * outcome.skipped:.0f} %",
+            ])  # fmt: skip
+        parts.append(f"### {group}\n\n{markdown(headers, rows)}")
+        if group.startswith("together"):
+            parts.append(_interaction(members))
+    return "\n\n".join([*parts, NOTE])
+
+
+def _settings(outcomes: Sequence[SparseOutcome]) -> list[str]:
+    """A line a group that has all policies: their PSNR, and what they have over the first order, clip by clip."""
+    rows = []
+    for group, members in groups(outcomes):
+        psnr = {outcome.row.label: outcome.psnr for outcome in members}
+        if not psnr.keys() >= set(COMPARED):
+            continue
+        over = (paired(psnr[name], psnr["first"]) for name in COMPARED if name != "first")
+        means = (shown(estimate(psnr[name]), 1) for name in COMPARED)
+        rows.append([group, *means, *(shown(one, 2, signed=True) for one in over)])
+    differences = (f"{name} over first" for name in COMPARED if name != "first")
+    headers = ("PSNR, dB", *COMPARED, *differences)
+    return [f"### policies\n\n{markdown(headers, rows)}"] if rows else []
+
+
+def _interaction(members: Sequence[SparseOutcome]) -> str:
+    """Whether two errors add up: the latent error of both over the sum of the parts, clip by clip."""
+    quantized, sparse, both = (outcome.latents for outcome in members)
+    ratio = estimate(both / (quantized + sparse))
+    return (
+        f"Latent error of both over the sum of the parts: {shown(ratio, 2)} clip by clip,"
+        f" {both.mean() / (quantized.mean() + sparse.mean()):.2f} of the means."
+    )

@@ -1,0 +1,56 @@
+"""Sampling a reference's clips with sparse attention, with as few compiled programs as the plans allow."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qsjax.dit import DiT
+from qsjax.evaluate.reference import Batch, dense_programs
+from qsjax.progress import Progress
+from qsjax.sample import Conditions, SamplingPlan, SparsePlan, denoise, denoise_step, empty_cache
+from qsjax.sample.loop import Program
+from qsjax.sample.state import Cache
+from qsjax.settings import KINDS
+
+EmptyCache = Callable[[DiT, Array, Conditions], Cache]
+"""`empty_cache` of a plan, compiled: (dit, latents, conditions) -> the cache before the first step."""
+
+
+def sampled(
+    plan: SamplingPlan, dit: DiT, batch: Batch, bar: Progress
+) -> tuple[Float[np.ndarray, "B C T H W"], Cache | None]:
+    """The last latents of a batch from the reference's noise, and the cache after the last step."""
+    make_conditions, _ = dense_programs(plan.dense)
+    make_cache, steps = cached_programs(_static(plan))
+    conditions = make_conditions(dit, batch.prompt, batch.negative)
+    x = jnp.asarray(batch.trajectory[0])
+    cache = make_cache(dit, x, conditions) if plan.remembers else None
+    for result in denoise(plan, steps, dit, x, cache, conditions):
+        x, cache = result.latents, result.cache
+        bar.advance()
+    return np.asarray(x), cache
+
+
+@lru_cache(maxsize=2)
+def cached_programs(plan: SamplingPlan) -> tuple[EmptyCache, Mapping[str, Program]]:
+    """The jitted cache and its steps; plans that differ in numbers only have the same.
+
+    Few are kept: each holds a thousand mappings of memory on a CPU, and a process may have 65,530.
+    """
+    cache = jax.jit(lambda dit, x, conditions: empty_cache(plan, dit, x.shape, conditions))
+    return cache, {kind: jax.jit(partial(denoise_step, plan, kind)) for kind in KINDS}
+
+
+def without_numbers(sparse: SparsePlan) -> SparsePlan:
+    """The plan without what reaches its steps as numbers: plans that are then equal share their programs."""
+    return replace(sparse, interval=0, dense_steps=1)
+
+
+def _static(plan: SamplingPlan) -> SamplingPlan:
+    sparse = plan.sparse and without_numbers(plan.sparse)
+    return SamplingPlan(steps=1, true_cfg=plan.true_cfg, sparse=sparse, skip=plan.skip)
