@@ -6,7 +6,7 @@ With b bits and Q = 2^(b-1) - 1, and with a the largest absolute value of a row,
     integers = round(x * (Q / (clip a))), to even, limited to -Q - 1 .. Q
 
 `clip`, below 1, gives up the largest values for a finer grid. Everything is float32. Activations (`quantize_tokens`), int8
-scores and the cache of `qsjax.residual` follow it. Weights, rounded once, do so in two other ways: `qsjax.quant.quantizer`
+scores and the cache of `qsjax.residual` follow it. Weights differ in the order of the operations: `qsjax.quant.quantizer`
 and `qsjax.text.int8` say how, and why.
 """
 

@@ -12,7 +12,7 @@ from types import ModuleType
 def cache_directory() -> Path:
     """`$QSJAX_CACHE`, else `$XDG_CACHE_HOME/qsjax`, else `~/.cache/qsjax`; made if it is not there.
 
-    Where none can be written, a folder of this process.
+    Where that cannot be written, a temporary folder of this process.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("QSJAX_CACHE") or Path(home) / "qsjax")
@@ -26,7 +26,8 @@ def cache_directory() -> Path:
 def keep_programs() -> Path:
     """Let JAX keep compiled programs on disk, unless the user has named a place for them; returns the place.
 
-    The command line does so by itself. Programs of a CPU are for its kind: a home that machines share has a folder of each.
+    The command line does so by itself. Programs for CPUs have a folder for each kind of CPU, since a home
+    may be shared by several machines.
     """
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     imported: ModuleType | None = sys.modules.get("jax")
@@ -48,6 +49,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    said = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-    facts = "\n".join(dict.fromkeys(said)) or platform.processor()
+    features = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    facts = "\n".join(dict.fromkeys(features)) or platform.processor()
     return f"{platform.machine()}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"

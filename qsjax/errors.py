@@ -2,7 +2,7 @@
 
 
 class QsjaxError(Exception):
-    """Base of every error that is the caller's to mend; the command line prints it and exits with 2."""
+    """Base of every error that the caller can fix; the command line prints it and exits with 2."""
 
 
 class InputError(QsjaxError, ValueError):

@@ -24,7 +24,7 @@ def parameters(module: nnx.Module) -> dict[str, Any]:
 
 
 def map_parameters(function: Callable[[str, Any], Any], module: Module) -> Module:
-    """A module with the same structure and other parameters; the given one is not changed.
+    """A module with the same structure and other parameters; `module` is not changed.
 
     Args:
         function: name, old value -> new value.

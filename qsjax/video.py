@@ -1,4 +1,4 @@
-"""Writing what was sampled: mp4 files and contact sheets, each whole or not at all."""
+"""Writing sampled videos as mp4 files and contact sheets, each completely or not at all."""
 
 import os
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def write_video(
     Args:
         video: uint8 [T, H, W, 3]; H and W even.
         path: the file; its folder is made.
-        fps: frames a second.
+        fps: frames per second.
         comment: kept in the file's metadata (seed, model).
         overwrite: replace a file of that name.
 
@@ -69,10 +69,10 @@ def write_contact_sheet(
 
     Args:
         videos: uint8 [T, H, W, 3] each, of one size.
-        captions: one a video.
+        captions: one per video.
         path: the file; its folder is made.
         columns: frames shown of each video.
-        zoom: pixels of the sheet a pixel of video.
+        zoom: pixels of the sheet per pixel of video.
         overwrite: replace a file of that name.
 
     Raises:
@@ -122,7 +122,7 @@ class _replacing:
 
 
 def check_writable(target: Path, *, overwrite: bool) -> None:
-    """Make the folder of `target` and see that a file can be put there, before the work it will hold.
+    """Make the folder of `target` and check that a file can be written there, before the work whose result it will hold.
 
     Raises:
         InputError: the file exists and `overwrite` is off, or the folder cannot be written.

@@ -34,7 +34,7 @@ class Leaf(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredComponent:
-    """What the manifest says of a model; what it does not say has the default here, and nowhere else.
+    """A model's entry in the manifest; absent fields have the defaults here.
 
     Attributes:
         config: of the model.
@@ -61,7 +61,7 @@ class StoredComponent:
     seconds: float = 0.0
 
 
-_KNOWN = {one.name for one in fields(StoredComponent)}
+_KNOWN = {known.name for known in fields(StoredComponent)}
 
 
 class Manifest:
@@ -69,7 +69,7 @@ class Manifest:
 
     Attributes:
         directory: the checkpoint.
-        data: the whole manifest as plain data, for what writes another one; readers ask the properties below.
+        data: the whole manifest as plain data, for code that writes another manifest; readers use the properties below.
     """
 
     def __init__(self, directory: Path, data: dict[str, Any]) -> None:

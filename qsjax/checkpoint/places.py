@@ -1,4 +1,4 @@
-"""Where each stored piece of a component goes in a module, once every parameter is known to be covered exactly."""
+"""Where each stored piece of a component goes in a module, checked to cover every parameter exactly."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -9,7 +9,14 @@ from qsjax.params import find_parameter
 
 
 class Place(NamedTuple):
-    """Where a stored piece goes: rows `start:stop` of the first axis of a parameter, one of them without that axis, or all of it."""
+    """Where a stored piece goes.
+
+    Attributes:
+        parameter: dotted name.
+        start, stop: the rows of its first axis that the piece fills.
+        whole: the piece is all of the parameter.
+        layer: the piece is one layer of stacked blocks, so it lacks the first axis.
+    """
 
     parameter: str
     start: int
@@ -41,11 +48,11 @@ def find_places(
     for item, leaf, spec in manifest.leaves(component):
         if wanted is not None and not wanted(leaf):
             continue
-        found = find_parameter(leaf, shapes)
-        if found is None:
+        match = find_parameter(leaf, shapes)
+        if match is None:
             problems.append(f"surplus {leaf}")
             continue
-        name, index = found
+        name, index = match
         shape = shapes[name]
         if index is not None and index >= shape[0]:
             problems.append(f"surplus {leaf}")

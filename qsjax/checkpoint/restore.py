@@ -1,8 +1,8 @@
 """Reading a checkpoint into a Flax module, one item at a time."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
-from qsjax.checkpoint.manifest import Manifest
+from qsjax.checkpoint.manifest import Leaf, Manifest
 from qsjax.checkpoint.places import Place, find_places
 from qsjax.errors import CheckpointError
 from qsjax.params import map_parameters, parameters
@@ -37,7 +37,7 @@ def load_item(
         manifest: the checkpoint.
         component: "dit", "vae", "llama" or "clip".
         item: its name.
-        leaves: the only ones to be read; None reads all.
+        leaves: names of those to read; None reads all.
         device: for the arrays; None is this host's first.
 
     Raises:
@@ -54,7 +54,7 @@ def load_item(
     context = ocp.Context()
     context.pytree.loading.partial_load = leaves is not None
     if jax.process_count() > 1:
-        # Every host reads for itself, and waits for nobody.
+        # Every host reads for itself, without waiting for the others.
         context.multiprocessing.primary_host = jax.process_index()
         context.multiprocessing.active_processes = {jax.process_index()}
         context.multiprocessing.barrier_sync_key_prefix = f"host{jax.process_index()}"
@@ -89,15 +89,15 @@ def restore(
         module: without values (`nnx.eval_shape`); not changed.
         dtype: dtype of all floating parameters; None keeps the module's.
         wanted: says of a leaf's name whether it is read, for a module that is a part of the component.
-        place: of the parameters among devices, which are given their parts of one item after the other; None has all on this
-            host's first.
+        place: the sharding of each parameter; devices get their shards item by item. None puts all on this host's first
+            device.
         progress: show a bar in bytes.
 
     Raises:
         CheckpointError: a parameter is missing, surplus or of another shape.
     """
     abstract = parameters(module)
-    items: dict[str, dict[str, Any]] = {}
+    items: dict[str, dict[str, Leaf]] = {}
     for item, leaf, specification in manifest.leaves(component):
         if wanted is None or wanted(leaf):
             items.setdefault(item, {})[leaf] = specification
@@ -114,7 +114,7 @@ def restore(
                 name, target = part.parameter, abstract[part.parameter]
                 floating = jnp.issubdtype(target.dtype, jnp.floating)
                 kind = dtype if dtype is not None and floating else target.dtype
-                # Where the rows are: an array without a place would have the writing compiled twice.
+                # The target starts with this sharding too: without one, writing into it would be compiled twice.
                 sharding: Sharding = value.sharding
                 if place:
                     sharding = named = place(name, target.shape)
@@ -148,7 +148,7 @@ def write_rows(whole: Array, rows: Array, first: Array) -> Array:
 
 
 def _host() -> jax.Device:
-    """For what is spread from there over devices; the first of them where this host's own memory is no device of JAX."""
+    """The device that items are read to before they are sharded: the CPU, or the first accelerator where JAX has no CPU backend."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -156,7 +156,7 @@ def _host() -> jax.Device:
 
 
 def _spread(value: Array, part: Place, whole: NamedSharding) -> Array:
-    """A stored piece on the devices that have its parameter; each host brings what its own devices need."""
+    """A stored piece sharded like its parameter; each host provides its own devices' shards."""
     spec = PartitionSpec(*whole.spec[1:]) if part.layer else whole.spec
     rows = np.asarray(value)
     return jax.make_array_from_callback(
@@ -164,5 +164,5 @@ def _spread(value: Array, part: Place, whole: NamedSharding) -> Array:
     )
 
 
-def _bytes(specification: Mapping[str, Any]) -> int:
+def _bytes(specification: Leaf) -> int:
     return int(np.prod(specification["shape"])) * jnp.dtype(specification["dtype"]).itemsize

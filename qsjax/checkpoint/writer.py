@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
-from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Leaf, Manifest
 from qsjax.errors import InputError
 
 _JOURNAL = "journal"
@@ -53,7 +53,7 @@ class CheckpointWriter:
         marker = self._temporary / _IDENTITY
         if self._temporary.exists():
             if not marker.exists():
-                # Ours before its first file, or somebody's folder that only happens to have this name.
+                # Either our own folder before its first file, or somebody else's that happens to have this name.
                 if {path.name for path in self._temporary.rglob("*")} - _EMPTY:
                     raise InputError(
                         f"{self._temporary}: is in the way and not ours; move it or name another folder"
@@ -68,7 +68,7 @@ class CheckpointWriter:
         (self._temporary / _JOURNAL).mkdir(parents=True, exist_ok=True)
         write_atomically(marker, identity.encode())
 
-    def finished_items(self) -> dict[str, dict[str, Any]]:
+    def finished_items(self) -> dict[str, dict[str, Leaf]]:
         """`component/item` -> leaf specifications, for every item that is whole on disk."""
         journal = sorted((self._temporary / _JOURNAL).glob("*.json"))
         entries = [json.loads(path.read_text(encoding="utf-8")) for path in journal]
@@ -87,7 +87,7 @@ class CheckpointWriter:
         # Left by an interruption between Orbax's commit and the journal entry.
         shutil.rmtree(directory, ignore_errors=True)
         ocp.save(directory.absolute(), dict(leaves))  # Orbax takes no relative path
-        specifications = {
+        specifications: dict[str, Leaf] = {
             name: {
                 "shape": list(array.shape),
                 "dtype": array.dtype.name,
@@ -99,7 +99,7 @@ class CheckpointWriter:
         self._enter(component, item, specifications)
 
     def copy_item(
-        self, source: Path, component: str, item: str, specifications: Mapping[str, Any]
+        self, source: Path, component: str, item: str, specifications: Mapping[str, Leaf]
     ) -> None:
         """Take an item over from another checkpoint as it is; on one file system this costs no space.
 
@@ -113,7 +113,7 @@ class CheckpointWriter:
         shutil.copytree(source / component / item, directory, copy_function=_link)
         self._enter(component, item, specifications)
 
-    def _enter(self, component: str, item: str, specifications: Mapping[str, Any]) -> None:
+    def _enter(self, component: str, item: str, specifications: Mapping[str, Leaf]) -> None:
         entry = {"item": f"{component}/{item}", "leaves": specifications}
         name = hashlib.sha256(entry["item"].encode()).hexdigest()[:32]
         write_atomically(self._temporary / _JOURNAL / f"{name}.json", json.dumps(entry).encode())
@@ -129,7 +129,7 @@ class CheckpointWriter:
 
         Args:
             data: manifest fields; `data["components"][name]["config"]` must be there, items are added here.
-            order: component -> its items, in the order in which loading shall read them.
+            order: component -> its items, in the order in which loading reads them.
         """
         finished = self.finished_items()
         for component, items in order.items():
@@ -151,7 +151,7 @@ class CheckpointWriter:
 
 
 def _link(source: str, destination: str) -> None:
-    """A second name for a file; a copy where the file system has no such thing. Finished items are never written to."""
+    """Hard-link a file, or copy it where the file system has no links; safe, since finished items are never written to."""
     try:
         os.link(source, destination)
     except OSError:

@@ -1,4 +1,4 @@
-"""The DiT without its values: what loading fills, what plans count and what compilers are given."""
+"""The DiT without values: loading fills it, memory plans count it, and programs are compiled for it."""
 
 from functools import lru_cache
 
@@ -34,9 +34,8 @@ def abstract_dit(
     return map_parameters(lambda _, leaf: leaf, made)
 
 
-@lru_cache(
-    maxsize=16
-)  # tracing it takes a tenth of a second, and loading, planning and quantizing all ask
+# Tracing takes a tenth of a second, and loading, planning and quantizing all need the result.
+@lru_cache(maxsize=16)
 def _make(config: DiTConfig, dtype: jnp.dtype, recipe: Recipe | None, clipped: bool) -> DiT:
     def build() -> DiT:
         dit = DiT(config, dtype=dtype, rngs=nnx.Rngs(0))

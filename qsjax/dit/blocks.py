@@ -1,7 +1,7 @@
 """The two kinds of block: double-stream (video and text apart) and single-stream (together).
 
-A block knows its linear layers by name and calls them; whether they are quantized is theirs to know.
-It hands queries, keys and values to the attention slot; whether that is sparse is the slot's to know.
+A block calls its linear layers without knowing whether they are quantized, and hands queries, keys and values to the
+attention slot without knowing whether that is sparse.
 """
 
 from dataclasses import dataclass

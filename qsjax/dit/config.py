@@ -7,13 +7,13 @@ from typing import Any
 from qsjax.config import from_mapping, preset
 from qsjax.errors import InputError
 
-# Keys of diffusers' config.json that say something else than ours does, with the only value we compute.
+# Settings of diffusers' config.json that are fixed here, each with the only value that this model computes.
 _FIXED = {"qk_norm": "rms_norm", "image_condition_type": None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """Architecture of the transformer; the defaults of no field are assumed, presets live in configs/models.
+    """Architecture of the transformer; no field has a default, presets live in configs/models.
 
     Attributes:
         in_channels: latent channels of the input, 16.

@@ -1,7 +1,7 @@
 """HunyuanVideo's diffusion transformer: latents, time, text in; velocity out.
 
-It knows neither quantization nor sparsity. A linear layer may be replaced by any module that is
-asked the same questions (see `qsjax.dit.slot`), and attention is an argument of the call.
+It knows neither quantization nor sparsity. A linear layer may be replaced by any module that fits the linear slot
+(`qsjax.dit.slot`), and attention is an argument of the call.
 """
 
 from functools import partial
@@ -148,10 +148,10 @@ class DiT(nnx.Module):
         state: State = (),
         axis: str | None = None,
     ) -> tuple[Float[Array, "B O T H W"], State]:
-        """The same with the attention slot open: `attention` and its state, stacked over all blocks.
+        """The same with another attention, whose state is stacked over all blocks.
 
         The DiT threads `state` through its blocks (double, then single) and never looks inside. With an `axis` of devices, inside
-        `jax.shard_map`, each computes its share of the video's tokens; then `attention` must know how to see the others'.
+        `jax.shard_map`, each computes its share of the video's tokens; then `attention` must reach the other devices' tokens.
         """
         if modulation is None:
             modulation = self._modulation(timestep, pooled, guidance)
@@ -206,7 +206,7 @@ class DiT(nnx.Module):
         *,
         axis: str | None = None,
     ) -> Float[Array, "B O T H W"]:
-        """What the final layer makes of the video's tokens, float32, in the latents' size; gathered from the devices of an axis."""
+        """The final layer: the video's tokens to a float32 velocity of the latents' size, gathered from the devices of an axis."""
         shift, scale = jnp.split(modulation.final, 2, axis=-1)
         patches = self.final.linear(modulate(img, shift, scale))
         if axis is not None:
@@ -229,7 +229,7 @@ class DiT(nnx.Module):
         Args:
             latents, timestep, text, text_mask: as in a call.
             attention: for the slot; None is dense.
-            axis: of devices, inside `jax.shard_map`: each embeds its own share of the video's tokens. The text is everyone's.
+            axis: of devices, inside `jax.shard_map`: each embeds its own share of the video's tokens, and the whole text.
         """
         grid = self._grid(latents)
         cos, sin = map(jnp.asarray, rope_tables(self.config, grid))
@@ -327,7 +327,7 @@ class DiT(nnx.Module):
 
 
 def own_share(x: Array, axis: str, *, along: int) -> Array:
-    """This device's equal part of an array that all devices of a mesh axis have.
+    """This device's share of an array that every device of a mesh axis holds whole.
 
     Raises:
         InputError: it does not divide.

@@ -1,4 +1,4 @@
-"""Blocks of which every device has a part: a layer's parameters are whole only while it is its turn."""
+"""Blocks whose parameters are sharded over devices: those of a layer are gathered only while it runs."""
 
 from typing import Generic, TypeVar
 
@@ -9,19 +9,19 @@ Block = TypeVar("Block", bound=nnx.Module)
 
 
 class Shards(nnx.Module, Generic[Block]):
-    """Stacked blocks inside `jax.shard_map`, in the place of the stack.
+    """Stands for a stack of blocks inside `jax.shard_map`.
 
     Attributes:
-        blocks: a stacked module, or one layer of it, of a device's own parts.
-        along: for each leaf the axis of a layer's array that is cut; None where every device has all of it.
-        axis: of devices.
+        blocks: a stacked module, or one layer of it, with this device's shards as parameters.
+        along: for each leaf the sharded axis of a layer's array; None where it is replicated.
+        axis: name of the mesh axis.
     """
 
     def __init__(self, blocks: Block, along: tuple[int | None, ...], axis: str) -> None:
         self.blocks, self.along, self.axis = blocks, along, axis
 
     def whole(self) -> Block:
-        """One layer with what the other devices have of it; `blocks` is a layer, not a stack."""
+        """The layer with its parameters gathered; `blocks` must be a layer, not a stack."""
         graph, parameters = nnx.split(self.blocks)
         leaves, structure = jax.tree.flatten(parameters)
 
@@ -35,6 +35,6 @@ class Shards(nnx.Module, Generic[Block]):
 
 
 def layer(graph: nnx.GraphDef[Block], parameters: object) -> Block:
-    """A block from one layer's parameters, gathered if devices share them."""
+    """A block made of one layer's parameters, gathered where they are sharded."""
     block = nnx.merge(graph, parameters)
     return block.whole() if isinstance(block, Shards) else block

@@ -49,8 +49,8 @@ def scan_layers(
         step: `(block, carry, input, layer_state) -> (carry, layer_state)`.
         carry: passes from block to block.
         inputs: pytree with a leading layer axis, one slice a block.
-        state: pytree with a leading axis over all layers of the model (not only of this stack), or (). Steps are given
-            slices on the device, wherever a leaf is, and a leaf stays where it is.
+        state: pytree with a leading axis over all layers of the model (not only of this stack), or (). Steps get slices
+            on the device; a leaf in the host's memory stays there.
         first: index of this stack's first block in `state`.
 
     Returns:

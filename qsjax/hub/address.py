@@ -13,7 +13,7 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class Address:
-    """Of a model: `hf://OWNER/NAME[/FOLDER][@REVISION]`.
+    """The address of a model: `hf://OWNER/NAME[/FOLDER][@REVISION]`.
 
     Attributes:
         repo: owner and name.
@@ -27,21 +27,21 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Of a string that begins with `hf://`.
+        """Parse a string that begins with `hf://`.
 
         Raises:
             InputError: the rest is not an address.
         """
-        found = _ADDRESS.fullmatch(text.removeprefix(SCHEME))
+        match = _ADDRESS.fullmatch(text.removeprefix(SCHEME))
         if (
             not text.startswith(SCHEME)
-            or found is None
+            or match is None
             or {".", ".."} & set(re.split("[/@]", text))
         ):
             raise InputError(
                 f"{text}: is no address; write {SCHEME}OWNER/NAME, or with /FOLDER or @REVISION"
             )
-        return cls(found["repo"], found["folder"].lstrip("/"), found["revision"] or "main")
+        return cls(match["repo"], match["folder"].lstrip("/"), match["revision"] or "main")
 
     def __str__(self) -> str:
         folder = f"/{self.folder}" if self.folder else ""

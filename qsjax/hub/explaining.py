@@ -1,4 +1,4 @@
-"""What the hub's client raises, in one sentence each."""
+"""Errors of the hub's client as sentences for the user."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ from qsjax.hub.address import Address
 
 @contextmanager
 def explained(address: Address, name: str = "") -> Generator[None, None, None]:
-    """Turn errors of what is done inside into one sentence for each thing that the hub can say, or the network, or the disk.
+    """Turn errors of the hub, the network and the disk that are raised inside into one sentence each.
 
     Args:
         address: of the model.
-        name: of the file that it is about, if it is about one.
+        name: of the file concerned, if there is one.
 
     Raises:
         InputError: instead of them.
@@ -53,15 +53,15 @@ def explained(address: Address, name: str = "") -> Generator[None, None, None]:
             ) from error
         raise _unreachable(where, error) from error
     except Exception as error:
-        # The client's transport, which has changed its library between releases, has errors of no common base.
+        # The client's HTTP library differs between releases, and its errors have no common base class.
         if not type(error).__module__.startswith(("httpx", "httpcore")):
             raise
         raise _unreachable(where, error) from error
 
 
 def _unreachable(where: str, error: Exception) -> InputError:
-    said = str(error).strip().splitlines()
+    lines = str(error).strip().splitlines()
     return InputError(
-        f"{where} the hub cannot be reached ({said[0] if said else type(error).__name__}); "
+        f"{where} the hub cannot be reached ({lines[0] if lines else type(error).__name__}); "
         f"run the same command again, it goes on where it stopped, or with --offline if all of it is here"
     )

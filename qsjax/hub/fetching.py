@@ -1,4 +1,4 @@
-"""One file: what is missing of it, appended; then its checksum; then its name."""
+"""Downloading one file: append what is missing, check the checksum, then give it its name."""
 
 import hashlib
 import logging
@@ -17,17 +17,17 @@ from qsjax.hub.listing import File
 logger = logging.getLogger(__name__)
 
 PART = ".part"
-"""Behind the name of a file that is not whole yet."""
+"""Suffix of a file that is not complete yet."""
 _HASH_BLOCK = 8 << 20
 
 
 def fetch(address: Address, commit: str, name: str, path: Path, file: File) -> None:
-    """Bring a file to a place. What a power cut left of its end may be anything: where the checksum is not right, all of it is fetched again.
+    """Download a file, or the rest of it. A power cut may leave anything at its end: if the checksum is wrong, all of it is fetched again.
 
     Args:
         address, commit, name: of the file.
         path: where it is to appear.
-        file: what it has to be.
+        file: its size and checksum.
 
     Raises:
         InputError: the hub does not give it, or the disk does not take it; what was fetched stays.

@@ -1,4 +1,4 @@
-"""A model's folder: what is here, what the hub's own cache has, and what has to be fetched."""
+"""A model's folder: what is on disk, what the hub's own cache has, and what has to be fetched."""
 
 import logging
 import shutil
@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 def download(address: Address, *, offline: bool = False) -> tuple[Path, str]:
     """The model's weights, configurations and tokenizers on disk, under `qsjax.cache.cache_directory()`.
 
-    What is there already is not fetched again, nor what the hub's own cache has. Anything else is fetched file by file; after
-    a stop the same call goes on inside the file where it stopped.
+    Files on disk and in the hub's own cache are not fetched again. The others are fetched one by one; an interrupted
+    download resumes inside the file where it stopped.
 
     Args:
         address: what to fetch.
-        offline: ask nobody; so too where HF_HUB_OFFLINE is set.
+        offline: use no network; HF_HUB_OFFLINE has the same effect.
 
     Returns:
-        The folder, and the commit that it is of.
+        The folder, and its commit.
 
     Raises:
         InputError: there is no such model, it needs a token, the disk is too small, or the hub cannot be reached; offline: the
@@ -58,12 +58,12 @@ def download(address: Address, *, offline: bool = False) -> tuple[Path, str]:
 
 
 def _there(path: Path, file: File) -> bool:
-    """Whole: its name is given to it when it is."""
+    """Whether the file is complete: it gets its name only then."""
     return path.is_file() and path.stat().st_size == file.size
 
 
 def _linked(address: Address, commit: str, name: str, path: Path, file: File) -> bool:
-    """Whether the hub's own cache has the file, as another program may have left it; then it is linked to."""
+    """Link to the file in the hub's own cache, where another program may have left it; False if it is not there."""
     cached = try_to_load_from_cache(address.repo, name, revision=commit)
     if (
         not isinstance(cached, str)

@@ -1,4 +1,4 @@
-"""What belongs to a model: the hub's listing, as far as a conversion reads it, and what is remembered of it without a network."""
+"""The files of a model: the hub's listing, as far as a conversion reads it, and a record of it for offline use."""
 
 import json
 import re
@@ -33,7 +33,7 @@ class File:
 
 
 def ask(address: Address) -> tuple[str, dict[str, File]]:
-    """The commit that a revision is now, and the files of it that a conversion may read.
+    """The current commit of a revision, and those of its files that a conversion may read.
 
     Raises:
         InputError: the hub does not give it, or it holds no weights.
@@ -48,7 +48,7 @@ def ask(address: Address) -> tuple[str, dict[str, File]]:
 
 
 def _listing(address: Address, siblings: Iterable[RepoSibling]) -> dict[str, File]:
-    """The files that a conversion may read; beside safetensors a .pt is the same weights once more."""
+    """The files that a conversion may read; a .pt beside safetensors is left out, since it holds the same weights."""
     inside = f"{address.folder}/" if address.folder else ""
     files = {}
     for sibling in siblings:
@@ -83,7 +83,7 @@ def _listing(address: Address, siblings: Iterable[RepoSibling]) -> dict[str, Fil
 
 
 def remember(address: Address, home: Path, commit: str, files: Mapping[str, File]) -> None:
-    """Keep for a run without a network what this name meant, and what belongs to it."""
+    """Record the commit and the files of this address, for a run without a network."""
     path = _record(address, home)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"commit": commit, "files": {name: vars(file) for name, file in files.items()}}
@@ -93,10 +93,10 @@ def remember(address: Address, home: Path, commit: str, files: Mapping[str, File
 
 
 def remembered(address: Address, home: Path) -> tuple[str, dict[str, File]]:
-    """What `ask` said last, without asking.
+    """The last record that `remember` made.
 
     Raises:
-        InputError: it was not asked.
+        InputError: there is none.
     """
     try:
         content = json.loads(_record(address, home).read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ def standardized(x: Float[Array, "*B C"], epsilon: float) -> Float[Array, "*B C"
     """(x - mean) / sqrt(variance + epsilon), the LayerNorm without its affine part, float32.
 
     The biased variance is taken from centred values: E[x^2] - E[x]^2 would lose the digits that parity with PyTorch needs.
-    Where the result is rounded is the caller's: HunyuanVideo's DiT rounds it before scale and shift, CLIP after them.
+    The caller rounds the result: HunyuanVideo's DiT before scale and shift, CLIP after them.
     """
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(axis=-1, keepdims=True)

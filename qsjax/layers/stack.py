@@ -1,7 +1,7 @@
 """Blocks of one kind as a single module, every parameter with a leading layer axis, to run under `jax.lax.scan`.
 
 A stack compiles once, whatever its depth. How it is run differs: `qsjax.dit.stack` threads a state through the blocks,
-`qsjax.text.layers` keeps XLA for CPU from widening all layers' bfloat16 weights at once.
+`qsjax.text.stack` keeps XLA for CPU from widening all layers' bfloat16 weights at once.
 """
 
 from collections.abc import Callable

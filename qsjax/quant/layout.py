@@ -1,7 +1,7 @@
-"""On the device: how packed weights lie in memory, and how many bytes that takes.
+"""How packed weights are laid out in device memory, and how many bytes they take.
 
-On disk they have the layout "bytes", which every backend can compute with. A layout that a backend's fastest
-implementation wants is made from it while loading, by moving bits only.
+On disk they have the layout "bytes", which every backend can compute with. The layout of a backend's fastest
+implementation is made from it while loading, by moving bits only.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 def preferred_layout(
     precision: Precision, rows: int, backend: str | None = None, matmul: str = AUTO
 ) -> WeightLayout:
-    """The layout that the implementation of the matmul takes; of several, the first here.
+    """The layout that the implementation of the matmul takes; of several, the first in `layouts`.
 
     Args:
         precision: of the layer.
@@ -54,11 +54,19 @@ def preferred_layout(
         "weight_only": precision.activations == UNQUANTIZED,
     }
     if name != AUTO:
-        able = [one for one in layouts if QUANTIZED_MATMUL.objections(layout=one, **facts)[name] is None]  # fmt: skip
-        if not able:  # it says why
+        takes = [
+            layout
+            for layout in layouts
+            if QUANTIZED_MATMUL.objections(layout=layout, **facts)[name] is None
+        ]
+        if not takes:  # raises with the reason
             QUANTIZED_MATMUL.choose(name, layout=layouts[0], **facts)
-        return able[0]
-    return min(layouts, key=lambda layout: order.index(QUANTIZED_MATMUL.choose(layout=layout, **facts)))  # fmt: skip
+        return takes[0]
+
+    def rank(layout: WeightLayout) -> int:
+        return order.index(QUANTIZED_MATMUL.choose(layout=layout, **facts))
+
+    return min(layouts, key=rank)
 
 
 def arrange(
@@ -69,13 +77,12 @@ def arrange(
 ) -> Module:
     """Give every quantized layer the layout that suits a backend, in place.
 
-    One parameter after the other: besides the module there is never more than one of them, and one layer of it in
-    bytes.
+    Parameters are rearranged one at a time, so that the copies held are of a single parameter.
 
     Args:
         module: with packed weights in bytes, as stored.
         backend: "cpu", "gpu" or "tpu"; None is the default device's.
-        place: of a parameter among devices, by its dotted name and shape; None leaves it to the compiler.
+        place: the sharding of a parameter, by its dotted name and shape; None leaves it to the compiler.
         matmul: name of the implementation of the product; "auto" is the most preferred one.
     """
     for path, linear in nnx.iter_modules(module):
@@ -129,7 +136,7 @@ def _bits(plane: Array, layout: str, rows: int) -> Array:
     if layout == "bytes_transposed":
         return jnp.swapaxes(plane, -1, -2)
 
-    def one(plane: Array) -> Array:
+    def as_int4(plane: Array) -> Array:
         return unpack(PackedWeight((plane,), 4, "bytes", rows)).astype(jnp.int4)
 
-    return one(plane) if plane.ndim == 2 else jax.lax.map(one, plane)
+    return as_int4(plane) if plane.ndim == 2 else jax.lax.map(as_int4, plane)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int8
 from pallas_kernels.absmax import SMALLEST, largest, limit
 
 UNQUANTIZED = 16
-"""Bits of what stays as it is."""
+"""Bits that mean: left in floating point."""
 
 _DEAD = 1e-15  # 1 / _DEAD^2 is a float32
 

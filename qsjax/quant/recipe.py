@@ -1,4 +1,4 @@
-"""Recipes: which layers get how many bits, and which transforms come before them."""
+"""Recipes: how many bits each layer gets, and which transforms its input goes through."""
 
 import re
 from collections.abc import Collection
@@ -71,11 +71,11 @@ class Recipe:
     """Everything that says what a quantized checkpoint holds.
 
     Attributes:
-        name: for people.
+        name: for messages and reports.
         blocks: linear layers of the double and single blocks.
         modulation: the blocks' modulation layers (a quarter of HunyuanVideo's weights, read once per prompt).
         refiner: the text refiner's layers.
-        rotation: "none", "block", "kronecker" or "hadamard", before the block layers.
+        rotation: "none", "block", "kronecker" or "hadamard", of the block layers' inputs.
         rotation_size: channels that a block rotation turns together.
         smoothing: whether inputs are divided by a vector of channel scales.
         branch: a rank-1 correction in floating point beside every block layer (Q-VDiT's, a baseline).

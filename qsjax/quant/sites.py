@@ -150,7 +150,7 @@ def merged_bias(
 
 
 def online(site: Site, transform: Transform) -> Transform:
-    """What of a transform remains to be done at run time."""
+    """The part of a transform that remains to be done at run time."""
     return {
         "modulated": Transform(None, transform.rotation),
         "attention": Transform(),

@@ -84,14 +84,14 @@ def input_leaves(
 ) -> Leaves:
     """The leaves, float32, that say what a site's layer does with its input at run time."""
     smoothing, rotation = online(site, transform)
-    found = {
+    leaves = {
         "smoothing": smoothing,
         "rotation": None if rotation is None else rotation.runs,
         "mix": None if rotation is None else rotation.mix,
         "clip": None if activation_clip is None else jnp.reshape(activation_clip, 1),
     }
     return {
-        name: np.asarray(value, np.float32) for name, value in found.items() if value is not None
+        name: np.asarray(value, np.float32) for name, value in leaves.items() if value is not None
     }
 
 
@@ -145,8 +145,8 @@ def _by_ranges(
         for name, plane in zip(("packed", "low_bits"), packed.planes, strict=False):
             parts.setdefault(name, []).append(np.asarray(plane))
     return {
-        name: found[0] if len(found) == 1 else np.concatenate(found, axis=1)
-        for name, found in parts.items()
+        name: ranges[0] if len(ranges) == 1 else np.concatenate(ranges, axis=1)
+        for name, ranges in parts.items()
     }
 
 

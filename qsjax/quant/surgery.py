@@ -50,8 +50,8 @@ def with_quantized_layers(dit: Module, recipe: Recipe, *, clipped: bool = True) 
     """Replace layers in place.
 
     Args:
-        dit: a `qsjax.dit.DiT`; use it inside `nnx.eval_shape`, since all leaves are made anew, as zeros.
-        recipe: what becomes of which layer.
+        dit: a `qsjax.dit.DiT`; use it inside `nnx.eval_shape`, since all new leaves are zeros.
+        recipe: the precision of each layer.
         clipped: whether activations have a learned clip.
 
     Returns:

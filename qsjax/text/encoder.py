@@ -1,4 +1,4 @@
-"""Prompts to what the DiT reads: text states of the LLaMA and the pooled vector of the CLIP."""
+"""Prompts to the text input of the DiT: text states of the LLaMA and the pooled vector of the CLIP."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -111,7 +111,7 @@ class TextEncoder:
         llama_config = _read_config(manifest, "llama", LlamaConfig)
         clip_config = _read_config(manifest, "clip", ClipConfig)
         tokenizers = manifest.directory / "tokenizers"
-        # Tokenizers first: their faults show before gigabytes are read.
+        # Tokenizers first, so that a faulty one is reported before gigabytes are read.
         llama_tokenizer = PromptTokenizer(tokenizers / "llama", length=template.window)
         clip_tokenizer = PromptTokenizer(
             tokenizers / "clip", length=clip_config.max_position_embeddings

@@ -27,10 +27,10 @@ class PromptTemplate:
     max_length: int
 
     def __post_init__(self) -> None:
-        found = self.template.count(PLACEHOLDER)
-        if found != 1:
+        count = self.template.count(PLACEHOLDER)
+        if count != 1:
             raise InputError(
-                f"prompt template: expected exactly one {PLACEHOLDER} for the prompt, found {found}; correct the template"
+                f"prompt template: expected exactly one {PLACEHOLDER} for the prompt, found {count}; correct the template"
             )
         if self.crop_start < 0:
             raise InputError(

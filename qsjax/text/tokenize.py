@@ -65,7 +65,7 @@ class PromptTokenizer:
         self.vocab_size = max(self._tokenizer.get_vocab(True).values(), default=-1) + 1
 
     def ids(self, text: str) -> list[int]:
-        """The ids of `text` at full length, led by what the tokenizer puts in front but without what it appends."""
+        """The ids of `text` at full length, with the special tokens that the tokenizer puts before it, without those it appends."""
         self._tokenizer.no_truncation()
         encoding = self._tokenizer.encode(text)
         ends = [i + 1 for i, added in enumerate(encoding.special_tokens_mask) if not added]
@@ -86,18 +86,18 @@ class PromptTokenizer:
         return Tokens(ids, mask, tuple(lost))
 
     def _find_pad_id(self) -> int:
-        """What stands in the padding; the pooled CLIP vector of old configurations needs the right one."""
+        """The id that fills the padding; the pooled CLIP vector of old configurations needs the right one."""
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             token = _read_json(self._directory / name).get("pad_token")
             token = token.get("content") if isinstance(token, dict) else token
             if token is None:
                 continue
-            found = self._tokenizer.token_to_id(token)
-            if found is None:
+            pad_id = self._tokenizer.token_to_id(token)
+            if pad_id is None:
                 raise CheckpointError(
                     f"{self._directory / name}: pad_token {token!r} is not in tokenizer.json; copy both from one model"
                 )
-            return found
+            return pad_id
         return (self._tokenizer.padding or {"pad_id": 0})["pad_id"]
 
 

@@ -83,14 +83,14 @@ def run_in_tiles(
 ) -> Iterator[Output]:
     """Yield the output in pieces along time, each as soon as it is final.
 
-    In memory are the output of one tile along time, and of the one before it the frames to blend with.
+    Memory holds the output of one tile along time, and the frames of the previous one that it is blended with.
 
     Args:
         network: from a tile to its output, called once for every tile.
         x: the whole input.
         plan: the tiles.
         bar: advanced by one for every tile.
-        ahead: tiles of a grid that are begun before the first of them is waited for.
+        ahead: tiles of a grid that are started before the result of the first one is awaited.
     """
     tail, tiles, cut = None, plan.frames(x.shape[2]), plan.time
     for frames in tiles:
@@ -117,7 +117,7 @@ def _run_frames(network: Network, x: Volume, plan: TilePlan, bar: Progress, ahea
     joined: np.ndarray = np.empty(0)
     above: list[np.ndarray] = []
     inputs = (x[:, :, :, rows, columns] for row in cells for rows, columns in row)
-    outputs = _begun(map(network, inputs), ahead)
+    outputs = _started_early(map(network, inputs), ahead)
     for i, row in enumerate(cells):
         below, left = [], None
         for j in range(len(row)):
@@ -138,8 +138,8 @@ def _run_frames(network: Network, x: Volume, plan: TilePlan, bar: Progress, ahea
     return joined
 
 
-def _begun(outputs: Iterator[Array], ahead: int) -> Iterator[Array]:
-    """The same, so many further ones asked for before each: JAX returns before it has computed."""
+def _started_early(outputs: Iterator[Array], ahead: int) -> Iterator[Array]:
+    """The same outputs, each yielded after `ahead` further ones are started: JAX returns before it has computed."""
     waiting = deque(islice(outputs, ahead))
     for output in outputs:
         waiting.append(output)

@@ -23,7 +23,7 @@ _BLOCK_TYPES = {
         "up_block_types": "UpDecoderBlockCausal3D",
     },
 }
-# What Tencent's config.json says beyond the architecture: tile sizes, and a switch of its own code.
+# Keys of Tencent's config.json that do not describe the architecture: tile sizes, and a switch of its own code.
 _TENCENT_ONLY = ("sample_size", "sample_tsize", "force_upcast")
 
 

@@ -11,7 +11,7 @@ def convolve(
     kernel: Float[Array, "kT kH kW C O"],
     stride: tuple[int, int, int] = (1, 1, 1),
 ) -> Float[Array, "B T2 H2 W2 O"]:
-    """Convolve with replicated borders: kH//2 and kW//2 pixels on each side, kT-1 frames in front.
+    """Convolve with replicated borders: kH//2 and kW//2 pixels on each side, kT-1 frames before the first.
 
     On the CPU backend XLA's 3-D convolution is several times slower than its 2-D one, so there the
     temporal taps are 2-D convolutions with the frames as batch; elsewhere it is one 3-D convolution.

@@ -14,7 +14,7 @@ Volume = Float[Array, "B T H W C"]
 class Conv(nnx.Module):
     """A 3-D convolution that is causal in time.
 
-    Replicates the border pixels (k//2 on each side) and the first frame (k-1 in front, none behind).
+    Replicates the border pixels (k//2 on each side) and the first frame (k-1 copies before it, none after the last).
 
     Args:
         features_in: input channels.

@@ -105,7 +105,7 @@ class VAE(nnx.Module):
 
         Args:
             z, tiling, progress: as of `decode`.
-            devices: that take the tiles in turns, each with a copy of the weights; none is the default device.
+            devices: used in turn, each with a copy of the weights; empty is the default device.
 
         Raises:
             InputError: as `decode`.
@@ -137,7 +137,7 @@ class VAE(nnx.Module):
         return jnp.moveaxis(y, -1, 1).astype(jnp.float32)
 
 
-# The jit boundaries: one program for each shape of tile. Inside a caller's jit they dissolve.
+# The jit boundaries: one program for each shape of tile. Inside a caller's jit they are inlined.
 @jax.jit
 def _encode_tile(vae: VAE, x: Array | np.ndarray) -> Array:
     return vae.encode_tile(x)

@@ -11,6 +11,7 @@ from tolerances import FLOAT32_NETWORK, bfloat16_tokens
 from qsjax.dit.norms import modulate
 from qsjax.dit.slot import activated_input, gated_sum, gelu, joined_input, modulated_input
 from qsjax.quant import JoinedLinear, Precision, QuantizedLinear, QuantizedTokens, Transform
+from qsjax.quant.branched import BranchedLinear
 from qsjax.quant.quantizer import fake_weight
 from qsjax.quant.rotation import rotate_rows, start
 from qsjax.quant.storage import linear_leaves
@@ -157,3 +158,17 @@ def test_weights_take_the_bytes_they_should():
         packed, _ = both(PRECISIONS[name])
         assert packed.weight.nbytes == share * ROWS * COLUMNS
         assert packed.weight.shape == (ROWS, COLUMNS)
+
+
+def test_branch_needs_the_input_before_it_is_quantized():
+    packed, _ = both(PRECISIONS["W4A8"])
+    names = ("packed", "scale", "bias", "smoothing", "rotation")
+    leaves = {name: getattr(packed, name).get_value() for name in names}
+    leaves |= {"branch_in": normal(ROWS, 1, seed=3), "branch_out": normal(1, COLUMNS, seed=4)}
+    branched = BranchedLinear(leaves, rows=ROWS, precision=packed.precision, dtype=jnp.float32)
+    x = normal(2, 5, ROWS, seed=7)
+    assert branched.modulated_input is branched.activated_input is None
+    correction = x @ leaves["branch_in"] @ leaves["branch_out"]
+    np.testing.assert_allclose(branched(x), packed(x) + correction, atol=1e-4, rtol=1e-4)
+    with pytest.raises(TypeError, match="before it is quantized"):
+        branched(packed.prepare(x))
