@@ -15,7 +15,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import deviceless, targets
 from pallas_kernels.targets import Target
-from qsjax.budget.size import TEXT_TOKENS
 from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.abstract import abstract_dit
 from qsjax.dit.halves import keep
@@ -24,6 +23,7 @@ from qsjax.quant import Recipe, arrange
 from qsjax.sample import SamplingPlan, denoise_step, empty_cache, prepare, schedule, sharded_step
 from qsjax.sample.sharded import cache_specs
 from qsjax.sample.steps import CACHE
+from qsjax.settings.video import TEXT_TOKENS
 from qsjax.text import EncodedPrompt
 
 _KINDS = {jax.memory.Space.Device: "device", jax.memory.Space.Host: "pinned_host"}

@@ -6,10 +6,10 @@ from typing import Any, Literal
 from qsjax.budget.devices import Device
 from qsjax.budget.models import PlannedModel
 from qsjax.budget.report import DENSITY, EPOCHS, SAMPLES, make_report
-from qsjax.budget.size import TEXT_TOKENS
 from qsjax.budget.tables import text
 from qsjax.quant.recipe import FLOAT
 from qsjax.settings import RecipeLike, SamplingRecipe, Skip, SparsePlan, choose_settings
+from qsjax.settings.video import TEXT_TOKENS
 
 
 class MemoryPlan(dict[str, Any]):

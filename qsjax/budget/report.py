@@ -12,13 +12,14 @@ from qsjax.budget.fit import advice
 from qsjax.budget.flops import StepFlops
 from qsjax.budget.models import PlannedModel
 from qsjax.budget.run import Run
-from qsjax.budget.size import TEXT_TOKENS, Size
+from qsjax.budget.size import Size
 from qsjax.budget.stages import transformer_bytes
 from qsjax.budget.steps import steps_by_kind
 from qsjax.budget.weights import Weights, modulation_table_bytes
 from qsjax.errors import InputError
 from qsjax.quant import Recipe
 from qsjax.settings import SPARSE, Settings
+from qsjax.settings.video import TEXT_TOKENS
 
 DENSITY = 0.15
 """Of attention, QuantSparse's main setting."""

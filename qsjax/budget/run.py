@@ -8,6 +8,7 @@ from qsjax.budget.size import Size
 from qsjax.budget.stages import decoder_bytes, text_bytes, transformer_bytes
 from qsjax.budget.weights import Weights
 from qsjax.settings import Settings
+from qsjax.settings.video import TEXT_TOKENS
 from qsjax.vae import Tiling
 
 
@@ -49,7 +50,7 @@ class Run:
     model: PlannedModel
     weights: Weights
     settings: Settings
-    text_tokens: int = 256
+    text_tokens: int = TEXT_TOKENS
     text_storage: str | None = None
     released: bool = True
     tiling: Tiling | None = None

@@ -4,11 +4,8 @@ from dataclasses import dataclass
 
 from qsjax.dit import DiTConfig
 from qsjax.errors import InputError
-from qsjax.settings.video import check_size
+from qsjax.settings.video import TEXT_TOKENS, check_size
 from qsjax.vae.config import VAEConfig
-
-TEXT_TOKENS = 256
-"""Length of HunyuanVideo's prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from qsjax.cli.options import add_config, quantizes, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError
 from qsjax.settings import Settings
+from qsjax.settings.video import TEXT_TOKENS
 
 _VIDEO = ("frames", "height", "width", "steps")
 
@@ -27,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_fields(parser, Settings, only=_VIDEO, default="the model's")
     parser.add_argument(
-        "--text-tokens", type=int, default=256, help="tokens of the prompt, padding included"
+        "--text-tokens",
+        type=int,
+        default=TEXT_TOKENS,
+        help="tokens of the prompt, padding included",
     )
     parser.add_argument(
         "--text-storage", choices=("int8",), help="of the text encoders (default: bfloat16)"

@@ -8,6 +8,8 @@ from qsjax.config import from_mapping
 from qsjax.errors import InputError
 from qsjax.settings.plan import SamplingPlan
 
+TEXT_TOKENS = 256
+"""Length of HunyuanVideo's prompts, padding included."""
 FILE = "qsjax.json"
 """Name of the JSON file with these settings beside a PyTorch pipeline's model_index.json."""
 
