@@ -139,8 +139,8 @@ print("auto takes", QUANTIZED_MATMUL.choose(backend=backend, **facts))
 elsewhere = "gpu" if backend == "tpu" else "tpu"
 try:
     QUANTIZED_MATMUL.choose(elsewhere, backend=backend, **facts)
-except UnsupportedError as error:
-    print(error)
+except UnsupportedError as reason:
+    print(reason)
 
 # %% [markdown]
 # ## The product

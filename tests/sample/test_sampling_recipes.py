@@ -1,7 +1,7 @@
 """Sampling recipes: every preset is a plan, every field an option, and weights must fit."""
 
 import argparse
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 
 from qsjax.cli.fields import meanings
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
-from qsjax.config import configs_directory
+from qsjax.config import check_choices, configs_directory
 from qsjax.errors import InputError
 from qsjax.residual.store import BYTES
 from qsjax.settings import (
@@ -176,6 +176,21 @@ def test_what_the_parser_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit):
         parsed(*arguments)
     assert message in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Worded:
+    color: Literal["red", "green"] = "red"
+
+    def __post_init__(self):
+        check_choices(self)
+
+
+def test_a_word_that_is_none_is_refused_by_python_too():
+    """On a class of this file: the suite's own checks of types refuse it elsewhere."""
+    assert Worded(color="green").color == "green"
+    with pytest.raises(InputError, match="no color 'reed'; did you mean 'red'"):
+        Worded(color="reed")
 
 
 @pytest.mark.parametrize("config", [Sparsity(), Residual(), SparsePlan()])

@@ -173,7 +173,6 @@ def test_what_is_refused(dit):
         {"interval": -1},
         {"dense_steps": 0},
         {"dense_layers": (-1,)},
-        {"scores": "int4"},
     ):
         with pytest.raises(InputError):
             replace(SPARSE, **change)

@@ -130,7 +130,6 @@ def test_text_rows_see_everything():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mask": "svd"}, "did you mean 'svg'"),
         ({"density": 0.0}, "shares above 0"),
         ({"density": 15.0}, "shares above 0"),
         ({"block": -1}, "0 or more"),
