@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -27,6 +29,16 @@ def test_every_verb_has_help_with_defaults(capsys, verb):
         main([verb, "--help"])
     assert caught.value.code == 0
     assert "--json" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_jax():
+    code = (
+        "import sys; from qsjax.cli import VERBS, build_parser\n"
+        "for verb in VERBS: build_parser(verb).format_help()\n"
+        "print(*({'jax', 'flax', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
 def test_sample_writes_a_video_and_reports_json(capsys, tmp_path, tiny_checkpoint):
