@@ -27,7 +27,7 @@ def executed_density(pattern: Pattern) -> float:
     """
     video, text = pattern.layouts[0].blocks, pattern.text_blocks
     choice = pattern.empty(1, 1)
-    if choice.counts is None:
+    if choice.indices is None:
         listed = int(jnp.sum(pattern.lists(choice).counts))
     else:
         listed = video * choice.indices.shape[-1]

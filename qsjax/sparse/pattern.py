@@ -1,6 +1,6 @@
 """A mask family for one size of video: the order of the tokens, the block lists, and what is chosen while sampling."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,9 @@ class Choice(NamedTuple):
         second: whether a head uses the second order of tokens, bool [B, H].
     """
 
-    indices: Any = None
-    counts: Any = None
-    second: Any = None
+    indices: Array | None = None
+    counts: Array | None = None
+    second: Array | None = None
 
 
 class Pattern:
@@ -169,6 +169,7 @@ class Pattern:
         if len(arranged) == 1:
             return arranged[0]
         first, second = arranged
+        assert choice.second is not None  # `choose` decides it for patterns of two orders
         which = choice.second[:, None, :].reshape(
             choice.second.shape[0], 1, -1, *(1,) * (first.ndim - 3)
         )
