@@ -1,4 +1,4 @@
-"""A quantized checkpoint from a float one: what `qsjax calibrate` does, as a function."""
+"""`qsjax.calibrate`: make a quantized checkpoint from a float one, as the verb `qsjax calibrate` does."""
 
 import os
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ from qsjax.tiny.streams import CALIBRATION, held_out
 TINY = "tiny"
 SAMPLES = 20
 MOST = {"frames": 61, "height": 544, "width": 960, "steps": 50}
-"""The largest video that is taken without being asked for: larger ones teach little more and take hours."""
+"""The largest video that is sampled by default: larger ones improve the result little and take hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """What a calibration made; printed, it is a table.
+    """The result of a calibration; printed, it is a table.
 
     Attributes:
         checkpoint: folder of the quantized checkpoint.
         blocks: report of every block: errors before and after, losses, seconds.
-        files: others that were written.
+        files: other files that were written.
     """
 
     checkpoint: Path
@@ -66,29 +66,30 @@ def calibrate(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Calibrated:
-    """Write a quantized checkpoint, block by block. The same call after an interruption goes on where it stopped.
+    """Write a quantized checkpoint, block by block. After an interruption, the same call resumes where it stopped.
 
     >>> print(qsjax.calibrate("tiny", "checkpoint-w4a8", samples=8, epochs=4))
 
     Args:
         model: float checkpoint, or "tiny" for the bundled model.
         out: checkpoint folder to write.
-        weights: quantization recipe: a preset of configs/recipes, a TOML file, or itself.
-        method: a key of `qsjax.calibration.METHODS`, or itself.
-        captions: texts, or a text file with one a line; None is those of configs/captions, for the bundled model scenes of its own.
-        samples: moments of sampling to train on.
-        epochs: passes over them; None is the method's.
-        frames, height, width, steps: of the videos; None is the checkpoint's, at most `MOST`.
-        seed: of noise and the order of samples.
-        dtype: of activations; None is bfloat16 on TPU and GPU, float32 on CPU.
-        plot_to: PNG of curves and errors to write; needs matplotlib.
-        overwrite: replace the checkpoint, once the new one is whole.
-        progress: show bars.
+        weights: quantization recipe: a preset of configs/recipes, a TOML file, or a `Recipe`.
+        method: a key of `qsjax.calibration.METHODS`, or a `Method`.
+        captions: texts, or a text file with one caption per line; None takes configs/captions, or for the bundled model captions
+            of its own held-out scenes.
+        samples: number of training samples: the model's inputs at so many sampling steps.
+        epochs: passes over the samples; None is the method's default.
+        frames, height, width, steps: size and steps of the sampled videos; None is the checkpoint's, at most `MOST`.
+        seed: seed of the noise and of the order of samples.
+        dtype: dtype of activations; None is bfloat16 on TPU and GPU, float32 on CPU.
+        plot_to: PNG file for loss curves and errors; needs matplotlib.
+        overwrite: replace an existing checkpoint, once the new one is complete.
+        progress: show progress bars.
 
     Raises:
-        InputError: no such model, recipe or method, no captions, a checkpoint that is quantized already, or a folder that cannot be
-            written.
-        CheckpointError: the model is no checkpoint, or damaged.
+        InputError: no such model, recipe or method, no captions, a checkpoint that is already quantized, or a folder that cannot
+            be written.
+        CheckpointError: the model is not a checkpoint, or a damaged one.
     """
     if samples < 1:
         raise InputError(f"samples={samples}: at least 1 is needed")
@@ -99,10 +100,10 @@ def calibrate(
     texts = _captions(captions, tiny=model == TINY, samples=samples)
     options: dict[str, Any] = {"dtype": dtype, "progress": progress}
     pipeline = Pipeline.tiny(**options) if model == TINY else Pipeline.from_checkpoint(model, **options)  # fmt: skip
-    asked = {"frames": frames, "height": height, "width": width, "steps": steps}
+    requested = {"frames": frames, "height": height, "width": width, "steps": steps}
     sizes: dict[str, Any] = {
         name: min(getattr(pipeline.settings, name), MOST[name]) if size is None else size
-        for name, size in asked.items()
+        for name, size in requested.items()
     }
     pipeline.resolve(**sizes)
     manifest, blocks = calibrate_checkpoint(

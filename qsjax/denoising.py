@@ -1,14 +1,15 @@
-"""All steps of a run, one compiled program after the other, on one device or on a mesh."""
+"""All steps of a run as compiled programs, on one device or on a mesh."""
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.stages import Compiled
 from jaxtyping import Array, Float
 
 from qsjax.dit import DiT
@@ -29,22 +30,25 @@ from qsjax.sample import (
     sharded_step,
 )
 from qsjax.sample.loop import step_at
+from qsjax.sample.state import Cache
 from qsjax.sample.steps import CACHE
 from qsjax.settings import KINDS
 from qsjax.text import EncodedPrompt
 
+Tree = TypeVar("Tree")
+
 
 class Denoiser:
-    """Programs of a model's steps, compiled when a plan and a size first need them.
+    """Runs the steps of a plan; each program is compiled when a plan and a size first need it.
 
     Args:
-        models: of the checkpoint.
-        mesh: of devices; None is the default device.
-        progress: show a bar.
-        add: is told the stage and when it began.
+        models: the checkpoint's models.
+        mesh: mesh of devices; None is the default device.
+        progress: show a progress bar.
+        add: called with the name of each finished stage and the time when it began.
 
     Attributes:
-        programs: by name, plan and shapes.
+        programs: compiled programs by name, plan and argument shapes.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Denoiser:
         add: Callable[[str, float], None],
     ) -> None:
         self._models, self._mesh, self._progress, self._add = models, mesh, progress, add
-        self.programs: dict[Any, Any] = {}
+        self.programs: dict[Hashable, Compiled] = {}
 
     def __call__(
         self,
@@ -65,17 +69,17 @@ class Denoiser:
         negative: EncodedPrompt | None,
         latents: Float[Array, "B C T H W"] | np.ndarray,
     ) -> Generator[StepResult, None, None]:
-        """The steps of a run, each when it is asked for.
+        """Yield the result of each step; a step runs when the caller asks for it.
 
         Args:
-            plan: of the run.
-            prompt, negative: encoded; `negative` where the plan uses one.
-            latents: noise.
+            plan: the sampling plan.
+            prompt, negative: encoded prompts; `negative` is needed where the plan uses true guidance.
+            latents: initial noise.
         """
         x = self._everywhere(jnp.asarray(latents, jnp.float32))
         prepared = self._prepare(plan, *self._everywhere((prompt, negative)))
         dit, numbers = self._models.dit, self._everywhere(schedule(plan))
-        cache: Any = None
+        cache: Cache | None = None
         if plan.remembers and self._mesh is not None:
             cache = sharded_cache(plan, self._mesh, dit, x.shape, prepared)
         elif plan.remembers:
@@ -84,7 +88,7 @@ class Denoiser:
         first = step_at(numbers, 0)
         programs = {}
         for kind in dict.fromkeys(plan.kinds):
-            step: Any = partial(denoise_step, plan, kind)
+            step: Callable[..., tuple[Array, Cache | None]] = partial(denoise_step, plan, kind)
             if self._mesh is not None:
                 step = sharded_step(plan, kind, self._mesh, cache, weight_specs(dit))
             programs[kind] = self._compiled(kind, plan, step, dit, x, cache, first, prepared)
@@ -103,7 +107,7 @@ class Denoiser:
     def _prepare(
         self, plan: SamplingPlan, prompt: EncodedPrompt, negative: EncodedPrompt | None
     ) -> Conditions:
-        """What the steps need of a prompt; released weights are gone when this returns."""
+        """Compute what all steps share for a prompt; released modulation weights are dropped on return."""
         dit, function = self._models.modulation, partial(prepare, plan)
         if self._mesh is not None:
             function = sharded_prepare(plan, self._mesh, weight_specs(dit))
@@ -111,25 +115,25 @@ class Denoiser:
         return jax.block_until_ready(run(dit, prompt, negative))
 
     def _compiled(
-        self, name: str, plan: SamplingPlan, function: Callable[..., Any], *given: Any
-    ) -> Callable[..., Any]:
-        """The program of a function for these shapes, compiled when it is first asked for; that time is kept apart.
+        self, name: str, plan: SamplingPlan, function: Callable[..., Any], *arguments: object
+    ) -> Compiled:
+        """The program of a function for these argument shapes, compiled once; compiling is timed as a stage of its own.
 
-        Steps overwrite their cache in place.
+        Steps donate their cache, which is overwritten in place. The first argument is the model, whose shapes never change.
         """
-        key = (name, plan, *(leaf.shape for leaf in jax.tree.leaves(given[1:])))
+        key = (name, plan, *(leaf.shape for leaf in jax.tree.leaves(arguments[1:])))
         if key not in self.programs:
             start = time.perf_counter()
             jitted = jax.jit(function, donate_argnums=CACHE if name in KINDS else ())
-            self.programs[key] = jitted.lower(*given).compile()
+            self.programs[key] = jitted.lower(*arguments).compile()
             self._add("compile", start)
         return self.programs[key]
 
-    def _everywhere(self, tree: Any) -> Any:
-        """Arrays whole on every device of the mesh, if there is one."""
+    def _everywhere(self, tree: Tree) -> Tree:
+        """The arrays of a tree, replicated over the mesh if there is one."""
         return tree if self._mesh is None else replicated(self._mesh, tree)
 
 
-def _cache(plan: SamplingPlan, dit: DiT, latents: Array, conditions: Conditions) -> Any:
-    """Buffers of the cache, before the first refresh."""
+def _cache(plan: SamplingPlan, dit: DiT, latents: Array, conditions: Conditions) -> Cache:
+    """The cache before the first step."""
     return empty_cache(plan, dit, latents.shape, conditions)

@@ -1,4 +1,4 @@
-"""What a call of a pipeline returns, and how it shows its arguments."""
+"""The result of a pipeline call, and a decorator that copies a method's signature."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,17 +16,17 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
-    """What one call of a pipeline made.
+    """The result of one pipeline call.
 
     Attributes:
         frames: uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
         latents: float32 [B, C, T, H, W] after the last step.
-        seed: of the noise.
-        settings: as they were chosen, from arguments, recipe and checkpoint.
+        seed: seed of the noise.
+        settings: the settings that were used, chosen from arguments, recipe and checkpoint.
         timings: seconds by stage ("load", "encode", "compile", "denoise", "decode").
         heads: recall and density of every head; None with dense attention.
-        skipped: steps of the prompt that were left out.
-        peak_memory_bytes: of the first device since the process began; None where it does not say.
+        skipped: number of steps that were left out for the prompt.
+        peak_memory_bytes: peak memory of the first device since the process began; None if the backend does not report it.
     """
 
     frames: UInt8[np.ndarray, "... F Y X 3"]
@@ -39,16 +39,16 @@ class Result:
     peak_memory_bytes: int | None
 
 
-def same_arguments(of: Callable[..., Any]) -> Callable[[Method], Method]:
-    """A decorator for a method that hands all of its arguments on: it shows them, and what they mean, as the other does."""
+def same_arguments(of: Callable[..., object]) -> Callable[[Method], Method]:
+    """Decorate a method that passes all of its arguments to `of`: it gets the signature and the "Args:" section of `of`."""
 
     def decorate(method: Method) -> Method:
-        own, others = inspect.signature(method), inspect.signature(of)
-        shown: Any = method
-        shown.__signature__ = others.replace(return_annotation=own.return_annotation)
-        # Without its indentation, which Python 3.13 has taken away already.
-        meaning = (inspect.getdoc(of) or "").partition("\nArgs:")[2].partition("\nReturns:")[0]
-        shown.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:{meaning.rstrip()}\n"
+        returned = inspect.signature(method).return_annotation
+        signature = inspect.signature(of).replace(return_annotation=returned)
+        setattr(method, "__signature__", signature)  # noqa: B010 (no attribute of a Callable)
+        # getdoc removes the indentation, as Python 3.13 does on its own.
+        arguments = (inspect.getdoc(of) or "").partition("\nArgs:")[2].partition("\nReturns:")[0]
+        method.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:{arguments.rstrip()}\n"
         return method
 
     return decorate

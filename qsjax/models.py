@@ -1,10 +1,10 @@
-"""The three models of a checkpoint: read when they are first needed, and dropped where they would not fit together."""
+"""The three models of a checkpoint, read when they are first needed and dropped if they do not fit together."""
 
 import gc
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +18,28 @@ from qsjax.text import TextEncoder
 from qsjax.vae import VAE, load_vae
 
 _ROOM = 0.6
-"""Share of a device's memory that all weights together may take where nothing is said; the rest is for what they compute."""
+"""With `staged=None`, all models stay loaded if their weights take at most this share of the device's memory."""
+
+Loaded = TypeVar("Loaded")
 
 
 class Models:
     """Text encoders, transformer and autoencoder.
 
     Args:
-        manifest: the checkpoint.
-        dtype: of weights and matmuls.
-        text_storage: of the text encoders, "int8" or None.
-        released: whether the transformer is without its modulation weights.
-        staged: one at a time; None decides by the device's memory.
-        mesh: whose devices run the transformer; None is the default device.
-        cut: whether they share the weights of its blocks; False gives them to each.
-        kernels: the transformer's.
-        progress: show bars.
-        add: is told the stage and when a model began to be read.
+        manifest: the checkpoint's manifest.
+        dtype: dtype of weights and matmuls.
+        text_storage: storage of the text encoders, "int8" or None for `dtype`.
+        released: load the transformer without its modulation weights.
+        staged: keep one model in memory at a time; None decides by the device's memory.
+        mesh: mesh of devices that run the transformer; None is the default device.
+        cut: shard the weights of the transformer's blocks over the mesh; False replicates them.
+        kernels: implementations that the transformer runs.
+        progress: show progress bars.
+        add: called with the stage "load" and the time when it began, after each model is read.
 
     Attributes:
-        staged: whether reading one drops the others.
+        staged: whether reading a model drops the others.
     """
 
     def __init__(
@@ -63,31 +65,31 @@ class Models:
 
     @property
     def dit(self) -> DiT:
-        """What steps run."""
-        return self._one("dit", lambda: self._read_dit("steps" if self._released else "whole"))
+        """The transformer that steps run."""
+        return self._cached("dit", lambda: self._read_dit("steps" if self._released else "whole"))
 
     @property
     def modulation(self) -> DiT:
-        """What makes a prompt's modulation vectors; where it is released, read anew each time and not kept."""
+        """The model that computes a prompt's modulation vectors; if released, it is read anew each time and not kept."""
         return self._read_dit("modulation") if self._released else self.dit
 
     @property
     def vae(self) -> VAE:
         """The video autoencoder."""
-        return self._one("vae", lambda: self._read(load_vae))
+        return self._cached("vae", lambda: self._read(load_vae))
 
     @property
     def text_encoder(self) -> TextEncoder:
         """Both text encoders with their tokenizers."""
         load = partial(TextEncoder.load, storage=self._text_storage)
-        return self._one("text", lambda: self._read(load))
+        return self._cached("text", lambda: self._read(load))
 
     def release(self) -> None:
-        """Drop what is loaded."""
+        """Drop all loaded models."""
         self._loaded.clear()
         gc.collect()  # modules refer to themselves
 
-    def _one(self, name: str, read: Callable[[], Any]) -> Any:
+    def _cached(self, name: str, read: Callable[[], Loaded]) -> Loaded:
         if name not in self._loaded:
             if self.staged and self._loaded:
                 self.release()
@@ -98,18 +100,18 @@ class Models:
         load = partial(load_dit, part=part, place=self._place, kernels=self._kernels)
         return self._read(partial(load, progress=self._progress))
 
-    def _read(self, load: Callable[..., Any]) -> Any:
+    def _read(self, load: Callable[..., Loaded]) -> Loaded:
         start = time.perf_counter()
         loaded = load(self._manifest.directory, dtype=self._dtype)
         self._add("load", start)
         return loaded
 
     def _fits(self) -> bool:
-        """Whether all weights, as stored, are a small part of the device's memory; True where that is not known."""
+        """Whether all weights, as stored, take a small part of the device's memory; True if its size is unknown."""
         room = device_room()
         return room is None or stored_bytes(self._manifest) <= _ROOM * room
 
 
 def device_room() -> int | None:
-    """Bytes of the default device that a program may use; None where the backend does not say."""
+    """Bytes of the default device that a program may use; None if the backend does not report them."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

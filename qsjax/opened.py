@@ -1,4 +1,4 @@
-"""A checkpoint that is open for sampling: its models, what it says of itself, and where it runs."""
+"""A checkpoint opened for sampling: its models, its settings, and the devices it runs on."""
 
 import os
 import time
@@ -24,7 +24,7 @@ from qsjax.text import TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig
 
 MODULATION = ("resident", "released")
-"""Where the modulation weights are while steps run: in memory, or only on disk."""
+"""Where the modulation weights are while steps run: "resident" in memory, or "released", only on disk."""
 
 
 Opened = TypeVar("Opened", bound="OpenCheckpoint")
@@ -34,10 +34,10 @@ class OpenCheckpoint:
     """Three models, each loaded when it is first needed.
 
     Attributes:
-        dit_config, vae_config: their sizes.
-        settings: used where a call does not say otherwise (size, steps, shift, guidance).
-        tiling: how the VAE cuts what it decodes; None decodes in one pass.
-        mesh: of the devices that share the transformer's tokens; None is the default device alone.
+        dit_config, vae_config: sizes of the transformer and the autoencoder.
+        settings: defaults of every call: size, steps, shift, guidance.
+        tiling: tiles in which the VAE decodes; None decodes in one pass.
+        mesh: mesh of the devices that share the transformer's tokens; None is the default device alone.
         timings: seconds of the last call by stage ("load", "encode", "compile", "denoise", "decode").
     """
 
@@ -70,7 +70,7 @@ class OpenCheckpoint:
                 "shard_weights is for several devices, and there is one; ask for more (--devices), or leave it out"
             )
         self.mesh = make_mesh(devices) if devices != 1 else None
-        self._cut = shard_weights
+        self._shard_weights = shard_weights
         self.settings = Settings.stored(manifest.generation)
         self.tiling: Tiling | None = from_mapping(
             Tiling, manifest.tiling, source=f"{source}: tiling"
@@ -106,24 +106,25 @@ class OpenCheckpoint:
         """Open a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
 
         Args:
-            directory: the checkpoint.
-            dtype: of weights and matmuls; None is bfloat16 on TPU and GPU, float32 on CPU.
+            directory: folder of the checkpoint.
+            dtype: dtype of weights and matmuls; None is bfloat16 on TPU and GPU, float32 on CPU.
             text_storage: "int8" halves the memory of the text encoders.
-            modulation: "released" reads the modulation weights (a quarter of HunyuanVideo's) for a prompt's table and drops
-                them before the first step, for each prompt anew; "resident" keeps them. The video is the same.
-            staged: True drops text encoders, transformer and autoencoder when another of them is needed, and reads them again
-                for the next call; False keeps what was loaded; None keeps it where all three are a small part of the device's
-                memory, or where that is not known.
-            devices: that share the transformer's tokens and heads, and take the autoencoder's tiles in turns. Text encoders run on
-                the first.
-            shard_weights: devices share the transformer's weights too, and gather a layer's when its turn comes; else each has all.
-            kernels: names of implementations by operation, as {"attention": "xla_chunked", "matmul": "xla"}; the operations are
-                attention, sparse_attention, matmul and quantize, the names those that `qsjax doctor` lists. None is "auto" for all.
-            progress: show bars (on a terminal or notebook; in a log, a line per 10 %).
+            modulation: "released" reads the modulation weights (a quarter of HunyuanVideo's) anew for each prompt and drops them
+                before the first step; "resident" keeps them in memory. The video is the same.
+            staged: True keeps only one of text encoders, transformer and autoencoder in memory at a time, and reads each again for
+                the next call; False keeps all that was loaded; None keeps all if the three take a small part of the device's
+                memory, or if its size is unknown.
+            devices: number of devices that share the transformer's tokens and heads, and decode the autoencoder's tiles in turns.
+                Text encoders run on the first.
+            shard_weights: shard the transformer's weights over the devices too, and gather each layer's just before it runs; False
+                replicates them.
+            kernels: implementation names by operation, as {"attention": "xla_chunked", "matmul": "xla"}. Operations are attention,
+                sparse_attention, matmul and quantize; `qsjax doctor` lists the names. None is "auto" for all.
+            progress: show progress bars (on a terminal or in a notebook; in a log, a line per 10 %).
 
         Raises:
             CheckpointError: not a checkpoint, or one without a DiT or VAE.
-            InputError: no such modulation or implementation; not so many devices.
+            InputError: an unknown modulation or implementation, or more devices than there are.
         """
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -148,28 +149,28 @@ class OpenCheckpoint:
 
     @property
     def directory(self) -> Path:
-        """The checkpoint."""
+        """Folder of the checkpoint."""
         return self._manifest.directory
 
     @property
     def weights(self) -> str | None:
-        """Name of the recipe that the DiT is quantized by; None in full precision."""
+        """Name of the DiT's quantization recipe; None in full precision."""
         recipe = self._manifest.component("dit").recipe
         return None if recipe is None else recipe.get("name")
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of weights and matmuls."""
+        """Dtype of weights and matmuls."""
         return self._dtype
 
     @property
     def staged(self) -> bool:
-        """Whether text encoders, transformer and autoencoder are in memory one at a time."""
+        """Whether only one of text encoders, transformer and autoencoder is in memory at a time."""
         return self._models.staged
 
     @property
     def dit(self) -> DiT:
-        """The diffusion transformer; with `modulation="released"` only what steps run."""
+        """The diffusion transformer; with `modulation="released"`, without its modulation weights."""
         return self._models.dit
 
     @property
@@ -183,16 +184,16 @@ class OpenCheckpoint:
         return self._models.text_encoder
 
     def release(self) -> None:
-        """Drop every loaded model; each is read again when it is needed. What was compiled stays."""
+        """Drop every loaded model; each is read again when it is needed. Compiled programs are kept."""
         self._models.release()
 
     def latent_shape(self, settings: Settings, batch: int = 1) -> tuple[int, int, int, int, int]:
-        """[B, C, T, H, W] of the latents of a video."""
+        """Shape [B, C, T, H, W] of a video's latents."""
         latents = self.vae_config.latent_shape(settings.frames, settings.height, settings.width)
         return (batch, self.dit_config.in_channels, *latents)
 
     def _require_room(self, settings: Settings, *, encodes: bool) -> None:
-        """Refuse what cannot fit the device; where its memory is not known, nothing is refused."""
+        """Raise `InputError` if the run cannot fit the device; skip the check if the device's memory is unknown."""
         room = device_room()
         if room is None:
             return
@@ -207,7 +208,7 @@ class OpenCheckpoint:
             encodes=encodes,
             backend=jax.default_backend(),
             chips=1 if self.mesh is None else self.mesh.size,
-            cut=self._cut,
+            cut=self._shard_weights,
         )
         require_room(run, room, where=f"this {jax.local_devices()[0].device_kind}")
 

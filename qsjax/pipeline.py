@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[str] | EncodedPrompt
 Callback = Callable[[int, Array], bool | None]
-"""Called after a step with its number, from 1, and its latents."""
+"""Called after each step with its number, from 1, and its latents; False cancels the run."""
 
 
 class Pipeline(OpenCheckpoint):
@@ -45,7 +45,7 @@ class Pipeline(OpenCheckpoint):
 
     Attributes:
         heads: recall and density of every head in the last call with sparse attention; None after a dense one.
-        skipped: steps of the last call that were left out (of the prompt; see `qsjax.settings.Skip`).
+        skipped: number of steps that the last call left out for the prompt (see `qsjax.settings.Skip`).
     """
 
     heads: Heads | None = None
@@ -74,36 +74,36 @@ class Pipeline(OpenCheckpoint):
         skip: Skip | Literal[False] | None = None,
         callback: Callback | None = None,
     ) -> Result:
-        """Sample a video, and keep what is known of the run.
+        """Sample a video and return it together with the latents, settings, timings and statistics of the run.
 
         >>> result = pipeline.generate("a red circle moves left", steps=20, recipe="quantsparse-w4a8-d15")
         >>> result.frames, result.latents, result.timings
 
-        What is None comes from the recipe, else from the checkpoint.
+        Arguments that are None take the recipe's value, else the checkpoint's.
 
         Args:
             prompt: a text; several texts or an encoded prompt give a batch.
             negative_prompt: what true guidance moves away from; used with true_cfg > 1.
-            frames: of the video, 4k + 1.
+            frames: number of video frames, 4k + 1.
             height, width: pixels, multiples of 16 for HunyuanVideo.
             steps: Euler steps.
-            shift: of the noise schedule; larger spends more steps at high noise.
+            shift: shift of the noise schedule; larger values spend more steps at high noise.
             guidance: scale given to the guidance embedder of distilled models.
-            true_cfg: scale of classifier-free guidance with the negative prompt; 1 is off. Each step costs twice as much.
+            true_cfg: scale of classifier-free guidance with the negative prompt; 1 is off. Above 1, each step costs twice as much.
             seed: 0 to 2^64 - 1; same seed, same bits on the same machine; sample b of a batch uses `seed + b`.
             latents: noise to start from instead of the seed's, float32 [B, C, T, H, W].
             recipe: sparse attention and step skipping: a preset ("quantsparse-w4a8-d15"), a TOML file, or its contents.
-            sparse: sparse attention, in place of the recipe's; False is dense.
-            skip: steps that are left out, in place of the recipe's; False computes all.
+            sparse: sparse attention, in place of the recipe's; False is dense attention.
+            skip: rule for skipping steps, in place of the recipe's; False computes all steps.
             callback: called after each step with its number (from 1) and its latents, which stay readable; False cancels.
 
         Returns:
-            Frames, uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3]; and the rest of `Result`.
+            A `Result`, whose frames are uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
 
         Raises:
-            InputError: an empty prompt, a size the model cannot make, latents of another shape, a recipe for other weights; sparse
-                attention on a number of devices that does not divide its heads.
-            Cancelled: the callback said so; carries the latents.
+            InputError: an empty prompt, a size the model cannot make, latents of the wrong shape, a recipe for other weights, or
+                sparse attention on a number of devices that does not divide the number of heads.
+            Cancelled: the callback returned False; the exception carries the latents.
         """
         self.timings = {}
         chosen = self.resolve(
@@ -125,8 +125,8 @@ class Pipeline(OpenCheckpoint):
         encoded = self.encode(prompt)
         negative = None
         if plan.uses_negative:
-            given = chosen.negative_prompt if negative_prompt is None else negative_prompt
-            negative = self._negative(given, encoded.pooled.shape[0])
+            negative_prompt = chosen.negative_prompt if negative_prompt is None else negative_prompt
+            negative = self._encode_negative(negative_prompt, encoded.pooled.shape[0])
         sampled = self.sample(
             encoded,
             settings=chosen,
@@ -151,7 +151,7 @@ class Pipeline(OpenCheckpoint):
 
     @same_arguments(generate)
     def __call__(self, prompt: Prompt, **arguments: Any) -> UInt8[np.ndarray, "... F Y X 3"]:
-        """Sample a video: the frames of `generate`, uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
+        """Sample a video and return only its frames: uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
 
         >>> video = pipeline("a red circle moves left", steps=20, recipe="quantsparse-w4a8-d15")
         """
@@ -172,7 +172,7 @@ class Pipeline(OpenCheckpoint):
         sparse: SparsePlan | Literal[False] | None = None,
         skip: Skip | Literal[False] | None = None,
     ) -> Settings:
-        """The settings that a call with these arguments has, checked against the model.
+        """The settings that a call with these arguments would use, checked against the model.
 
         Raises:
             InputError: a size the model cannot make, a recipe for other weights.
@@ -228,7 +228,7 @@ class Pipeline(OpenCheckpoint):
         latents: Float[Array, "B C T H W"] | np.ndarray | None = None,
         callback: Callback | None = None,
     ) -> Float[Array, "B C T H W"]:
-        """Denoise, one jitted step at a time; arguments as in `__call__`.
+        """Denoise, one jitted step at a time; the arguments are those of `generate`.
 
         Returns:
             float32 latents as the DiT sees them (multiplied by the VAE's scaling factor).
@@ -248,7 +248,7 @@ class Pipeline(OpenCheckpoint):
                         latents=last.latents,
                     )
         assert last is not None  # a plan has at least one step
-        self._look_back(settings, prompt, last)
+        self._record_statistics(settings, prompt, last)
         return last.latents if self.mesh is None else gathered(self.mesh, last.latents)
 
     def denoise(
@@ -260,7 +260,7 @@ class Pipeline(OpenCheckpoint):
         seed: int = 0,
         latents: Float[Array, "B C T H W"] | np.ndarray | None = None,
     ) -> Generator[StepResult, None, None]:
-        """Denoise step by step: a caller that has seen enough leaves the loop. Arguments as of `sample`.
+        """Denoise step by step; leave the loop to stop early. The arguments are those of `sample`.
 
         >>> for result in pipeline.denoise(pipeline.encode("a red circle")):
         ...     if result.index == 3:
@@ -276,27 +276,30 @@ class Pipeline(OpenCheckpoint):
                 f"latents have shape {list(latents.shape)}, this prompt and size need {list(shape)}"
             )
         plan = within_budget(self.dit_config, settings.plan(), shape, text)
-        if self._progress and (said := describe(self.dit_config, plan, shape, text)):
-            logger.info("%s", said)
+        if self._progress and (summary := describe(self.dit_config, plan, shape, text)):
+            logger.info("%s", summary)
         return self._denoiser(plan, prompt, negative, latents)
 
-    def _look_back(self, settings: Settings, prompt: EncodedPrompt, last: StepResult) -> None:
-        """Keep what the last step knows of the whole run: steps that were left out, and what the heads computed."""
+    def _record_statistics(
+        self, settings: Settings, prompt: EncodedPrompt, last: StepResult
+    ) -> None:
+        """Set `skipped` and `heads` from the cache of the last step, which covers the whole run."""
         self.skipped = 0 if settings.skip is None else int(last.cache[0].skipped.count)
         self.heads = None
         if settings.sparse is not None:
             slot = last.cache[0].slot
             if self.mesh is not None:
-                seen = slot.layer._replace(
+                # Only the lists and the recall are needed; the cached tensors are large.
+                lists = slot.layer._replace(
                     cached=None, change=None, bend=None, lse=None, lse_change=None
                 )
-                slot = slot._replace(layer=gathered(self.mesh, seen))
+                slot = slot._replace(layer=gathered(self.mesh, lists))
             self.heads = heads_of(
                 settings.sparse, self.dit_config, last.latents.shape, prompt.text.shape[1], slot
             )
 
     def decode(self, latents: Float[Array, "B C T H W"]) -> Float[np.ndarray, "B F Y X 3"]:
-        """Latents of `sample` to float32 frames in [0, 1]."""
+        """Decode the latents of `sample` to float32 frames in [0, 1]."""
         vae = self.vae
         start = time.perf_counter()
         z = latents / self.vae_config.scaling_factor
@@ -310,15 +313,15 @@ class Pipeline(OpenCheckpoint):
         self._add("decode", start)
         return np.moveaxis(array, 1, -1)
 
-    def _negative(self, given: str | EncodedPrompt, batch: int) -> EncodedPrompt:
-        if isinstance(given, EncodedPrompt):
-            return given
+    def _encode_negative(self, prompt: str | EncodedPrompt, batch: int) -> EncodedPrompt:
+        if isinstance(prompt, EncodedPrompt):
+            return prompt
         start = time.perf_counter()
-        encoded = self.text_encoder([given] * batch)
+        encoded = self.text_encoder([prompt] * batch)
         self._add("encode", start)
         return encoded
 
 
 def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
-    """Frames in [0, 1] to 8 bits, rounded to nearest."""
+    """Convert frames in [0, 1] to 8 bits, rounded to nearest."""
     return np.round(frames * 255).astype(np.uint8)

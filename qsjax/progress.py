@@ -20,8 +20,9 @@ class Progress:
     Args:
         total: amount of work, in `unit`s; bytes when `unit` is "B", shown scaled.
         label: what is being done, in one or two words.
-        unit: the field's word for one piece of work.
-        enabled: False makes the object do nothing.
+        unit: name of one piece of work, as "step".
+        initial: units that were already done before, as by an interrupted run.
+        enabled: False shows nothing.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Progress:
         self._log = enabled and not interactive
 
     def advance(self, amount: int = 1, **figures: object) -> None:
-        """Report `amount` more units done; `figures` are shown beside the bar (loss, memory)."""
+        """Report `amount` more units done; `figures` (loss, memory) are shown next to the bar."""
         self._done += amount
         if self._bar is not None:
             if figures:

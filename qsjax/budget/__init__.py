@@ -1,4 +1,4 @@
-"""What fits where, before anything is loaded: bytes, operations and hours from the sizes of a model alone."""
+"""Plan what fits on which device before anything is loaded: bytes, operations and hours from the sizes of a model alone."""
 
 from qsjax.budget.calibration import CalibrationPlan as CalibrationPlan
 from qsjax.budget.devices import Device as Device

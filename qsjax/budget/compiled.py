@@ -1,10 +1,11 @@
-"""The steps of a sampling run, compiled for a device that need not be here: the compiler's own count of memory.
+"""The steps of a sampling run, compiled for a device that need not be present: the compiler's own count of memory.
 
-Everything is in it: packed weights, lists, residual cache with its factors and log-sum-exps, rotary and modulation tables, the
-buffers between layers. Nothing is loaded; arguments are shapes.
+It includes everything: packed weights, lists, residual cache with its factors and log-sum-exps, rotary and modulation tables, and
+the buffers between layers. Nothing is loaded; arguments are shapes.
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from pallas_kernels import deviceless, targets
 from pallas_kernels.targets import Target
@@ -22,6 +24,7 @@ from qsjax.parallel import check_heads, make_mesh, weight_specs
 from qsjax.quant import Recipe, arrange
 from qsjax.sample import SamplingPlan, denoise_step, empty_cache, prepare, schedule, sharded_step
 from qsjax.sample.sharded import cache_specs
+from qsjax.sample.state import Cache
 from qsjax.sample.steps import CACHE
 from qsjax.settings.video import TEXT_TOKENS
 from qsjax.text import EncodedPrompt
@@ -30,15 +33,16 @@ _KINDS = {jax.memory.Space.Device: "device", jax.memory.Space.Host: "pinned_host
 
 
 class CompiledStep(NamedTuple):
-    """What the compiler says of one program.
+    """The compiler's report on one program.
 
     Attributes:
-        peak_bytes: arguments, results that are no arguments, and temporaries at their widest.
-        argument_bytes: weights, cache, tables, latents.
-        temporary_bytes: in between.
-        host_bytes: of what is in the host's memory: a residual cache that is placed there.
-        trace_seconds: from Python to the compiler's input, here; what a start repeats whose programs are in the compilation cache.
-        seconds: that compiling took here, the former included.
+        peak_bytes: arguments, results that do not reuse an argument's buffer, and temporaries at their peak.
+        argument_bytes: weights, cache, tables and latents.
+        temporary_bytes: temporaries at their peak.
+        host_bytes: host memory: a residual cache that is placed there.
+        trace_seconds: seconds from Python to the compiler's input, on this machine; paid even if the program is in JAX's
+            compilation cache.
+        seconds: seconds to trace and compile, on this machine.
     """
 
     peak_bytes: int
@@ -64,18 +68,18 @@ def compile_steps(
     """Compile one step of each kind that the plan has, bfloat16, one prompt, modulation weights released.
 
     Args:
-        config: of the transformer.
-        recipe: of its weights.
-        plan: of the run.
-        target: whose compiler is asked.
+        config: sizes of the transformer.
+        recipe: quantization recipe of its weights.
+        plan: the sampling plan.
+        target: the device to compile for.
         latents: frames, height and width of the latents.
-        text_tokens: of the prompt.
+        text_tokens: tokens of the prompt.
         clipped: whether quantized activations have a learned clip.
-        chips: that share the tokens; what is returned is of one of them.
-        cut: whether they share the weights of the blocks, too.
+        chips: number of chips that share the tokens; the result is for one of them.
+        cut: shard the weights of the blocks over the chips, too.
 
     Raises:
-        ModuleNotFoundError: its compiler is not installed.
+        ModuleNotFoundError: the target's compiler is not installed.
     """
     shapes = _Shapes(config, recipe, plan, target, latents, text_tokens, clipped, chips, cut)
     return {kind: shapes.compile(kind) for kind in dict.fromkeys(plan.kinds)}
@@ -131,28 +135,28 @@ class _Shapes:
             check_heads(mesh, self.dit.config.num_heads)
         whole = partial(jax.tree.map, lambda _: PartitionSpec())
         weights = weight_specs(self.dit, self.chips) if self.cut else whole(self.dit)
-        function: Any = partial(denoise_step, plan, kind)
+        function: Callable[..., tuple[Array, Cache | None]] = partial(denoise_step, plan, kind)
         if self.chips > 1:
             function = sharded_step(plan, kind, mesh, cache, weights)
-        given: Any = (self.dit, self.latents, cache, self.step, self.conditions)
-        shared = cache_specs(cache) if self.chips > 1 else whole(cache)
-        specs = (weights, whole(self.latents), shared, *map(whole, given[3:]))
+        arguments: Any = (self.dit, self.latents, cache, self.step, self.conditions)
+        cache_spec = cache_specs(cache) if self.chips > 1 else whole(cache)
+        specs = (weights, whole(self.latents), cache_spec, *map(whole, arguments[3:]))
         flat = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
         before = len(jax.tree.leaves((self.dit, self.latents)))
         kinds = ["device"] * before + [_KINDS[space] for space in spaces]
         kinds += ["device"] * (len(flat) - len(kinds))
-        leaves, structure = jax.tree.flatten(given)
+        leaves, structure = jax.tree.flatten(arguments)
         placed = [
             jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec, memory_kind=memory)
             )
             for leaf, spec, memory in zip(leaves, flat, kinds, strict=True)
         ]
-        given = jax.tree.unflatten(structure, placed)
+        arguments = jax.tree.unflatten(structure, placed)
         start = time.perf_counter()
         with targets.assumed(self.target):
             jitted = jax.jit(function, donate_argnums=CACHE)
-            lowered = jitted.lower(*given)
+            lowered = jitted.lower(*arguments)
             traced = time.perf_counter()
             memory: Any = lowered.compile().memory_analysis()
         peak = (

@@ -1,4 +1,4 @@
-"""Devices that a plan is made for: memory and number from configs/devices, peaks from `pallas_kernels.targets`."""
+"""Devices that a plan is made for: memory and number of chips from configs/devices, peaks from `pallas_kernels.targets`."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ class Device:
     """One accelerator, or several that share a run.
 
     Attributes:
-        name: for people.
+        name: name for messages and tables.
         target: name in `pallas_kernels.targets.TARGETS`, which has the peaks.
-        memory_bytes: of each, the vendor's figure.
-        chips: how many.
+        memory_bytes: memory of each chip, the vendor's figure.
+        chips: number of chips.
     """
 
     name: str
@@ -37,21 +37,21 @@ class Device:
 
     @classmethod
     def load(cls, name: str) -> "Device":
-        """The device of `configs/devices/<name>.toml`.
+        """Load the device of `configs/devices/<name>.toml`.
 
         Raises:
-            InputError: there is none, or it has unknown or unfitting values.
+            InputError: no such device, or its file has unknown or unfitting values.
         """
         values = preset("devices", name)
         return from_mapping(cls, {"name": name, **values}, source=f"device {name}")
 
     @classmethod
     def known(cls) -> list["Device"]:
-        """All devices in configs/devices, the smallest memory first."""
+        """All devices in configs/devices, smallest memory first."""
         names = sorted(path.stem for path in (configs_directory() / "devices").glob("*.toml"))
         return sorted(map(cls.load, names), key=lambda device: (device.memory_bytes, device.chips))
 
     @property
     def peaks(self) -> Target:
-        """Its peak rates, the vendor's."""
+        """The vendor's peak rates of one chip."""
         return TARGETS[self.target]

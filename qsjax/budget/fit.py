@@ -1,4 +1,4 @@
-"""Whether a run fits a device, and what would make it fit."""
+"""Check whether a run fits a device, and find changes that would make it fit."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,46 +9,46 @@ from qsjax.errors import InputError
 from qsjax.vae import Tiling
 
 SIZES = ((129, 720, 1280), (61, 720, 1280), (61, 544, 960), (61, 480, 832), (33, 480, 832), (33, 320, 512))  # fmt: skip
-"""Videos that are proposed in place of one that does not fit: frames, height, width, the largest first."""
+"""Sizes proposed in place of a video that does not fit: frames, height, width, largest first."""
 DOUBT = 0.1
-"""How far the estimate may be off: what is larger than the device by less is tried."""
+"""Assumed error of the estimate: a run whose estimate exceeds the device's memory by less is tried."""
 
 
 def require_room(run: Run, room: int, *, where: str) -> None:
-    """Refuse a run that cannot fit, before anything is loaded.
+    """Check that a run can fit, before anything is loaded.
 
     Args:
-        run: what is asked for.
-        room: bytes of the device.
-        where: its name.
+        run: the requested run.
+        room: memory of the device in bytes.
+        where: name of the device.
 
     Raises:
-        InputError: a stage is larger than the device by more than the estimate's doubt; says which changes would do.
+        InputError: a stage exceeds the device's memory by more than `DOUBT`; the message lists changes that would make it fit.
     """
     largest = run.largest()
     if largest.total * (1 - DOUBT) <= room:
         return
     parts = ", ".join(f"{k.replace('_', ' ')} {v / 1e9:.1f} GB" for k, v in largest.parts.items())
-    found = advice(run, room)
+    changes = advice(run, room)
     raise InputError(
         f"this run does not fit {where} with {room / 1e9:.1f} GB: the stage of the {largest.name} takes about"
         f" {largest.total / 1e9:.1f} GB ({parts}); "
         + (
-            f"it would with {'; or '.join(found)}"
-            if found
+            f"it would with {'; or '.join(changes)}"
+            if changes
             else "no single change would make it fit"
         )
     )
 
 
 def advice(run: Run, room: int) -> list[str]:
-    """Changes, one at a time, with which every stage fits; of smaller videos the largest."""
-    found = [text for text, changed in _changes(run) if changed.largest().total <= room]
-    # None that is as large as the run's own fits, if that does not.
+    """Single changes that make every stage fit; as a smaller video, the largest that fits."""
+    changes = [text for text, changed in _changes(run) if changed.largest().total <= room]
+    # The run's own video does not fit, so any that fits is smaller.
     if (video := largest_video(run, room)) is not None:
         options = zip(("--frames", "--height", "--width"), map(str, video), strict=True)
-        found.append(f"a smaller video ({' '.join(map(' '.join, options))})")
-    return found
+        changes.append(f"a smaller video ({' '.join(map(' '.join, options))})")
+    return changes
 
 
 def largest_video(run: Run, room: int) -> tuple[int, int, int] | None:
@@ -61,6 +61,7 @@ def largest_video(run: Run, room: int) -> tuple[int, int, int] | None:
 
 
 def _changes(run: Run) -> Iterator[tuple[str, Run]]:
+    """Changes that save memory, each as its text and the changed run."""
     settings, sparse = run.settings, run.settings.sparse
     if run.encodes and run.text_storage is None:
         yield "--text-storage int8", replace(run, text_storage="int8")

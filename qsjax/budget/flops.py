@@ -1,7 +1,7 @@
-"""Operations of one denoising step, layer by layer: two for every multiplication with an addition.
+"""Operations of one denoising step, layer by layer; a multiplication with its addition counts as two.
 
-Counted are matrix products. Norms, softmax, activations and the rotations before quantized layers (0.5 to 4 % of the
-layer's product) are not.
+Only matrix products are counted, not norms, softmax, activations, or the rotations before quantized layers (0.5 to 4 % of the
+layer's product).
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class StepFlops:
     """Operations of one evaluation of the model, batch 1.
 
     Attributes:
-        linears: of the blocks, without their modulation layers.
-        attention: of the blocks, all pairs of tokens.
+        linears: linear layers of the blocks, without their modulation layers.
+        attention: attention of the blocks over all pairs of tokens.
         rest: modulation, text refiner, embedders, patches.
     """
 
@@ -32,10 +32,10 @@ class StepFlops:
 
     @classmethod
     def count(cls, config: DiTConfig, size: Size) -> "StepFlops":
-        """Every linear layer times the rows that it sees, and 4 D L^2 for each attention (scores, and their sum of values).
+        """Count each linear layer for all rows that it multiplies, and 4 D L^2 for each attention (scores and weighted values).
 
-        With D channels, L tokens and an MLP of 4 D, a block's linears are 24 D^2 L: as many as its attention where
-        L = 6 D.
+        With hidden size D, L tokens and an MLP size of 4 D, the linear layers of a block take 24 D^2 L operations, as many as its
+        attention at L = 6 D.
         """
         linears = rest = 0
         for path, weights in _layers(config):
@@ -44,23 +44,23 @@ class StepFlops:
                 linears += operations
             else:
                 rest += operations
-        one = 4 * config.hidden_size
-        attention = one * config.num_blocks * size.tokens**2
-        rest += one * config.num_refiner_blocks * size.text_tokens**2
+        per_pair = 4 * config.hidden_size
+        attention = per_pair * config.num_blocks * size.tokens**2
+        rest += per_pair * config.num_refiner_blocks * size.text_tokens**2
         return cls(linears=linears, attention=attention, rest=rest)
 
     def attention_at(self, density: float) -> int:
-        """Of the blocks' attention, where only this share of the pairs is computed.
+        """Operations of the blocks' attention if only this share of the pairs is computed.
 
         Raises:
-            InputError: not a share.
+            InputError: density is not above 0 and at most 1.
         """
         if not 0 < density <= 1:
             raise InputError(f"density {density}: must be above 0 and at most 1, which is dense")
         return round(density * self.attention)
 
     def total(self, density: float = 1.0) -> int:
-        """All of it."""
+        """Operations of the whole step."""
         return self.linears + self.attention_at(density) + self.rest
 
     def linear_share(self, density: float = 1.0) -> float:

@@ -1,4 +1,4 @@
-"""Which model is planned: its sizes, its recipe and its usual settings, read without loading a weight."""
+"""The model that a plan is for: sizes, recipe and default settings, read without loading any weights."""
 
 import json
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ DEFAULT_RECIPE = "w4a8"
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedModel:
-    """A model as far as planning needs it.
+    """What planning needs to know of a model.
 
     Attributes:
-        name: of the preset, "tiny", or the checkpoint's folder.
+        name: name of the preset, "tiny", or the checkpoint's folder.
         dit: sizes of the transformer.
-        vae: sizes of the autoencoder: they say how many tokens a video has.
-        recipe: how the transformer is stored.
-        settings: the size and number of steps that it is usually sampled with.
+        vae: sizes of the autoencoder, which determine the number of tokens of a video.
+        recipe: quantization recipe of the transformer.
+        settings: default size and number of steps.
         clipped: whether quantized activations have a learned clip; calibration gives them one.
         llama, clip: sizes of the text encoders; None where the checkpoint has none.
     """
@@ -45,14 +45,14 @@ class PlannedModel:
 
     @classmethod
     def find(cls, name: str, recipe: str | None = None) -> "PlannedModel":
-        """The model with a name.
+        """Find a model by name.
 
         Args:
             name: a preset of configs/models or its alias, "tiny" for the bundled model, or a checkpoint folder.
             recipe: a preset of configs/recipes or a TOML file; None is the checkpoint's own, else w4a8.
 
         Raises:
-            InputError: there is no such model or recipe, or the checkpoint is quantized by another recipe.
+            InputError: no such model or recipe, or the checkpoint is quantized with another recipe.
             CheckpointError: the folder is not a checkpoint.
         """
         if name == TINY:
@@ -90,7 +90,7 @@ class PlannedModel:
                     f"recipe {asked} was asked for, but {source} is already quantized by a recipe of its own, {recipe.name};"
                     f" leave --weights out, or give the checkpoint it was made from"
                 )
-        # A checkpoint of the transformer alone says nothing of a VAE: then it is HunyuanVideo's.
+        # A checkpoint of the transformer alone has no VAE config: assume HunyuanVideo's.
         vae = manifest.config("vae") if "vae" in components else {}
         return cls(
             name=source,
@@ -98,7 +98,7 @@ class PlannedModel:
             vae=from_mapping(VAEConfig, vae, source=f"{source}: vae config"),
             recipe=recipe,
             settings=Settings.stored(manifest.generation),
-            # What is not quantized yet is planned as calibration makes it.
+            # A checkpoint that is not quantized yet is planned as calibration would make it, with clips.
             clipped=True if stored is None else components["dit"].clipped,
             **_text_encoders(
                 {name: manifest.config(name) for name in ("llama", "clip") if name in components},

@@ -1,4 +1,4 @@
-"""What fits where, for callers: models, recipes and devices by name."""
+"""`qsjax.plan_memory`: the public planning function, which takes models, recipes and devices by name."""
 
 import os
 from typing import Any, Literal
@@ -47,20 +47,21 @@ def plan_memory(
 
     Args:
         model: a preset of configs/models or its alias, "tiny" for the bundled model, or a checkpoint folder.
-        weights: quantization recipe, a preset of configs/recipes or a TOML file; None is what the sampling recipe is for, else the
-            checkpoint's own, else w4a8.
-        frames, height, width, steps: of the video; None is the model's own.
+        weights: quantization recipe, a preset of configs/recipes or a TOML file; None is the one that the sampling recipe is for,
+            else the checkpoint's own, else w4a8.
+        frames, height, width, steps: size and steps of the video; None is the model's default.
         recipe: sparse attention and step skipping: a preset of configs/sampling, a TOML file, or its contents.
         sparse, skip: in place of the recipe's; False switches them off.
-        text_tokens: of the prompt, padding included.
-        text_storage: of the text encoders; None is bfloat16.
-        modulation: "released" has the modulation weights off the device before the first step.
-        shard_weights: devices of several chips share the transformer's weights; else each chip has all of them.
-        density: share of attention that is computed; sparse attention has its own.
+        text_tokens: tokens of the prompt, padding included.
+        text_storage: storage of the text encoders; None is bfloat16.
+        modulation: "released" drops the modulation weights from the device before the first step.
+        shard_weights: shard the transformer's weights over the chips of a device; False replicates them.
+        density: share of attention that is computed; ignored with sparse attention, which has its own.
         calibration_size: frames, height and width of calibration samples; None is the model's, at most 61x544x960.
-        samples, epochs: of calibration.
+        samples, epochs: number of calibration samples, and passes over them.
         device: preset of configs/devices; None is all of them.
-        compile: compile a step of each kind for the device, which need not be here: the compiler's count of bytes; minutes.
+        compile: also compile a step of each kind for the device, which need not be present, and report the compiler's count of
+            bytes; takes minutes.
 
     Returns:
         Bytes are whole numbers; a GB is 10^9 of them.
@@ -70,7 +71,7 @@ def plan_memory(
     """
     chosen = None if recipe is None else SamplingRecipe.of(recipe)
     if weights is None and chosen is not None:
-        # A recipe by name that is for any weights is one for full precision.
+        # A named recipe that fits any weights is planned in full precision.
         named = isinstance(recipe, (str, os.PathLike)) and not os.path.isdir(model)
         weights = chosen.weights or (FLOAT if named else None)
     planned = PlannedModel.find(os.fspath(model), weights)

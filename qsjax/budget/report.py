@@ -1,4 +1,4 @@
-"""Everything that a plan says, as plain data: what `qsjax plan --json` prints."""
+"""A plan's report as plain data, which `qsjax plan --json` prints."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,11 +22,11 @@ from qsjax.settings import SPARSE, Settings
 from qsjax.settings.video import TEXT_TOKENS
 
 DENSITY = 0.15
-"""Of attention, QuantSparse's main setting."""
+"""Density of attention in QuantSparse's main setting."""
 SAMPLES, EPOCHS = 20, 15
-"""Of calibration."""
+"""Default samples and epochs of calibration."""
 CALIBRATION_SIZE = (61, 544, 960)
-"""Frames, height and width of calibration samples of a model whose own videos are larger."""
+"""Largest default size of calibration samples: frames, height and width."""
 
 
 def make_report(
@@ -47,18 +47,17 @@ def make_report(
     """Plan storage, sampling and calibration of a model. Bytes are whole numbers, a GB is 10^9 of them.
 
     Args:
-        model: what is planned.
-        settings: of the video; with sparse attention, the density is what it executes, and with skipping, times and operations are
-            of the steps that are not left out.
-        devices: to plan for.
-        text_tokens: of the prompt, padding included.
-        density: share of the blocks' attention that is computed, the same in all steps.
-        calibration_size: frames, height, width of the samples; None is the model's own size, or 61x544x960 where that
-            is smaller.
-        samples, epochs: of calibration.
-        text_storage: of the text encoders, "int8" or None for bfloat16.
-        released: whether modulation weights leave the device before the first step.
-        cut: whether several chips share the weights of the blocks; else each has all.
+        model: the model to plan.
+        settings: the run's settings. With sparse attention, the report's density is what it executes; with step skipping, times
+            and operations are those of computed steps.
+        devices: the devices to plan for.
+        text_tokens: tokens of the prompt, padding included.
+        density: share of the blocks' attention that is computed, the same in all steps; ignored with sparse attention.
+        calibration_size: frames, height, width of the samples; None is the model's own size, at most 61x544x960.
+        samples, epochs: number of calibration samples, and passes over them.
+        text_storage: storage of the text encoders, "int8" or None for bfloat16.
+        released: drop the modulation weights from the device before the first step.
+        cut: shard the weights of the blocks over several chips; False replicates them.
         compiled: compile a step of each kind for the device, minutes each, and report the compiler's count of bytes.
 
     Raises:
@@ -100,7 +99,7 @@ def make_report(
         "density": density,
         **_operations(StepFlops.count(model.dit, size), density, evaluations),
         "sampling": _sampling(run, devices),
-        "calibration": _calibration(plan, [one for one in devices if one.chips == 1]),
+        "calibration": _calibration(plan, [device for device in devices if device.chips == 1]),
         "steps_by_kind": kinds,
     }
     if compiled:
@@ -109,7 +108,7 @@ def make_report(
 
 
 def _compiled(run: Run, devices: Sequence[Device]) -> dict[str, Any]:
-    """The compiler's count of each kind of step, and ours beside it."""
+    """The compiler's count for each kind of step, together with our estimate."""
     if len(devices) != 1:
         names = ", ".join(device.name for device in devices)
         raise InputError(f"compiling is for one device; name it with --device: {names}")
@@ -174,7 +173,7 @@ def _storage(model: PlannedModel, weights: Weights, evaluations: int) -> dict[st
 
 
 def _operations(step: StepFlops, density: float, evaluations: int) -> dict[str, Any]:
-    one = {
+    per_step = {
         "linears": step.linears,
         "attention": step.attention,
         "attention_at_density": step.attention_at(density),
@@ -183,15 +182,15 @@ def _operations(step: StepFlops, density: float, evaluations: int) -> dict[str, 
         "total_at_density": step.total(density),
     }
     return {
-        "flops_per_step": one,
-        "flops_all_steps": {name: evaluations * count for name, count in one.items()},
+        "flops_per_step": per_step,
+        "flops_all_steps": {name: evaluations * count for name, count in per_step.items()},
         "linear_share": round(step.linear_share(), 4),
         "linear_share_at_density": round(step.linear_share(density), 4),
     }
 
 
 def _sampling(run: Run, devices: Sequence[Device]) -> dict[str, Any]:
-    """Stages as the first device's compiler lays them out; each device's row is of its own."""
+    """The stages as the first device's compiler lays them out, and a row for each device with its own layout."""
     rows = []
     for device in devices:
         own = replace(run, backend=device.peaks.backend, chips=device.chips)

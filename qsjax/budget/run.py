@@ -1,4 +1,4 @@
-"""A run of sampling, and what each of its stages holds on the device: text encoders, transformer, autoencoder, one after the other."""
+"""A sampling run and the device memory of its stages: text encoders, transformer, autoencoder, one after the other."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from qsjax.vae import Tiling
 
 
 class Stage(NamedTuple):
-    """A stage.
+    """The device memory of a stage.
 
     Attributes:
-        name: for people.
-        parts: bytes by what takes them.
+        name: name for messages and tables.
+        parts: bytes by purpose.
     """
 
     name: str
@@ -25,26 +25,26 @@ class Stage(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it; stages are not on the device together."""
+        """Bytes of the whole stage; only one stage is on the device at a time."""
         return sum(self.parts.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run, as far as its memory depends on it.
+    """Everything of a run that its memory depends on.
 
     Attributes:
-        model: what is sampled.
-        weights: of its transformer.
+        model: the model that is sampled.
+        weights: bytes of its transformer's weights.
         settings: size and sampling plan.
-        text_tokens: of the prompt, padding included; at most.
-        text_storage: of the text encoders, "int8" or None.
-        released: whether modulation weights leave the device before the first step.
-        tiling: of the autoencoder; None is the default.
-        encodes: whether text encoders take part; not with an encoded prompt.
-        backend: of the device: "tpu", "gpu" or "cpu".
-        chips: that share the transformer's tokens.
-        cut: whether they share the weights of its blocks, too.
+        text_tokens: largest number of tokens of the prompt, padding included.
+        text_storage: storage of the text encoders, "int8" or None for bfloat16.
+        released: whether modulation weights are dropped from the device before the first step.
+        tiling: tiling of the autoencoder; None is the default.
+        encodes: whether the run encodes its prompt, and so needs the text encoders.
+        backend: backend of the device: "tpu", "gpu" or "cpu".
+        chips: number of chips that share the transformer's tokens.
+        cut: whether the weights of the blocks are sharded over the chips, too.
     """
 
     model: PlannedModel
@@ -74,25 +74,25 @@ class Run:
 
     @property
     def latents(self) -> tuple[int, int, int]:
-        """Frames, height, width."""
+        """Frames, height and width of the latents."""
         settings = self.settings
         return self.model.vae.latent_shape(settings.frames, settings.height, settings.width)
 
     @property
     def resident(self) -> int:
         """Bytes of the transformer's weights on a device, modulation released."""
-        return self.weights.resident_on(self._sharing)
+        return self.weights.resident_on(self._weight_shards)
 
     @property
-    def _sharing(self) -> int:
+    def _weight_shards(self) -> int:
         return self.chips if self.cut else 1
 
     def stages(self) -> list[Stage]:
-        """What each stage takes, estimated."""
+        """The estimated memory of each stage."""
         model = self.model
-        found = []
+        stages = []
         if self.encodes and model.llama is not None and model.clip is not None:
-            found.append(
+            stages.append(
                 Stage("text encoders", text_bytes(model.llama, model.clip, self.text_storage))
             )
         plan, latents = self.settings.plan(), self.latents
@@ -100,11 +100,11 @@ class Run:
             model, self.resident, self.size, latents, plan, plan.kinds, self.backend, self.chips
         )
         if not self.released:
-            parts["modulation_weights"] = self.weights.share("modulation", self._sharing)
-        found.append(Stage("transformer", parts))
+            parts["modulation_weights"] = self.weights.share("modulation", self._weight_shards)
+        stages.append(Stage("transformer", parts))
         tile = decoder_bytes(model.vae, latents, self.tiling or Tiling())
-        return [*found, Stage("autoencoder", tile)]
+        return [*stages, Stage("autoencoder", tile)]
 
     def largest(self) -> Stage:
-        """The stage that decides."""
+        """The stage that takes the most memory."""
         return max(self.stages(), key=lambda stage: stage.total)

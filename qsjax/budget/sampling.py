@@ -1,4 +1,4 @@
-"""Device memory while sampling, estimated."""
+"""Estimated device memory while sampling."""
 
 from collections.abc import Iterable
 
@@ -11,12 +11,12 @@ _BFLOAT16, _FLOAT32 = 2, 4
 
 
 def activation_bytes(config: DiTConfig, size: Size) -> int:
-    """What a forward pass must hold beside the weights, at least: the activations of one block, and rotary tables.
+    """Lower bound of what a forward pass holds in addition to the weights: the activations of one block, and rotary tables.
 
-    The widest moment is in a single block, before its second layer, in bfloat16 values a token, with D channels
-    and M of the MLP: the block's input D; the first layer's output 3 D + M; queries and keys, normed and rotated, 2 D;
-    attention's output D; GELU M. For HunyuanVideo that is 15 D, 2.32 GB of 25,216 tokens. Attention's own blocks, a
-    residual cache, autoencoder and text encoders are not in it.
+    The peak is in a single-stream block, before its second layer. In bfloat16 values per token, with hidden size D and MLP size
+    M: the block's input D; the first layer's output 3 D + M; queries and keys, normed and rotated, 2 D; attention's output D;
+    GELU M. For HunyuanVideo that is 15 D, 2.32 GB for 25,216 tokens. Attention's own blocks, a residual cache, autoencoder and
+    text encoders are not included.
     """
     channels = 7 * config.hidden_size + 2 * config.mlp_size
     rotary = size.video_tokens * config.head_dim * _FLOAT32  # cosine and sine of half the channels
@@ -27,24 +27,25 @@ WIDTHS = {
     "tpu": {DENSE: 16, REFRESH: 24, SPARSE: 26},
     "gpu": {DENSE: 12, REFRESH: 40, SPARSE: 12},
 }
-"""Bytes a token that a step holds at once, in multiples of the hidden size in bfloat16: read off the compilers' own counts of
-HunyuanVideo-13B in W4A8 (docs/memory.md). A refresh keeps attention over two sets of keys in float32; other backends are taken for TPUs."""
+"""Bytes per token that a step holds at its peak, in multiples of the hidden size in bfloat16; from the compilers' own counts for
+HunyuanVideo-13B in W4A8 (docs/memory.md). A refresh keeps attention over two sets of keys in float32. Other backends are estimated
+as TPUs."""
 
 
 def step_bytes(
     config: DiTConfig, size: Size, kind: str, backend: str = "tpu", chips: int = 1
 ) -> int:
-    """Estimate of what one step holds beside weights, cache and tables.
+    """Estimated bytes that one step holds in addition to weights, cache and tables.
 
-    In a dense step that is the MLP's widest moment, with the weights of a double block widened to bfloat16; in others it is attention's,
-    where no weight is wide.
+    A dense step peaks in the MLP, with the weights of a double-stream block widened to bfloat16. Other steps peak in attention,
+    where no weights are widened.
 
     Args:
-        config: all sizes.
-        size: of the video.
-        kind: of the step.
-        backend: whose compiler lays it out.
-        chips: that share the video's tokens; the result is of one.
+        config: sizes of the transformer.
+        size: size of the video.
+        kind: kind of the step.
+        backend: backend whose compiler lays out the step.
+        chips: number of chips that share the video's tokens; the result is for one of them.
     """
     width = WIDTHS.get(backend, WIDTHS["tpu"])[kind]
     video = -(-size.video_tokens // chips)
@@ -63,16 +64,16 @@ def sampling_bytes(
     backend: str = "tpu",
     chips: int = 1,
 ) -> dict[str, int]:
-    """Estimate of the device memory that sampling takes, by what takes it; the autoencoder and text encoders are not in it.
+    """Estimated device memory of the denoising steps, in bytes by purpose; without autoencoder and text encoders.
 
     Args:
-        config: all sizes.
+        config: sizes of the transformer.
         resident: bytes of the weights that a device has while sampling (`Weights.resident`, `Weights.resident_on`).
-        size: of the video.
-        evaluations: of the model, for all steps: rows of the modulation table.
-        kinds: of the steps; the widest counts.
-        backend: whose compiler lays it out.
-        chips: that share the video's tokens; the result is of one.
+        size: size of the video.
+        evaluations: evaluations of the model in all steps, which is the number of rows of the modulation table.
+        kinds: kinds of the steps; the one that takes most counts.
+        backend: backend whose compiler lays out the steps.
+        chips: number of chips that share the video's tokens; the result is for one of them.
     """
     return {
         "resident_weights": resident,

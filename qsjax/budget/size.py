@@ -1,4 +1,4 @@
-"""How large a video is, in pixels and in tokens."""
+"""The size of a video in pixels and in tokens."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from qsjax.vae.config import VAEConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """A video and its prompt.
+    """The size of a video and its prompt.
 
     Attributes:
-        frames: of the video, 4k + 1.
+        frames: number of video frames, 4k + 1.
         height, width: pixels.
-        video_tokens: latent frames x height x width over the patch.
-        text_tokens: of the prompt, padding included.
+        video_tokens: latent frames x height x width, divided by the patch size.
+        text_tokens: tokens of the prompt, padding included.
     """
 
     frames: int
@@ -36,16 +36,16 @@ class Size:
         width: int,
         text_tokens: int = TEXT_TOKENS,
     ) -> "Size":
-        """Count the tokens.
+        """Count the tokens of a video.
 
         Args:
-            dit: gives the patch.
+            dit: gives the patch size.
             vae: gives the compression.
-            frames, height, width: of the video.
-            text_tokens: of the prompt.
+            frames, height, width: size of the video.
+            text_tokens: tokens of the prompt.
 
         Raises:
-            InputError: a size that the model cannot make, naming the nearest one, or a prompt without tokens.
+            InputError: a size that the model cannot make (the message names the nearest one), or a prompt without tokens.
         """
         check_size(
             frames,
@@ -66,7 +66,7 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """Video and text: the length of the attention."""
+        """Video and text tokens together: the sequence length of attention."""
         return self.video_tokens + self.text_tokens
 
     def __str__(self) -> str:

@@ -1,8 +1,7 @@
-"""Bytes that text encoders, transformer and autoencoder hold on the device."""
+"""Estimated device memory of each stage: text encoders, transformer and autoencoder."""
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,8 @@ from qsjax.vae import VAE, Tiling, VAEConfig
 
 _STORED = jnp.dtype(jnp.bfloat16)
 MAPS = 4
-"""Feature maps of the autoencoder that are alive at its widest moment: the v5e's compiler counts 8.6 GB of a tile of
-65 x 256 x 256 pixels, 3.97 of them."""
+"""Feature maps of the autoencoder that are alive at its peak: the v5e compiler counts 8.6 GB for a tile of 65 x 256 x 256 pixels,
+which is 3.97 maps."""
 
 
 def transformer_bytes(
@@ -35,17 +34,17 @@ def transformer_bytes(
     backend: str = "tpu",
     chips: int = 1,
 ) -> dict[str, int]:
-    """Of steps of these kinds, the widest of which counts, with modulation weights released.
+    """Bytes of the denoising steps by purpose, with modulation weights released.
 
     Args:
-        model: what is planned.
+        model: the model that is planned.
         resident: bytes of the transformer's weights on a device.
-        size: of the video.
-        latents: frames, height, width.
-        plan: of the sampling run.
-        kinds: of the steps.
-        backend: whose compiler lays them out.
-        chips: that share the tokens.
+        size: size of the video.
+        latents: frames, height and width of the latents.
+        plan: the sampling plan.
+        kinds: kinds of the steps; the one that takes most counts.
+        backend: backend whose compiler lays out the steps.
+        chips: number of chips that share the tokens; the result is for one of them.
     """
     evaluations = plan.steps * (2 if plan.uses_negative else 1)
     parts = sampling_bytes(model.dit, resident, size, evaluations, kinds, backend, chips)
@@ -57,10 +56,11 @@ def transformer_bytes(
 
 @lru_cache(maxsize=8)
 def text_bytes(llama: LlamaConfig, clip: ClipConfig, storage: str | None) -> dict[str, int]:
-    """Of both text encoders; what they compute for a few hundred tokens is small beside a layer that is widened from 8 bits.
+    """Bytes of both text encoders by purpose. Activations of a few hundred tokens are small and not counted; a layer that is
+    widened from 8 bits is.
 
     Args:
-        llama, clip: their sizes.
+        llama, clip: sizes of the text encoders.
         storage: "int8", or None for bfloat16.
     """
 
@@ -71,7 +71,7 @@ def text_bytes(llama: LlamaConfig, clip: ClipConfig, storage: str | None) -> dic
         )
         return models if storage is None else (store_int8(models[0]), store_int8(models[1]))
 
-    sizes = [_bytes(nnx.state(one)) for one in nnx.eval_shape(build)]
+    sizes = [_bytes(nnx.state(model)) for model in nnx.eval_shape(build)]
     parts = {"text_weights": sum(sizes)}
     if storage is not None:
         layer = 3 * llama.hidden_size * llama.intermediate_size
@@ -82,12 +82,12 @@ def text_bytes(llama: LlamaConfig, clip: ClipConfig, storage: str | None) -> dic
 def decoder_bytes(
     config: VAEConfig, latents: tuple[int, int, int], tiling: Tiling
 ) -> dict[str, int]:
-    """Of the autoencoder and the widest moment of a tile: after the last upsampling, with the channels of the level before.
+    """Bytes of the autoencoder's weights and of a tile at its peak: after the last upsampling, with the channels before it.
 
     Args:
-        config: its sizes.
-        latents: frames, height, width.
-        tiling: how they are cut.
+        config: sizes of the autoencoder.
+        latents: frames, height and width of the latents.
+        tiling: the tiles in which they are decoded.
     """
     frames, height, width = (
         size if side is None else min(size, side)
@@ -109,7 +109,7 @@ def _autoencoder_bytes(config: VAEConfig) -> int:
 
 
 def tile_sides(config: VAEConfig, tiling: Tiling) -> tuple[int | None, int | None, int | None]:
-    """Latent frames, height and width of a tile; None where an axis is not cut."""
+    """Latent frames, height and width of a tile; None for an axis that is not tiled."""
     side = None if tiling.pixels is None else tiling.pixels // config.spatial_compression_ratio
     frames = (
         None if tiling.frames is None else tiling.frames // config.temporal_compression_ratio + 1
@@ -117,5 +117,5 @@ def tile_sides(config: VAEConfig, tiling: Tiling) -> tuple[int | None, int | Non
     return frames, side, side
 
 
-def _bytes(tree: Any) -> int:
+def _bytes(tree: object) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

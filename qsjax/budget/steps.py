@@ -1,4 +1,4 @@
-"""What one step of each kind costs: executed density, operations, bytes, and the time below which no device can go."""
+"""The cost of one step of each kind: executed density, operations, bytes, and a lower bound of its time on each device."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,13 +21,13 @@ from qsjax.sparse import Pattern
 
 
 def executed_density(pattern: Pattern) -> float:
-    """Blocks that a sparse step computes, over all blocks: the video's lists, and the text's rows, which see everything.
+    """Share of the pairs of blocks that a sparse step computes: those in the video's lists, and all pairs with text queries.
 
-    Lists that a pattern decides while sampling count with the room they have: exact for topk, the most for topp.
+    Lists that are chosen while sampling count with their full length, which is exact for topk and an upper bound for topp.
     """
     video, text = pattern.layouts[0].blocks, pattern.text_blocks
     choice = pattern.empty(1, 1)
-    if choice.counts is None:
+    if choice.indices is None:
         listed = int(jnp.sum(pattern.lists(choice).counts))
     else:
         listed = video * choice.indices.shape[-1]
@@ -35,12 +35,12 @@ def executed_density(pattern: Pattern) -> float:
 
 
 def describe(config: DiTConfig, plan: SamplingPlan, latents: tuple[int, ...], text: int) -> str:
-    """One sentence on a sparse run: its steps, what they compute, what they remember; "" of a dense one.
+    """One sentence about a sparse run: its steps, what they compute, what they cache. "" for a dense run.
 
     Args:
-        config: of the transformer.
-        plan: of the run.
-        latents: shape [B, C, T, H, W].
+        config: sizes of the transformer.
+        plan: the sampling plan.
+        latents: shape of the latents, [B, C, T, H, W].
         text: tokens of the prompt, padding included.
     """
     if plan.sparse is None:
@@ -76,18 +76,19 @@ def steps_by_kind(
     plan: SamplingPlan,
     devices: Sequence[Device],
 ) -> dict[str, dict[str, Any]]:
-    """For each kind: how many steps, density, operations and bytes of one, and its floor on each device.
+    """For each kind: the number of steps; density, operations and bytes of one step; and its floor in seconds on each device.
 
-    The floor is the larger of two times: products at the peak of their unit (8-bit linears at the integers', attention
-    in bfloat16), and resident weights, cache and the activations of all blocks once through the memory, in and out.
+    The floor is the larger of two times. One is all matrix products at peak rate: 8-bit linear layers at the int8 peak, attention
+    at the bfloat16 peak. The other is memory traffic at full bandwidth: resident weights and cache read once, the activations of
+    all blocks written and read once.
 
     Args:
-        model: with its recipe.
-        weights: of the transformer.
-        size: of the video.
-        latents: frames, height, width.
-        plan: of the run.
-        devices: to estimate for.
+        model: the model with its recipe.
+        weights: bytes of the transformer's weights.
+        size: size of the video.
+        latents: frames, height and width of the latents.
+        plan: the sampling plan.
+        devices: the devices to estimate for.
     """
     flops, prompts = StepFlops.count(model.dit, size), 2 if plan.uses_negative else 1
     density, cached = 1.0, 0
@@ -97,7 +98,7 @@ def steps_by_kind(
         cached = cache_bytes(model.dit, plan, (1, 0, *latents), size.text_tokens)
     moved = 2 * model.dit.num_blocks * activation_bytes(model.dit, size)
     integers = model.recipe.blocks.activations != UNQUANTIZED
-    found = {}
+    rows = {}
     for kind in dict.fromkeys(plan.kinds):
         share = density if kind == SPARSE else 1.0
         memory = prompts * (weights.resident + moved) + (0 if kind == "dense" else cached)
@@ -120,5 +121,5 @@ def steps_by_kind(
             products = prompts * (linears + others) / device.chips
             floor = max(products, own / peaks.bandwidth)
             row["floor_seconds"][device.name] = round(floor, 3)
-        found[kind] = row
-    return found
+        rows[kind] = row
+    return rows

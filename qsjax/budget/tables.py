@@ -1,11 +1,11 @@
-"""A plan as text: small tables. Columns and headings that hold estimates say so."""
+"""A plan's report as text tables. Columns and headings of estimates say "estimate"."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def text(report: dict[str, Any]) -> str:
-    """The tables of a report of `qsjax.budget.make_report`."""
+    """The tables of a report from `qsjax.budget.report.make_report`."""
     sections = [_storage, _operations, _kinds, _sampling, _calibration]
     if "compiled" in report:
         sections.append(_compiled)
@@ -33,7 +33,7 @@ def _storage(report: dict[str, Any]) -> list[str]:
 
 
 def _operations(report: dict[str, Any]) -> list[str]:
-    size, one, every = report["size"], report["flops_per_step"], report["flops_all_steps"]
+    size, per_step, total = report["size"], report["flops_per_step"], report["flops_all_steps"]
     sparse = f"attention at density {report['density']:g}"
     names = {
         "linears": "linear layers of blocks",
@@ -44,7 +44,7 @@ def _operations(report: dict[str, Any]) -> list[str]:
         "total_at_density": f"total at density {report['density']:g}",
     }
     guided = "" if report["evaluations"] == report["steps"] else "2 x "
-    rows = [(names[key], _flop(count), _flop(every[key])) for key, count in one.items()]
+    rows = [(names[key], _flop(count), _flop(total[key])) for key, count in per_step.items()]
     return [
         f"video {_size(size)}: {size['video_tokens']:,} video + {size['text_tokens']:,} text tokens",
         *_table(("operations", "a step", f"{guided}{report['steps']} steps"), rows),
@@ -155,8 +155,8 @@ def _table(
     return [
         "  "
         + "  ".join(
-            cell.ljust(width) if at in left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in (head, *rows)
     ]

@@ -1,10 +1,10 @@
-"""Bytes of a transformer in a recipe, tensor by tensor, from arrays without values."""
+"""Bytes of a transformer under a quantization recipe, tensor by tensor, from shapes alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -29,11 +29,11 @@ class Weights:
     """Storage of a transformer, in bytes.
 
     Attributes:
-        by_group: what is stored: packed integers; their scales; biases of layers with integers; smoothing, rotations
-            and clips; and the tensors that stay bfloat16.
-        by_part: where it belongs: blocks without their modulation layers, those layers, the text refiner, and the
-            ends, which are patch and time embedders and the final layer. Both sum to `total`.
-        matrices: of blocks and modulation layers, what devices may share (`qsjax.parallel.weight_placement`).
+        by_group: bytes by type of tensor: packed integers; their scales; biases of quantized layers; smoothing, rotations and
+            clips; and the tensors that stay bfloat16.
+        by_part: bytes by part of the model: blocks without their modulation layers; those layers; the text refiner; and the ends,
+            which are patch and time embedders and the final layer. Both sum to `total`.
+        matrices: bytes of blocks and modulation layers that can be sharded (`qsjax.parallel.weight_placement`).
     """
 
     by_group: Mapping[str, int]
@@ -42,11 +42,11 @@ class Weights:
 
     @classmethod
     def count(cls, config: DiTConfig, recipe: Recipe, *, clipped: bool = True) -> "Weights":
-        """Build the model without values and add up its tensors.
+        """Build the model as shapes and add up its tensors.
 
         Args:
-            config: all sizes.
-            recipe: which layers become integers; everything else is bfloat16, as the weights are released.
+            config: sizes of the transformer.
+            recipe: which layers are quantized; everything else is bfloat16, like the published weights.
             clipped: whether activations have a learned clip.
 
         Raises:
@@ -64,30 +64,30 @@ class Weights:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes of all weights."""
         return sum(self.by_part.values())
 
     @property
     def resident(self) -> int:
-        """What stays on the device while sampling: `qsjax.dit.DiT.modulation` makes a prompt's vectors for all steps,
-        and the blocks' modulation weights are not read again."""
+        """Bytes that stay on the device while sampling. The blocks' modulation weights are not needed after
+        `qsjax.dit.DiT.modulation` has computed a prompt's vectors for all steps."""
         return self.total - self.by_part["modulation"]
 
     def share(self, part: str, devices: int) -> int:
-        """Of a part, "blocks" or "modulation", on one of the devices that share its matrices."""
+        """Bytes of a part, "blocks" or "modulation", on each of the devices over which its matrices are sharded."""
         return self.by_part[part] - self.matrices[part] + -(-self.matrices[part] // devices)
 
     def resident_on(self, devices: int) -> int:
-        """The same on one of the devices that share the blocks' matrices. A gathered layer is among what a step holds."""
+        """`resident` on each of the devices over which the blocks' matrices are sharded. A gathered layer counts as activations."""
         return self.resident - self.by_part["blocks"] + self.share("blocks", devices)
 
 
 class Tensor(NamedTuple):
-    """One tensor without its values; blocks of a kind are stacked."""
+    """Shape and dtype of one tensor; blocks of a kind are stacked."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: jnp.dtype
 
 
 @lru_cache(maxsize=8)  # a report asks several times
@@ -102,7 +102,7 @@ def tensors(config: DiTConfig, recipe: Recipe, clipped: bool = True) -> tuple[Te
         (path, variable.get_value())
         for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
     ]
-    return tuple(Tensor(tuple(map(str, path)), one.shape, one.dtype) for path, one in abstract)
+    return tuple(Tensor(tuple(map(str, path)), leaf.shape, leaf.dtype) for path, leaf in abstract)
 
 
 def part_of(path: tuple[str, ...]) -> str:
@@ -113,10 +113,10 @@ def part_of(path: tuple[str, ...]) -> str:
 
 
 def modulation_table_bytes(config: DiTConfig, evaluations: int) -> int:
-    """Bytes of `qsjax.dit.DiT.modulation(...)` of all evaluations of the model, bfloat16.
+    """Bytes of the modulation vectors (`qsjax.dit.DiT.modulation`) of all evaluations of the model, bfloat16.
 
-    One evaluation has shift, scale and gate, each of D channels, twice for both streams of a double block, once for a single
-    block, and shift and scale of the final layer.
+    An evaluation has shift, scale and gate, each of hidden size: two sets for each of the two streams of a double-stream block, one
+    set for a single-stream block; and shift and scale of the final layer.
     """
     vectors = 12 * config.num_double_blocks + 3 * config.num_single_blocks + 2
     return evaluations * vectors * config.hidden_size * _STORED.itemsize

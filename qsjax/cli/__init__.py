@@ -1,7 +1,7 @@
 """The command line: `qsjax VERB`. One module per verb, imported when that verb is used.
 
-Progress and messages go to stderr, results to stdout (`--json`: machine-readable). What the caller can
-mend ends in one line and exit status 2; Ctrl-C in 130.
+Progress and messages go to stderr, results to stdout (`--json`: machine-readable). An error that the user
+can fix is one line and exit status 2; Ctrl-C is exit status 130.
 """
 
 import argparse
@@ -22,14 +22,14 @@ VERBS = {
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults that are values; where there is none, the text says what happens."""
+    """Shows default values; for options without one, the help text itself says what happens."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
-    """The parser; only the arguments of `verb` are filled in, the others are listed."""
+    """The parser: all verbs are listed, but only `verb` gets its arguments."""
     from qsjax import __version__
 
     parser = argparse.ArgumentParser(prog="qsjax", description="HunyuanVideo in JAX.")
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except NotImplementedError as error:
-        from pallas_kernels import UnsupportedError  # it brings JAX, which is here by now
+        from pallas_kernels import UnsupportedError  # imports JAX, which is loaded by now
 
         if not isinstance(error, UnsupportedError):
             raise

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="w4a8",
         help="quantization recipe: w4a8, w6a6, w8a8, w4a16, or a TOML file with the bits of all layers",
     )
-    # Until 0.1 this option had the name of the sampling recipes'.
+    # The option's name until 0.1; now --recipe names sampling recipes.
     parser.add_argument("--recipe", dest="weights", default="w4a8", help=argparse.SUPPRESS)
     parser.add_argument(
         "--method", default="msad", help="msad, or another of qsjax.calibration.METHODS"
@@ -30,16 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         type=Path,
-        help="text file, one caption a line (default: those of configs/captions)",
+        help="text file, one caption per line (default: those of configs/captions)",
     )
-    parser.add_argument("--samples", type=int, default=20, help="moments of sampling to train on")
+    parser.add_argument(
+        "--samples", type=int, default=20, help="sampling steps whose inputs are trained on"
+    )
     parser.add_argument("--epochs", type=int, help="passes over them (default: the method's)")
     add_fields(parser, Settings, only=_SIZES, default="the checkpoint's, at most 61x544x960 and 50")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and the order of samples")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the noise and of the order of samples"
+    )
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
-        help="of activations (default: bfloat16 on TPU and GPU, float32 on CPU)",
+        help="dtype of activations (default: bfloat16 on TPU and GPU, float32 on CPU)",
     )
     parser.add_argument("--plot", type=Path, help="PNG of curves and errors to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint")
@@ -51,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate.
 
     Raises:
-        QsjaxError: something the caller can mend.
+        QsjaxError: an error that the user can fix.
     """
     options = argparse.ArgumentParser(add_help=False)
     add_arguments(options)
     args = with_config(options, args)
     from qsjax.calibrating import calibrate
 
-    done = calibrate(
+    calibrated = calibrate(
         args.model,
         args.out,
         weights=args.weights,
@@ -72,13 +76,17 @@ def run(args: argparse.Namespace) -> int:
         plot_to=args.plot,
         overwrite=args.overwrite,
     )
-    files = [str(path) for path in done.files]
+    files = [str(path) for path in calibrated.files]
     if args.json:
-        blocks = list(done.blocks)
-        report = {"checkpoint": str(done.checkpoint), **done.summary, "blocks": blocks, "files": files}  # fmt: skip
+        report = {
+            "checkpoint": str(calibrated.checkpoint),
+            **calibrated.summary,
+            "blocks": list(calibrated.blocks),
+            "files": files,
+        }
         print(json.dumps(report, indent=1))
         return 0
-    print(done)
-    for file in (str(done.checkpoint), *files):
+    print(calibrated)
+    for file in (str(calibrated.checkpoint), *files):
         print(f"wrote {file}")
     return 0

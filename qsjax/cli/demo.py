@@ -1,4 +1,4 @@
-"""`qsjax demo`: from PyTorch files over calibration to QuantSparse's videos, on the bundled tiny model."""
+"""`qsjax demo`: convert the bundled tiny model, calibrate it, and sample videos with and without QuantSparse."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ CAPTIONS = (
     "a green square moves up over a light background",
     "a blue triangle moves around over a dark gradient",
 )
-# A quick calibration: on these, 20 samples and 15 epochs gain another decibel or two and take minutes.
+# A quick calibration: 20 samples and 15 epochs would gain another decibel or two, but take minutes.
 _SAMPLES, _EPOCHS = 8, 4
 
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert, calibrate to W4A8, sample three captions in four ways, write mp4 files and a contact sheet.
 
     Raises:
-        QsjaxError: something the caller can mend.
+        QsjaxError: an error that the user can fix.
     """
     started = time.perf_counter()
     from convert import Sources, convert
@@ -57,14 +57,14 @@ def run(args: argparse.Namespace) -> int:
     seconds["convert"] = time.perf_counter() - start
     pipeline = Pipeline.from_checkpoint(folders["float"])
     start = time.perf_counter()
-    learning = [scene.caption for scene in held_out(CALIBRATION, _SAMPLES)]
+    training_captions = [scene.caption for scene in held_out(CALIBRATION, _SAMPLES)]
     manifest, blocks = calibrate_checkpoint(
         folders["float"],
         folders["W4A8"],
-        lambda: collect(pipeline, learning, samples=_SAMPLES, steps=args.steps),
+        lambda: collect(pipeline, training_captions, samples=_SAMPLES, steps=args.steps),
         Recipe.load("w4a8"),
         replace(METHODS["msad"], epochs=_EPOCHS),
-        described={"captions": learning, "steps": args.steps},
+        described={"captions": training_captions, "steps": args.steps},
         dtype=pipeline.dtype,
         overwrite=args.overwrite,
     )
@@ -73,15 +73,15 @@ def run(args: argparse.Namespace) -> int:
     pipelines = {"float": pipeline, "W4A8": Pipeline.from_checkpoint(folders["W4A8"])}
     sparsity = Sparsity(mask="svg", density=0.15)
     # As in the recipes of configs/sampling: a tenth of the steps is dense.
-    ours = SparsePlan(
+    quantsparse = SparsePlan(
         sparsity=sparsity, residual=Residual(store="int8"), dense_steps=max(1, chosen.steps // 10)
     )
-    bare = replace(ours, residual=Residual(policy="none"), interval=0)
+    no_cache = replace(quantsparse, residual=Residual(policy="none"), interval=0)
     ways = [
         Way("full precision", pipelines["float"], None),
         Way("W4A8", pipelines["W4A8"], None),
-        Way("W4A8 + 15 %, no cache", pipelines["W4A8"], bare),
-        Way("QuantSparse", pipelines["W4A8"], ours),
+        Way("W4A8 + 15 %, no cache", pipelines["W4A8"], no_cache),
+        Way("QuantSparse", pipelines["W4A8"], quantsparse),
     ]
     videos: list[np.ndarray] = []
     names: list[str] = []

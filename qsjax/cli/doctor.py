@@ -1,12 +1,15 @@
-"""`qsjax doctor`: what this machine has, and which implementations would run on it."""
+"""`qsjax doctor`: the devices and libraries of this machine, and which implementations would run on it."""
 
 import argparse
 import json
 import platform
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsjax.versions import EVERYTHING, versions
+
+if TYPE_CHECKING:
+    import jax
 
 _HEAD_DIM = 128  # HunyuanVideo's
 _CHANNELS = 3072
@@ -20,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print versions, devices, and every operation's implementations with the objections to them."""
+    """Print versions, devices, and every operation's implementations with the reasons why some cannot run."""
     report = examine()
     print(json.dumps(report, indent=1) if args.json else _text(report))
     return 0
@@ -69,7 +72,10 @@ def examine() -> dict[str, Any]:
 
 
 def videos(room: int | None, backend: str) -> dict[str, Any] | None:
-    """The largest video of HunyuanVideo-13B that fits by recipe, as frames, height and width; None where memory is not known."""
+    """For each recipe, the largest video of HunyuanVideo-13B that fits, as frames, height and width.
+
+    None if the device's memory is unknown.
+    """
     if room is None:
         return None
     from qsjax.budget import PlannedModel, Weights
@@ -77,7 +83,7 @@ def videos(room: int | None, backend: str) -> dict[str, Any] | None:
     from qsjax.budget.run import Run
     from qsjax.settings import SamplingRecipe
 
-    found = {}
+    largest = {}
     for name in _RECIPES:
         recipe = SamplingRecipe.load(name) if name in SamplingRecipe.presets() else None
         weights = (recipe.weights if recipe else name) or "bf16"
@@ -90,11 +96,11 @@ def videos(room: int | None, backend: str) -> dict[str, Any] | None:
             text_storage="int8",
             backend=backend,
         )
-        found[name] = largest_video(run, room)
-    return found
+        largest[name] = largest_video(run, room)
+    return largest
 
 
-def _device(device: Any) -> dict[str, Any]:
+def _device(device: "jax.Device") -> dict[str, Any]:
     stats = device.memory_stats() or {}
     return {"kind": device.device_kind, "id": device.id, "bytes": stats.get("bytes_limit")}
 
@@ -118,9 +124,12 @@ def _text(report: dict[str, Any]) -> str:
             )
     for name, operation in report["operations"].items():
         lines.append(name)
-        for one, objection in operation["objections"].items():
-            mark = (
-                "runs" if one == operation["chosen"] else "could run" if objection is None else "no"
-            )
-            lines.append(f"  {one}: {mark}" + (f", {objection}" if objection else ""))
+        for implementation, objection in operation["objections"].items():
+            verdict = "no"
+            if implementation == operation["chosen"]:
+                verdict = "runs"
+            elif objection is None:
+                verdict = "could run"
+            reason = f", {objection}" if objection else ""
+            lines.append(f"  {implementation}: {verdict}{reason}")
     return "\n".join(lines)

@@ -3,10 +3,13 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsjax.cli.options import add_config, with_config
 from qsjax.errors import InputError
+
+if TYPE_CHECKING:
+    from qsjax.pipeline import Pipeline
 
 _SIZES = {
     "frames": "video frames, 4k+1",
@@ -34,16 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         type=str,
-        help="how many held-out captions of the tiny model (default: 8 for compare, else 32); compare: or a"
-        " text file with one a line",
+        help="number of held-out captions of the tiny model (default: 8 for compare, else 32); for compare also a"
+        " text file, one caption per line",
     )
     parser.add_argument(
         "--rows",
         default="",
-        help="quantization, sparse: only rows in whose name this regular expression is found, as in W4A8/",
+        help="quantization, sparse: only rows whose name matches this regular expression, as in W4A8/",
     )
     parser.add_argument(
-        "--samples", type=int, default=20, help="quantization, sparse: of the calibration"
+        "--samples", type=int, default=20, help="quantization, sparse: samples of the calibration"
     )
     parser.add_argument("--batch", type=int, default=8, help="compare: clips at once")
     for name, text in _SIZES.items():
@@ -61,10 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print tables; 1 where a row of a grid failed, which stands in its table.
+    """Evaluate and print tables. The exit status is 1 if a row of a grid failed; the table says which.
 
     Raises:
-        QsjaxError: something the caller can mend.
+        QsjaxError: an error that the user can fix.
     """
     options = argparse.ArgumentParser(add_help=False)
     add_arguments(options)
@@ -116,7 +119,7 @@ def _sparse() -> tuple[Any, Any, Any]:
 
 
 _GRIDS = {"quantization": _quantization, "sparse": _sparse}
-"""Each gives its rows and the classes of its experiment and its report; imported when it is run."""
+"""Functions that return the rows of a grid and the classes of its experiment and report; they import them when called."""
 
 
 def _count(args: argparse.Namespace) -> int:
@@ -136,7 +139,7 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from qsjax.evaluate.checkpoints import compare_checkpoints, read_captions
 
     captions = read_captions("8" if args.captions is None else args.captions)
-    found = compare_checkpoints(
+    comparison = compare_checkpoints(
         _pipeline(args.reference),
         {str(name): _pipeline(str(name)) for name in args.model},
         captions,
@@ -146,15 +149,15 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         progress=True,
         **_settings(args),
     )
-    files = [] if args.out is None else found.write(args.out, plots=args.plots)
-    report = {"reference": args.reference, **found.plain(), "files": list(map(str, files))}
-    return report, "\n".join([found.text(), *(f"wrote {path}" for path in files)])
+    files = [] if args.out is None else comparison.write(args.out, plots=args.plots)
+    report = {"reference": args.reference, **comparison.plain(), "files": list(map(str, files))}
+    return report, "\n".join([comparison.text(), *(f"wrote {path}" for path in files)])
 
 
-def _pipeline(name: str, **options: Any) -> Any:
+def _pipeline(name: str, **options: Any) -> "Pipeline":
     from qsjax.pipeline import Pipeline
 
-    options |= {"progress": False, "staged": False}  # every batch needs all of it
+    options |= {"progress": False, "staged": False}  # every batch needs all three models
     if name == "tiny":
         return Pipeline.tiny(**options)
     return Pipeline.from_checkpoint(name, **options)

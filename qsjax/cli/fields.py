@@ -1,4 +1,4 @@
-"""Options out of a configuration's dataclass: a field's name, type and choices, and what its docstring says of it."""
+"""Command-line options from the fields of a dataclass: name, type, choices, and the help text from its docstring."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from qsjax.settings.recipe import SECTIONS
 
 _OLD = {"sparsity": "sparse"}
-"""Section -> the prefix that its options had; still understood, and not shown."""
+"""Section -> the prefix that its options had in older versions; still accepted, but hidden in the help."""
 
 
 def add_fields(
@@ -23,14 +23,14 @@ def add_fields(
     only: Collection[str] | None = None,
     default: str = "",
 ) -> None:
-    """Add an option for every field of a dataclass, `--section.field-name`, which is None where it is not given.
+    """Add an option `--section.field-name` for every field of a dataclass; its value is None if it is not given.
 
     Args:
-        parser: or a group of one.
-        config: the dataclass; fields that are dataclasses have sections of their own, and none here.
-        section: prefix of option and dest; "" has none.
-        only: names of the fields; None is all.
-        default: what happens where it is not given, for the help.
+        parser: a parser, or an argument group.
+        config: the dataclass; fields that are dataclasses themselves are left out, they have sections of their own.
+        section: prefix of option and dest; "" is no prefix.
+        only: names of the fields to add; None is all.
+        default: text for the help: what happens if the option is not given.
     """
     texts, hints = meanings(config), typing.get_type_hints(config)
     prefix = f"{section}." if section else ""
@@ -43,14 +43,14 @@ def add_fields(
         spellings = {f"--{prefix}{name}": f"{text} (default: {default})" if default else text}
         if section in _OLD:
             spellings[f"--{_OLD[section]}.{name}"] = argparse.SUPPRESS
-        for option, said in spellings.items():
+        for option, help_text in spellings.items():
             parser.add_argument(
                 option,
                 dest=f"{prefix}{field.name}",
                 type=convert,
                 choices=choices,
                 metavar=metavar,
-                help=said.replace("%", "%%"),
+                help=help_text.replace("%", "%%"),
             )
 
 
@@ -61,7 +61,7 @@ def add_sections(parser: argparse._ActionsContainer) -> None:
 
 
 def given_sections(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The options of `add_sections` that were given, as the tables of a recipe's file."""
+    """The options of `add_sections` that were given, as the tables of a recipe file."""
     sections: dict[str, dict[str, Any]] = {}
     for dest, value in vars(args).items():
         section, dot, name = dest.partition(".")
@@ -71,22 +71,22 @@ def given_sections(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def meanings(config: type[Any]) -> dict[str, str]:
-    """What the "Attributes:" of a dataclass and of those that it inherits from say of each field."""
-    found: dict[str, str] = {}
+    """The description of each field, from the "Attributes:" of a dataclass and its base classes."""
+    texts: dict[str, str] = {}
     for base in reversed(config.__mro__):
         attributes = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
         block = textwrap.dedent(attributes.partition("\n\n")[0])
         for name, text in re.findall(r"^(\w+): (.*(?:\n .*)*)", block, re.MULTILINE):
-            found[name] = " ".join(text.split()).removesuffix(".")
-    return found
+            texts[name] = " ".join(text.split()).removesuffix(".")
+    return texts
 
 
 Reader = tuple[Callable[[str], Any], str | None, tuple[Any, ...] | None]
-"""What turns the text into a value, what help calls it, and the words to choose from."""
+"""Function that converts the text to a value, metavar for the help, and choices."""
 
 
-def _reader(hint: Any) -> Reader | None:
-    """How an option of a type is read; None where a field is a configuration of its own."""
+def _reader(hint: object) -> Reader | None:
+    """How an option of a type is read; None if the field is a dataclass of its own."""
     if typing.get_origin(hint) is Literal:
         return str, None, typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
@@ -96,15 +96,16 @@ def _reader(hint: Any) -> Reader | None:
         return _list(inner, "x", "tokens along time, height and width, as in 1x8x8"), "TxHxW", None
     if hint is bool:
         return _truth, "BOOL", None
-    return (hint, hint.__name__.upper(), None) if hint in (int, float, str) else None
+    plain = next((kind for kind in (int, float, str) if kind is hint), None)
+    return None if plain is None else (plain, plain.__name__.upper(), None)
 
 
-def _list(inner: type, separator: str, wanted: str) -> Callable[[str], list[Any]]:
+def _list(inner: type, separator: str, expected: str) -> Callable[[str], list[Any]]:
     def read(text: str) -> list[Any]:
         try:
             return [inner(part) for part in text.split(separator)]
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: give {wanted}") from error
+            raise argparse.ArgumentTypeError(f"{text!r}: give {expected}") from error
 
     return read
 

@@ -8,21 +8,21 @@ _KEYS = {
     "matmul": "products with packed weights: tpu, gpu, jax_triton, xla, xla_int4, reference",
     "quantize": "quantization of tokens: tpu, gpu, xla, reference",
 }
-"""As in `pallas_kernels.Kernels`, which brings JAX; tests compare them."""
+"""The fields of `pallas_kernels.Kernels`, repeated here because importing it loads JAX; tests compare them."""
 
 
 def add_kernels(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     group = parser.add_argument_group(
         "kernels",
-        "which implementation of an operation is run; `qsjax doctor` says which can on this machine",
+        "which implementation of an operation is run; `qsjax doctor` lists those that this machine can run",
     )
     for key, text in _KEYS.items():
         group.add_argument(
             f"--kernels.{key.replace('_', '-')}",
             dest=f"kernels.{key}",
             metavar="NAME",
-            help=f"{text} (default: auto, the first that can)",
+            help=f"{text} (default: auto, the first that can run)",
         )
 
 

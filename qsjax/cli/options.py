@@ -1,4 +1,4 @@
-"""Options from a TOML file, as if they had been typed before the others; and what an option meant in older versions."""
+"""Options from a TOML file, which typed options override; and the meaning of `--recipe` in older versions."""
 
 import argparse
 from pathlib import Path
@@ -18,10 +18,10 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def with_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    """Fill in the options that were left at their default from the file given by `--config`.
+    """Set the options that were left at their default to the values in the file of `--config`.
 
     Raises:
-        InputError: the file is absent or not TOML, or has a key that is no option, or an unfitting value.
+        InputError: the file is missing or not TOML, or has a key that is not an option, or a value that does not fit.
     """
     if args.config is None:
         return args
@@ -40,7 +40,7 @@ def with_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
         if switch != isinstance(value, bool):
             raise InputError(f"{args.config}: {key} = {value!r} does not fit; see --help")
         try:
-            convert = action.type if callable(action.type) and not switch else (lambda given: given)
+            convert = action.type if callable(action.type) and not switch else (lambda value: value)
             setattr(args, action.dest, convert(value))
         except (TypeError, ValueError) as error:
             raise InputError(f"{args.config}: {key} = {value!r} does not fit ({error})") from error
@@ -48,7 +48,7 @@ def with_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
 
 
 def quantizes(recipe: str) -> bool:
-    """Whether a name or file is a quantization recipe, not one of sampling.
+    """Whether a name or file is a quantization recipe, rather than a sampling recipe.
 
     Raises:
         InputError: a file that cannot be read.

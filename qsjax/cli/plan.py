@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of the prompt, padding included",
     )
     parser.add_argument(
-        "--text-storage", choices=("int8",), help="of the text encoders (default: bfloat16)"
+        "--text-storage", choices=("int8",), help="dtype of the text encoders (default: bfloat16)"
     )
     parser.add_argument(
         "--modulation",
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-weights",
         action="store_true",
-        help="devices of several chips share the transformer's weights; without it each chip has all of them",
+        help="shard the transformer's weights over the chips of a device; without it each chip has all of them",
     )
     parser.add_argument(
         "--density",
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     args = with_config(options, args)
     from qsjax.budget import plan_memory
 
-    # Until 0.1, --recipe named the weights' recipe, too.
+    # Until 0.1, --recipe could also name a quantization recipe.
     if args.recipe and quantizes(args.recipe):
         if args.weights:
             raise InputError(
@@ -112,12 +112,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _size(given: str | None) -> tuple[int, int, int] | None:
-    if given is None:
+def _size(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
         return None
-    if not (found := re.fullmatch(r"(\d+)x(\d+)x(\d+)", given)):
+    if not (match := re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)):
         raise InputError(
-            f"--calibration-size {given!r}: give frames x height x width, as in 61x544x960"
+            f"--calibration-size {text!r}: give frames x height x width, as in 61x544x960"
         )
-    frames, height, width = map(int, found.groups())
+    frames, height, width = map(int, match.groups())
     return frames, height, width

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
-        help="of weights and matmuls (default: bfloat16 on TPU and GPU, float32 on CPU)",
+        help="dtype of weights and matmuls (default: bfloat16 on TPU and GPU, float32 on CPU)",
     )
     parser.add_argument(
         "--text-storage", choices=("int8",), help="hold the text encoders in 8 bits"
@@ -56,22 +56,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices",
         type=int,
         default=1,
-        help="that share the transformer's tokens and heads (default: 1)",
+        help="number of devices that share the transformer's tokens and heads (default: 1)",
     )
     parser.add_argument(
         "--shard-weights",
         action="store_true",
-        help="devices share the transformer's weights too; without it each has all of them",
+        help="shard the transformer's weights over the devices too; without it each has all of them",
     )
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="of several hosts, the first one's address, or 'auto' on Cloud TPUs and under Slurm: start the same command on each; "
-        "--devices counts those of all, the first host writes",
+        help="to run on several hosts: address of the first host, or 'auto' on Cloud TPUs and under Slurm. Start the same command"
+        " on each host; --devices counts the devices of all hosts, and the first host writes the file",
     )
-    parser.add_argument("--hosts", type=int, help="with --coordinator HOST:PORT: how many")
+    parser.add_argument("--hosts", type=int, help="with --coordinator HOST:PORT: number of hosts")
     parser.add_argument(
-        "--host", type=int, help="with --coordinator HOST:PORT: which this is, from 0"
+        "--host", type=int, help="with --coordinator HOST:PORT: number of this host, from 0"
     )
     add_sparse_options(parser)
     add_kernels(parser)
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     """Sample one video, or save an encoded prompt.
 
     Raises:
-        QsjaxError: something the caller can mend.
+        QsjaxError: an error that the user can fix.
     """
     options = argparse.ArgumentParser(add_help=False)
     add_arguments(options)
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from qsjax.text import load_prompts, save_prompts
     from qsjax.video import write_video
 
-    first = _meet(args)
+    first = _join_hosts(args)
     storage = {
         "dtype": args.dtype,
         "text_storage": args.text_storage,
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         "devices": args.devices,
         "shard_weights": args.shard_weights,
         "kernels": given_kernels(args),
-        "staged": True,  # one video: each model is read once in any case
+        "staged": True,  # for a single video, each model is read only once anyway
         "progress": first,
     }
     pipeline = (
@@ -149,8 +149,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _meet(args: argparse.Namespace) -> bool:
-    """Join the other hosts, if there are any; returns whether this is the one that writes, which sees first that it can."""
+def _join_hosts(args: argparse.Namespace) -> bool:
+    """Join the other hosts, if there are any, and check that the first host can write its file.
+
+    Returns:
+        Whether this is the first host, which writes the file.
+    """
     from qsjax.video import check_writable
 
     target = args.save_prompt or args.out

@@ -1,4 +1,4 @@
-"""Options of sparse attention and step skipping: a recipe, and every field of it by name."""
+"""Options of sparse attention and step skipping: `--recipe`, and an option for every field of a recipe."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -14,11 +14,11 @@ def add_sparse_options(parser: argparse.ArgumentParser) -> None:
     """Add `--recipe`, and `--section.field` for every field of a sampling recipe."""
     group = parser.add_argument_group(
         "sparse attention, residual reuse and step skipping",
-        "any of these switches them on; what is not said is the recipe's, else the checkpoint's, else the default of"
-        " qsjax.sample.SparsePlan",
+        "any of these switches them on; fields that are not given come from the recipe, else from the checkpoint, else from the"
+        " defaults of qsjax.sample.SparsePlan",
     )
     group.add_argument(
-        "--recipe", help="preset of configs/sampling or TOML file, as quantsparse-w4a8-d15"
+        "--recipe", help="preset of configs/sampling, as quantsparse-w4a8-d15, or TOML file"
     )
     add_sections(group)
 
@@ -26,11 +26,11 @@ def add_sparse_options(parser: argparse.ArgumentParser) -> None:
 def chosen_recipe(
     args: argparse.Namespace, stored: "SamplingPlan | None" = None
 ) -> "SamplingRecipe | None":
-    """The recipe that the options describe; None where there are none.
+    """The recipe that the options describe; None if none of them is given.
 
     Args:
-        args: parsed.
-        stored: the checkpoint's plan, which the options change where no recipe is named.
+        args: the parsed arguments.
+        stored: the checkpoint's plan, which the options modify if no recipe is named.
 
     Raises:
         InputError: no such recipe, or values that do not fit.

@@ -1,4 +1,4 @@
-"""One row of the demo: a model, dense or sparse, its videos, and what they cost."""
+"""One row of the demo's table: a model with dense or sparse attention, its videos, their quality and cost."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,16 +15,16 @@ from qsjax.settings import SPARSE
 
 
 class Way:
-    """A way to sample.
+    """A way to sample: a pipeline with dense or sparse attention.
 
     Args:
-        name: for people.
-        pipeline: with its model.
-        sparse: None is dense.
+        name: name for tables.
+        pipeline: the pipeline.
+        sparse: sparse attention; None is dense.
 
     Attributes:
-        seconds: of all videos, by stage.
-        last: of the last video, by stage.
+        seconds: seconds of all videos, by stage.
+        last: seconds of the last video, by stage.
     """
 
     def __init__(self, name: str, pipeline: Pipeline, sparse: SparsePlan | None) -> None:
@@ -35,7 +35,7 @@ class Way:
         self._text = 0
 
     def sample(self, caption: str, *, seed: int, steps: int | None) -> np.ndarray:
-        """A video, uint8 [T, H, W, 3], kept for the comparison."""
+        """Sample a video, uint8 [T, H, W, 3], and keep it for the comparison."""
         prompt = self._pipeline.encode(caption)
         self._text = prompt.text.shape[1]
         video = self._pipeline(prompt, seed=seed, steps=steps, sparse=self._sparse)[0]
@@ -46,12 +46,12 @@ class Way:
         return video
 
     def report(self, reference: "Way", settings: Settings, dit_bytes: int) -> dict[str, Any]:
-        """Means over videos; PSNR and SSIM of frames against the reference's, None for itself.
+        """Means over the videos; PSNR and SSIM of the frames against the reference's, None for the reference itself.
 
         Args:
             reference: the way that the others are compared with.
-            settings: of size and steps.
-            dit_bytes: of the stored transformer.
+            settings: the settings of size and steps.
+            dit_bytes: bytes of the stored transformer.
         """
         density, cached, sparse = 1.0, 0, self._sparse
         share = 0.0
@@ -63,12 +63,12 @@ class Way:
             cached = cache_bytes(self._pipeline.dit_config, plan, shape, self._text)
             kinds = sparse.kinds(settings.steps)
             share = kinds.count(SPARSE) / len(kinds)
-        ours, theirs = (np.stack(way._videos) / np.float32(255) for way in (self, reference))
+        own, expected = (np.stack(way._videos) / np.float32(255) for way in (self, reference))
         same = self is reference
         return {
             "name": self.name,
-            "psnr": None if same else round(float(psnr(ours, theirs).mean()), 2),
-            "ssim": None if same else round(float(ssim(ours, theirs).mean()), 4),
+            "psnr": None if same else round(float(psnr(own, expected).mean()), 2),
+            "ssim": None if same else round(float(ssim(own, expected).mean()), 4),
             "density": round(density, 4),
             "mean_density": round(share * density + 1 - share, 4),
             "dit_bytes": dit_bytes,

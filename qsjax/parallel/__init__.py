@@ -1,7 +1,7 @@
-"""A step on several devices: each has a share of the video's tokens, and in attention a share of the heads.
+"""A step on several devices: the video's tokens are sharded, and in attention the heads.
 
-Text is everyone's; weights are too, or cut, and a layer's are gathered when its turn comes. It is `jax.shard_map` over one mesh
-axis; the collectives are JAX's own.
+Text is replicated; weights are replicated or sharded, and a sharded layer is gathered just before it runs. All of it is
+`jax.shard_map` over one mesh axis, with JAX's own collectives.
 """
 
 from qsjax.parallel.heads import by_heads as by_heads

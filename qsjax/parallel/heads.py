@@ -1,24 +1,23 @@
-"""Attention among devices that share the tokens: for its time they share the heads, and each sees all tokens of its own."""
-
-from typing import Any
+"""Attention on devices that share the tokens: it is sharded by heads, and each device sees all tokens of its own heads."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from qsjax.dit.blocks import Attention
+from qsjax.dit.blocks import Attention, State
 
 
-def by_heads(attention: Attention, axis: str, text: int) -> Attention:
-    """The attention slot inside `jax.shard_map`.
+def by_heads(attention: Attention[State], axis: str, text: int) -> Attention[State]:
+    """Wrap an attention slot for use inside `jax.shard_map`.
 
-    Two exchanges around the slot (all-to-all, DeepSpeed-Ulysses, arXiv 2309.14509): the tokens of a device's heads come from everyone,
-    and go back. The text's few tokens are on every device in any case. The slot's state is that of a device's own heads.
+    An all-to-all before the slot gives each device all tokens of its own heads; another one after it restores the sharding by
+    tokens (DeepSpeed-Ulysses, arXiv 2309.14509). The few text tokens are replicated. The slot's state is that of the device's
+    own heads.
 
     Args:
-        attention: over all tokens of some heads.
-        axis: of devices; their number divides the heads.
-        text: tokens of the text, padding included.
+        attention: attention over all tokens of some heads.
+        axis: mesh axis; its size divides the number of heads.
+        text: number of text tokens, padding included.
     """
 
     def attend(
@@ -26,8 +25,8 @@ def by_heads(attention: Attention, axis: str, text: int) -> Attention:
         k: Float[Array, "B L H D"],
         v: Float[Array, "B L H D"],
         kv_valid: Bool[Array, "B K"],
-        state: Any,
-    ) -> tuple[Float[Array, "B L H D"], Any]:
+        state: State,
+    ) -> tuple[Float[Array, "B L H D"], State]:
         video = q.shape[1] - text
         heads = q.shape[2] // jax.lax.axis_size(axis)
         first = jax.lax.axis_index(axis) * heads
@@ -38,9 +37,9 @@ def by_heads(attention: Attention, axis: str, text: int) -> Attention:
             return jnp.concatenate([tokens, words], axis=1)
 
         out, state = attention(gathered(q), gathered(k), gathered(v), kv_valid, state)
-        every = out.shape[1] - text
-        tokens = jax.lax.all_to_all(out[:, :every], axis, split_axis=1, concat_axis=2, tiled=True)
-        words = jax.lax.all_gather(out[:, every:], axis, axis=2, tiled=True)
+        total = out.shape[1] - text  # video tokens of all devices
+        tokens = jax.lax.all_to_all(out[:, :total], axis, split_axis=1, concat_axis=2, tiled=True)
+        words = jax.lax.all_gather(out[:, total:], axis, axis=2, tiled=True)
         return jnp.concatenate([tokens, words], axis=1), state
 
     return attend

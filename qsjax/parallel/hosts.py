@@ -1,4 +1,4 @@
-"""Several hosts: one process on each, started by the same command, and one mesh over the devices of all."""
+"""Runs on several hosts: one process on each, started by the same command, and one mesh over the devices of all hosts."""
 
 import logging
 import os
@@ -20,23 +20,24 @@ AUTOMATIC = "auto"
 PATIENCE = 300
 """Seconds that a host waits for the others."""
 _MARGIN = 30
-"""JAX's own patience is so many seconds longer."""
+"""JAX's own timeout is this many seconds longer, so that ours ends the process first, with a readable message."""
 
 
 def join(coordinator: str, hosts: int | None = None, host: int | None = None) -> None:
-    """Meet the other hosts; to be called before any array is made. Arrays are shared by `jax.distributed` from then on.
+    """Connect to the other hosts with `jax.distributed`. Call it before the first array is created.
 
-    Where the first host waits for others in vain, JAX would end its process with a stack trace; it ends before, with exit status 2.
+    If the other hosts do not connect in time, JAX would abort the first host's process with a stack trace. Before that, this
+    function prints a message and ends the process with exit status 2.
 
     Args:
-        coordinator: address of the first host, with a port; "auto" on Cloud TPUs and under Slurm, which tell all by themselves.
-        hosts: how many.
-        host: which of them this is, from 0.
+        coordinator: address and port of the first host; "auto" on Cloud TPUs and under Slurm, which provide everything.
+        hosts: number of hosts.
+        host: number of this host, from 0.
 
     Raises:
-        InputError: the numbers do not fit, or the first host cannot be reached.
+        InputError: hosts and host do not fit together, or the first host cannot be reached.
     """
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     alarm: Timer | None = None
     if coordinator != AUTOMATIC:
         name, _, port = coordinator.rpartition(":")
@@ -55,11 +56,11 @@ def join(coordinator: str, hosts: int | None = None, host: int | None = None) ->
             alarm.daemon = True
             alarm.start()
         logger.info("host %d of %d, waiting up to %d s for the others", host, hosts, PATIENCE)
-        given = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
+        options = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
     elif hosts is not None or host is not None:
         raise InputError("--coordinator auto finds out --hosts and --host; leave them out")
     try:
-        jax.distributed.initialize(**given, initialization_timeout=PATIENCE + _MARGIN)
+        jax.distributed.initialize(**options, initialization_timeout=PATIENCE + _MARGIN)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"--coordinator {coordinator}: the hosts do not meet ({str(error).splitlines()[0]}); "
@@ -77,11 +78,11 @@ def _give_up(coordinator: str, hosts: int) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(2)  # JAX waits where no exception reaches
+    os._exit(2)  # the main thread waits inside JAX, where no exception reaches it
 
 
 def _reach(name: str, port: int) -> None:
-    """Wait until the first host listens: JAX's own waiting ends without a sentence."""
+    """Wait until the first host listens: if JAX itself waits in vain, it ends without a readable message."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -98,12 +99,12 @@ def _reach(name: str, port: int) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and talks."""
+    """Whether this is the first host's process, the one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def first_agrees(well: bool) -> bool:
-    """What the first host says, on every host."""
+    """Broadcast the first host's value of `well` to every host."""
     if jax.process_count() == 1:
         return well
     return bool(multihost_utils.broadcast_one_to_all(np.int32(well)))

@@ -1,5 +1,8 @@
-"""The transformer's weights among devices: all of them on each, or the blocks' matrices cut, so that a device has its share of every
-layer and the others' only while that layer computes (ZeRO-3, arXiv 1910.02054; FSDP, arXiv 2304.11277)."""
+"""Placement of the transformer's weights on a mesh: replicated, or with the matrices of the blocks sharded.
+
+A device then holds its shard of every layer, and gathers the other shards only while that layer runs (ZeRO-3, arXiv 1910.02054;
+FSDP, arXiv 2304.11277).
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +18,15 @@ from qsjax.params import map_parameters
 
 STACKS = ("double_blocks", "single_blocks")
 MATRICES = ("kernel", "packed", "low_bits")
-"""Leaves of linear layers, quantized or not, beside which scales, biases and transforms are small."""
+"""Leaves of linear layers that are sharded, quantized or not; scales, biases and transforms are small in comparison."""
 
 
 def weight_placement(mesh: Mesh, cut: bool) -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    """Where a parameter lies, by its dotted name and shape: for `qsjax.dit.load_dit`.
+    """The sharding of a parameter by its dotted name and shape, for `qsjax.dit.load_dit`.
 
     Args:
-        mesh: of `make_mesh`.
-        cut: whether devices share the blocks' matrices; False gives everything to each.
+        mesh: a mesh from `make_mesh`.
+        cut: shard the matrices of the blocks; False replicates everything.
     """
 
     def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -32,12 +35,12 @@ def weight_placement(mesh: Mesh, cut: bool) -> Callable[[str, tuple[int, ...]], 
     return place
 
 
-def weight_specs(dit: DiT, devices: int | None = None) -> Any:
-    """How every parameter is cut: a tree of the model's structure, of partition specifications.
+def weight_specs(dit: DiT, devices: int | None = None) -> DiT:
+    """Partition specs of all parameters: a tree of the model's structure with a spec for each parameter.
 
     Args:
-        dit: of arrays on a mesh; or of shapes, with `devices`.
-        devices: that share the blocks' matrices; None says how the arrays lie.
+        dit: a model of arrays on a mesh; or of shapes, with `devices`.
+        devices: number of devices that shard the blocks' matrices; None reads the specs from the arrays.
     """
 
     def spec(name: str, leaf: Any) -> P:
@@ -46,25 +49,26 @@ def weight_specs(dit: DiT, devices: int | None = None) -> Any:
     return map_parameters(spec, dit)
 
 
-def gathering(dit: DiT, specs: Any) -> DiT:
-    """The model inside `jax.shard_map`, whose layers are gathered one at a time.
+def gathering(dit: DiT, specs: DiT) -> DiT:
+    """The model for use inside `jax.shard_map`; its layers are gathered one at a time.
 
     Args:
-        dit: of a device's own parts; it is changed.
-        specs: of `weight_specs`.
+        dit: model of the device's own shards; it is modified.
+        specs: the result of `weight_specs`.
     """
     for name in STACKS:
         if not hasattr(dit, name):  # the half without this kind of block
             continue
-        cuts = jax.tree.leaves(getattr(specs, name), is_leaf=lambda leaf: isinstance(leaf, P))
-        along = tuple(tuple(cut).index(AXIS) - 1 if AXIS in cut else None for cut in cuts)
+        leaves = jax.tree.leaves(getattr(specs, name), is_leaf=lambda leaf: isinstance(leaf, P))
+        # Less one, because a gathered layer has no axis of layers.
+        along = tuple(tuple(spec).index(AXIS) - 1 if AXIS in spec else None for spec in leaves)
         if any(position is not None for position in along):
             setattr(dit, name, Shards(getattr(dit, name), along, AXIS))
     return dit
 
 
 def _spec(name: str, shape: tuple[int, ...], devices: int) -> P:
-    """A stack of matrices [layers, K, N] is cut along K if it divides, whose parts lie in one piece; else along N."""
+    """A stack of matrices [layers, K, N] is sharded along K, which keeps shards contiguous, if K divides; else along N."""
     stack, *_, leaf = name.split(".")
     if stack not in STACKS or leaf not in MATRICES or len(shape) != 3:
         return P()

@@ -1,4 +1,4 @@
-"""What sparse attention leaves out, remembered from the last refresh: policies, stores, and the attention that uses them."""
+"""The residual cache: what sparse attention leaves out, kept from the last refresh, and the attention that adds it back."""
 
 from qsjax.residual.attention import refresh_attention as refresh_attention
 from qsjax.residual.attention import sparse_attention as sparse_attention

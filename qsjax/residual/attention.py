@@ -1,4 +1,4 @@
-"""The two forms of attention in the DiT's attention slot: with a refresh of the cache, and sparse with its correction."""
+"""Attention for the DiT's attention slot: full attention that refreshes the cache, and sparse attention corrected by it."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -24,17 +24,17 @@ def refresh_attention(
     implementation: str = AUTO,
     axis: str | None = None,
 ) -> tuple[Float[Array, "B L H D"], LayerState]:
-    """Full attention; lists are decided anew, and what they leave out is cached. The cost is that of one dense pass.
+    """Full attention that chooses new lists and caches what they leave out. It costs as much as one dense pass.
 
     Args:
-        pattern: of the lists.
-        residual: what is cached.
-        gains: of this step.
-        q, k, v: one layer's heads, video before text.
-        kv_valid: keys that may be seen.
-        state: of the last refresh.
-        scores, implementation: of `pallas_kernels.block_sparse_attention`.
-        axis: of devices that share the heads, inside `jax.shard_map`.
+        pattern: the sparsity pattern, which makes the lists.
+        residual: what is cached, and how.
+        gains: the gains of this step.
+        q, k, v: one layer's queries, keys and values, video before text.
+        kv_valid: which keys are not padding.
+        state: the layer's state after the last refresh.
+        scores, implementation: passed to `pallas_kernels.block_sparse_attention`.
+        axis: mesh axis of devices that share the heads, inside `jax.shard_map`.
     """
     choice = pattern.choose(q, k, v, kv_valid)
     video, keys, values, valid, text = _arranged(pattern, choice, q, k, v, kv_valid)
@@ -52,10 +52,10 @@ def refresh_attention(
         value = (1 - full.recall[..., None]) * (value - listed)
     elif residual.rule.follow:
         value = value - residual.rule.follow * listed
-    there = jnp.asarray(pattern.layouts[0].valid, jnp.float32)[None, :, None]
-    value = value * there[..., None]
-    mean = (full.recall * there).sum(axis=1) / there.sum(axis=1)
-    state = refreshed(residual, state, choice, value, full.others_lse, mean, gains, axis)
+    slot_valid = jnp.asarray(pattern.layouts[0].valid, jnp.float32)[None, :, None]
+    value = value * slot_valid[..., None]
+    recall = (full.recall * slot_valid).sum(axis=1) / slot_valid.sum(axis=1)
+    state = refreshed(residual, state, choice, value, full.others_lse, recall, gains, axis)
     rows = (full.out, text, keys, values, valid, scores, implementation)
     return _joined(pattern, choice, *rows), state
 
@@ -73,7 +73,10 @@ def sparse_attention(
     scores: str = "float",
     implementation: str = AUTO,
 ) -> tuple[Float[Array, "B L H D"], LayerState]:
-    """Attention over the lists of the last refresh, corrected by its cache; the state stays. See `refresh_attention`."""
+    """Attention over the lists of the last refresh, corrected by the cache; the state is returned unchanged.
+
+    The arguments are those of `refresh_attention`.
+    """
     choice = pattern.choose(q, k, v, kv_valid) if pattern.config.every_step else state.choice
     video, keys, values, valid, text = _arranged(pattern, choice, q, k, v, kv_valid)
     out = block_sparse_attention(
@@ -93,7 +96,7 @@ def sparse_attention(
 def _arranged(
     pattern: Pattern, choice: Choice, q: Array, k: Array, v: Array, kv_valid: Array
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """The video's queries and all keys and values in the order of the lists, which of them are there, the text's queries."""
+    """Video queries, all keys, all values and their validity, in the order of the lists; and the text queries."""
     tokens = pattern.layouts[0].tokens
     keys, values = (
         jnp.concatenate([pattern.arrange(x[:, :tokens], choice), x[:, tokens:]], axis=1)
@@ -114,7 +117,7 @@ def _joined(
     scores: str,
     implementation: str,
 ) -> Float[Array, "B L H D"]:
-    """The video's rows back in the model's order, and those of the text, which see everything."""
+    """The video's output back in the model's order, followed by the text's output; text queries see all keys."""
     rows = block_sparse_attention(
         text,
         keys,

@@ -1,31 +1,34 @@
-"""The largest singular parts of what changed since the last refresh, by subspace iteration.
+"""Low-rank approximation of what changed since the last refresh, by subspace iteration.
 
-QuantSparse keeps rank 16 of the second-order residual [L, H D] of a layer. Its directions change slowly, so that one pass from
-those of the last refresh does what a decomposition of the whole matrix would.
+QuantSparse keeps rank 16 of the second-order residual [L, H D] of a layer. Its singular directions change slowly: one iteration
+that starts from those of the last refresh is as good as a decomposition of the whole matrix.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
 class Factors(NamedTuple):
-    """x [B, S, H, D] is about the sum over r of u[:, r, s] v[:, h, r, d]: tokens are shared by all heads.
+    """x[b, s, h, d] is approximately the sum over r of u[b, r, s] v[b, h, r, d]; all heads share u.
 
     Attributes:
-        u: [B, R, S], in the model's dtype.
-        v: [B, H, R, D], float32, rows orthonormal over (H, D); where the next iteration starts.
+        u: factor of the tokens, [B, R, S], in the model's dtype.
+        v: factor of the channels, float32 [B, H, R, D], rows orthonormal over (H, D); the next iteration starts from it.
     """
 
-    u: Any
-    v: Any
+    u: Array
+    v: Array
 
 
-def start(batch: int, tokens: int, heads: int, channels: int, rank: int, dtype: Any) -> Factors:
-    """Zero, with random directions: the same in every run."""
+def start(
+    batch: int, tokens: int, heads: int, channels: int, rank: int, dtype: DTypeLike
+) -> Factors:
+    """Factors of zero, with random directions that are the same in every run."""
     directions = np.random.default_rng(0).standard_normal((heads * channels, rank))
     basis, _ = np.linalg.qr(directions)
     v = basis.T.reshape(1, rank, heads, channels).transpose(0, 2, 1, 3)
@@ -36,13 +39,13 @@ def start(batch: int, tokens: int, heads: int, channels: int, rank: int, dtype: 
 def factorize(
     x: Float[Array, "B S H D"], last: Factors, *, passes: int = 2, axis: str | None = None
 ) -> Factors:
-    """The best approximation of last's rank, or nearly.
+    """An approximation of x that is close to the best of the same rank as `last`.
 
     Args:
         x: float32.
-        last: of the refresh before, or `start`.
-        passes: over x x^T; a warm start needs 1, random directions 2 or more.
-        axis: of devices that share the heads, inside `jax.shard_map`; u is everyone's, v has each one's heads.
+        last: factors of the last refresh, or of `start`.
+        passes: number of multiplications by x x^T; a warm start needs 1, random directions 2 or more.
+        axis: mesh axis of devices that share the heads, inside `jax.shard_map`; u is replicated, v is sharded by heads.
     """
     batch, tokens, heads, channels = x.shape
     rank = last.v.shape[2]
@@ -61,17 +64,17 @@ def factorize(
 
 
 def expanded(factors: Factors) -> Float[Array, "B S H D"]:
-    """The product, float32."""
+    """The product of the factors, float32."""
     return jnp.einsum("brs,bhrd->bshd", factors.u.astype(jnp.float32), factors.v)
 
 
 def _orthonormal(
     columns: Float[Array, "B N R"], otherwise: Float[Array, "B N R"], axis: str | None
 ) -> Float[Array, "B N R"]:
-    """A basis of the columns' span; where they are zero, since nothing has changed, the former one."""
+    """An orthonormal basis of the columns' span; if all columns are zero, because nothing changed, of `otherwise`."""
     rows = columns.shape[1]
     if axis is not None:
-        # Some thousand rows of sixteen numbers: everyone does all of it, and keeps its own.
+        # A few thousand rows of sixteen numbers: every device decomposes all of them and keeps its own rows.
         columns, otherwise = (
             jax.lax.all_gather(part, axis, axis=1, tiled=True) for part in (columns, otherwise)
         )

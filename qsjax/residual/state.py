@@ -1,9 +1,10 @@
-"""The cache of one layer: what a refresh writes and sparse steps read."""
+"""The residual cache of one layer: what a refresh writes and sparse steps read. `qsjax.settings.residual` has the formulas."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pallas_kernels import Additive, Complement
@@ -15,54 +16,54 @@ from qsjax.sparse import Choice, Pattern
 
 
 class LayerState(NamedTuple):
-    """A pytree; what the policy has no use for is None. Tensors are in each head's own order of tokens.
+    """A pytree; fields that the policy does not need are None. Tensors are in each head's own order of tokens.
 
     Attributes:
-        choice: lists and orders, as decided at the last refresh.
-        cached: D or X, which is O_R where the policy does not follow.
-        change: D2 or X - X', as `Factors` or whole.
-        bend: D2 - D2', likewise.
+        choice: lists and orders chosen at the last refresh.
+        cached: D or X; X is O_R if the policy's `follow` is 0.
+        change: first difference between the last two refreshes, D2 or X - X', as `Factors` or as `Stored`.
+        bend: second difference, D2 - D2', likewise.
         lse: lse_R, float32 [B, H, S].
-        lse_change: lse_R - lse_R'.
-        recall: attention mass on the listed keys at the last refresh, the mean over the video's queries, float32 [B, H].
+        lse_change: lse_R - lse_R', float32 [B, H, S].
+        recall: attention mass on the listed keys at the last refresh, mean over the video's queries, float32 [B, H].
     """
 
     choice: Choice
     cached: Any
     change: Any
     bend: Any
-    lse: Any
-    lse_change: Any
-    recall: Any
+    lse: Array | None
+    lse_change: Array | None
+    recall: Array
 
 
 class Gains(NamedTuple):
-    """The numbers of a step, float32 scalars.
+    """The cache's numbers of one step, float32 scalars.
 
     Attributes:
-        reach: g: how far this step is from the refresh, in distances of the last two refreshes.
-        later: 1 at every refresh but the first, which has no predecessor; else 0.
+        reach: g, the distance of this step from the last refresh, in units of the distance between the last two refreshes.
+        later: 1 at every refresh except the first, which has no predecessor; 0 at all other steps.
     """
 
-    reach: Any
-    later: Any
+    reach: Array
+    later: Array
 
 
 def empty_state(
-    residual: Residual, pattern: Pattern, batch: int, heads: int, channels: int, dtype: Any
+    residual: Residual, pattern: Pattern, batch: int, heads: int, channels: int, dtype: DTypeLike
 ) -> LayerState:
     """Zeros of the right shapes; the first step must be a refresh."""
     rule, tokens = residual.rule, pattern.layouts[0].slots
     shape = (batch, tokens, heads, channels)
 
-    def change(order: int) -> Any:
+    def change(order: int) -> Stored | Factors | None:
         if rule.order < order:
             return None
         if residual.rank:
             return lowrank.start(batch, tokens, heads, channels, residual.rank, dtype)
         return empty(residual.store, shape, words=residual.words)
 
-    def zeros(wanted: bool) -> Any:
+    def zeros(wanted: bool) -> Array | None:
         return jnp.zeros((batch, heads, tokens), jnp.float32) if wanted else None
 
     complement = rule.form == "complement"
@@ -89,37 +90,38 @@ def refreshed(
 ) -> LayerState:
     """The state after a refresh.
 
-    Differences are taken only of rows whose lists are those of the refresh before: of other keys they say nothing.
+    Differences are kept only for rows whose lists did not change: with other lists, the values are about other keys.
 
     Args:
-        residual: what is kept.
-        state: before.
-        choice: lists and orders from now on.
-        value: D or X, float32.
-        lse: lse_R.
-        recall: by head.
-        gains: of this step.
-        axis: of devices that share the heads, inside `jax.shard_map`.
+        residual: what is kept, and how.
+        state: the state before the refresh.
+        choice: the new lists and orders.
+        value: the new D or X, float32.
+        lse: the new lse_R.
+        recall: the new recall of each head.
+        gains: the gains of this step.
+        axis: mesh axis of devices that share the heads, inside `jax.shard_map`.
     """
     rule = residual.rule
     if not rule.order:
         return state._replace(choice=choice, recall=recall)
-    known = _unchanged(choice, state.choice, lse) * gains.later
+    same = _unchanged(choice, state.choice, lse) * gains.later
     if rule.order > 2:
-        # Which rows had a change before is not kept; of a whole head it shows, by zeros.
-        known = jnp.broadcast_to(known.min(axis=2, keepdims=True), known.shape)
-    by_token = known.swapaxes(1, 2)[..., None]
+        # The state does not record which rows had a change before. For a whole head it can be told: its change is all zeros.
+        same = jnp.broadcast_to(same.min(axis=2, keepdims=True), same.shape)
+    by_token = same.swapaxes(1, 2)[..., None]
     change, bend, lse_change = state.change, state.bend, state.lse_change
     if rule.order > 1:
         moved = by_token * (value - restored(state.cached, residual.store))
         if rule.order > 2:
-            # The first change has no predecessor: what was kept of it is zero, and so is its bend.
-            former = _whole(residual, state.change)
-            some = (jnp.abs(former).max(axis=(1, 3), keepdims=True) > 0).astype(jnp.float32)
-            bend = _kept(residual, state.bend, some * by_token * (moved - former), axis)
+            # The first change has no predecessor: the stored change is zero, and the bend must be zero too.
+            previous = _whole(residual, state.change)
+            known = (jnp.abs(previous).max(axis=(1, 3), keepdims=True) > 0).astype(jnp.float32)
+            bend = _kept(residual, state.bend, known * by_token * (moved - previous), axis)
         change = _kept(residual, state.change, moved, axis)
     if lse_change is not None:
-        lse_change = known * (lse - state.lse)
+        assert state.lse is not None  # every policy with lse_change has it
+        lse_change = same * (lse - state.lse)
     return LayerState(
         choice=choice,
         cached=store(value, residual.store, words=residual.words),
@@ -132,7 +134,7 @@ def refreshed(
 
 
 def correction(residual: Residual, state: LayerState, gains: Gains) -> Additive | Complement | None:
-    """What the attention kernel adds or merges in a sparse step."""
+    """The correction that the attention kernel applies in a sparse step; None if the policy caches nothing."""
     rule = residual.rule
     if not rule.order:
         return None
@@ -149,35 +151,44 @@ def correction(residual: Residual, state: LayerState, gains: Gains) -> Additive 
         values = Stored(whole)
     if rule.form == "additive":
         return Additive(values.values, values.scale, low_rank)
-    lse = state.lse if state.lse_change is None else state.lse + gain * state.lse_change
+    lse = state.lse
+    assert lse is not None  # every complement has it
+    if state.lse_change is not None:
+        lse = lse + gain * state.lse_change
     return Complement(values.values, values.scale, lse, low_rank, residual.rule.follow)
 
 
 def _unchanged(now: Choice, before: Choice, like: Float[Array, "B H S"]) -> Float[Array, "B H S"]:
-    """1 for tokens whose block has the list that it had, in a head of the same order."""
+    """1 for each token whose block has the same list as before and whose head has the same order, else 0."""
     same = jnp.ones(like.shape, jnp.bool_)
-    for one, other in zip(now, before, strict=True):
-        if one is not None:
-            by_row = jnp.atleast_3d(one == other)
+    for new, old in zip(now, before, strict=True):
+        if new is not None:
+            by_row = jnp.atleast_3d(new == old)
             equal = by_row.reshape(*by_row.shape[:3], -1).all(axis=-1)
             same = same & jnp.repeat(equal, like.shape[2] // equal.shape[2], axis=2)
     return same.astype(jnp.float32)
 
 
-def _kept(residual: Residual, last: Any, x: Float[Array, "B S H D"], axis: str | None) -> Any:
-    if not residual.rank:
+def _kept(
+    residual: Residual,
+    last: Stored | Factors | None,
+    x: Float[Array, "B S H D"],
+    axis: str | None,
+) -> Stored | Factors:
+    """A difference as it is cached: low-rank factors, started from the last ones, or the whole tensor if rank is 0."""
+    if not isinstance(last, Factors):
         return store(x, residual.store, words=residual.words)
     return lowrank.factorize(x, last, axis=axis)
 
 
-def _whole(residual: Residual, kept: Any) -> Float[Array, "B S H D"]:
+def _whole(residual: Residual, kept: Stored | Factors) -> Float[Array, "B S H D"]:
     return lowrank.expanded(kept) if isinstance(kept, Factors) else restored(kept, residual.store)
 
 
 def placed(residual: Residual, state: LayerState) -> LayerState:
-    """The state with its tensors where the residual wants them, also with a leading axis; lists stay on the device.
+    """The state with its tensors placed as `residual.place` says; lists stay on the device. Stacked states work too.
 
-    Inside a program this also says where arguments are, which they do not say by themselves.
+    Inside a jitted program this annotates the placement of the arguments, which tracers do not carry by themselves.
     """
     if residual.place == "device":
         return state
@@ -188,5 +199,5 @@ def placed(residual: Residual, state: LayerState) -> LayerState:
 
 
 def bytes_of(state: LayerState) -> int:
-    """Of a state or its shapes, all arrays counted."""
+    """Bytes of all arrays of a state, or of its shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

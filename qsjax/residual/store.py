@@ -1,9 +1,10 @@
-"""How a cached tensor is kept between refreshes: floats, 8 bits or 4, with a scale for every token of every head.
+"""Storage of a cached tensor between refreshes: floats, or 8-bit or 4-bit integers with a scale per token and head.
 
-At 720x1280 and 129 frames a layer's cache is 365 million values, sixty layers' 44 GB in bfloat16 (QuantSparse, section 3.3).
+At 720x1280 and 129 frames, the cache of a layer has 365 million values; sixty layers take 44 GB in bfloat16 (QuantSparse,
+section 3.3).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, Int32
@@ -13,32 +14,34 @@ from qsjax.config import nearest
 from qsjax.errors import InputError
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
-"""Stores and bytes of a value; integers have 4 more for each token of each head."""
+"""Store -> bytes per value; integer stores take 4 more bytes per token and head for the scale."""
 
 
 class Stored(NamedTuple):
-    """A tensor [B, S, H, D] at rest: head by head, as kernels read it. In another order the whole cache would be transposed before the first layer.
+    """A stored tensor [B, S, H, D]. Its layout is head by head, as kernels read it: else XLA would transpose the whole cache before
+    the first layer.
 
     Attributes:
-        values: floats or int8 [B, H, S, D]; of int4 two channels in a byte, [B, H, S, D/2]: channel d low, d + D/2 high. As
-            words four bytes in an int32, [B, H, S/4, ...]: token s lowest, then s + S/4, s + S/2, s + 3S/4.
-        scale: of integers, float32 [B, H, S]; None for floats.
+        values: floats or int8 [B, H, S, D]. int4 packs two channels into a byte, [B, H, S, D/2]: channel d in the low half,
+            d + D/2 in the high half. Words pack four bytes into an int32, [B, H, S/4, ...]: token s in the lowest byte, then
+            s + S/4, s + S/2, s + 3S/4.
+        scale: scale of integers, float32 [B, H, S]; None for floats.
     """
 
-    values: Any
-    scale: Any = None
+    values: Array
+    scale: Array | None = None
 
 
 def store(x: Float[Array, "B S H D"], kind: str, *, words: bool = False) -> Stored:
-    """Keep a tensor; integers are rounded to nearest, to the largest value of each token and head.
+    """Store a tensor; integers are rounded to nearest and scaled by the largest magnitude of each token and head.
 
     Args:
-        x: any float dtype.
+        x: the tensor, in any float dtype.
         kind: a key of `BYTES`.
-        words: integers as int32 words: XLA for TPU fetches slices of int8 arrays from the host by copying all of them first.
+        words: pack integers into int32 words. On TPU, XLA would copy a whole int8 array from the host to fetch a slice of it.
 
     Raises:
-        InputError: no such store, int4 of an odd number of channels, or words of tokens that four does not divide.
+        InputError: no such store, int4 with an odd number of channels, or words if the number of tokens is not a multiple of 4.
     """
     check(kind, x.shape[1], x.shape[-1], words)
     if kind in ("float32", "bfloat16"):
@@ -51,10 +54,10 @@ def store(x: Float[Array, "B S H D"], kind: str, *, words: bool = False) -> Stor
 
 
 def opened(stored: Stored, kind: str) -> Stored:
-    """What attention takes: values [B, S, H, D], floats or one int8 each, and the scale."""
+    """Unpack a stored tensor for attention: values [B, S, H, D], floats or int8, and the scale."""
     values = stored.values
     if values.dtype == jnp.int32:
-        # Shifting left and back leaves one byte, with its sign.
+        # Shifting left and back extracts one byte with its sign.
         parts = [((values << up) >> 24).astype(jnp.int8) for up in (24, 16, 8, 0)]
         values = jnp.concatenate(parts, axis=2)
     if kind == "int4":
@@ -64,14 +67,14 @@ def opened(stored: Stored, kind: str) -> Stored:
 
 
 def restored(stored: Stored, kind: str) -> Float[Array, "B S H D"]:
-    """Float32 values."""
+    """The tensor in float32, with the scale applied."""
     values, scale = opened(stored, kind)
     values = values.astype(jnp.float32)
     return values if scale is None else values * scale.swapaxes(1, 2)[..., None]
 
 
 def empty(kind: str, shape: tuple[int, int, int, int], *, words: bool = False) -> Stored:
-    """Zeros of shape [B, S, H, D], as `store` has them."""
+    """Zeros of shape [B, S, H, D], in the layout of `store`."""
     check(kind, shape[1], shape[-1], words)
     batch, tokens, heads, channels = shape
     if kind in ("float32", "bfloat16"):
@@ -83,15 +86,15 @@ def empty(kind: str, shape: tuple[int, int, int, int], *, words: bool = False) -
 
 
 def _words(values: Int8[Array, "B H S D"]) -> Int32[Array, "B H S4 D"]:
-    one, two, three, four = jnp.split(values.astype(jnp.int32), 4, axis=2)
-    return (one & 255) | ((two & 255) << 8) | ((three & 255) << 16) | (four << 24)
+    b0, b1, b2, b3 = jnp.split(values.astype(jnp.int32), 4, axis=2)
+    return (b0 & 255) | ((b1 & 255) << 8) | ((b2 & 255) << 16) | (b3 << 24)
 
 
 def check(kind: str, tokens: int, channels: int, words: bool) -> None:
-    """Refuse a store that there is not.
+    """Check that a tensor can be kept in a store.
 
     Raises:
-        InputError: as in `store`.
+        InputError: as `store`.
     """
     if kind not in BYTES:
         raise InputError(f"no store {kind!r}; {nearest(kind, BYTES)}")

@@ -1,4 +1,4 @@
-"""The cache that steps share, before the first of them: of sparse attention, and of steps that are left out."""
+"""The empty cache of a run, for sparse attention and for step skipping, and where its tensors are placed."""
 
 import math
 
@@ -22,13 +22,13 @@ def empty_cache(
     """A cache of the right shapes, before the first step.
 
     Args:
-        plan: of the run.
+        plan: the sampling plan.
         dit: the transformer.
-        latents: shape [B, C, T, H, W].
-        conditions: of the run's prompts.
+        latents: shape of the latents, [B, C, T, H, W].
+        conditions: conditions of the run's prompts.
 
     Raises:
-        InputError: a dense layer that the model does not have; a cache on the host of a GPU.
+        InputError: a dense layer that the model does not have, or a cache on the host of a GPU.
     """
 
     def memory(text: int) -> Memory:
@@ -47,40 +47,41 @@ def empty_cache(
 
 
 def where_it_belongs(plan: SamplingPlan, cache: Cache) -> Cache:
-    """The cache where the plan wants it: on the device, or on its host.
+    """The cache, placed as the plan says: on the device, or on its host.
 
-    Also inside a program that leaves it as it is: XLA rejects an input from the host that is returned without a placement.
+    A program that returns the cache unchanged needs this too: XLA rejects host inputs returned without a placement, so
+    annotate them.
     """
     if plan.sparse is None:
         return cache
     residual = plan.sparse.residual
 
-    def one(memory: Memory) -> Memory:
+    def with_placement(memory: Memory) -> Memory:
         if not memory.slot:
             return memory
         layer = placed(residual, memory.slot.layer)
         return memory._replace(slot=memory.slot._replace(layer=layer))
 
     cond, uncond = cache
-    return one(cond), one(uncond)
+    return with_placement(cond), with_placement(uncond)
 
 
 def _empty_slot(sparse: SparsePlan, dit: DiT, latents: tuple[int, ...], text: int) -> Slot:
     if sparse.residual.place == "host" and targets.current().backend == "gpu":
         raise InputError(
-            "the residual cache cannot be on a GPU's host: XLA copies it whole there before a loop over layers; leave it on the"
-            " device (residual.place), in a smaller store if need be (residual.store int4, residual.budget)"
+            "the residual cache cannot be on a GPU's host: XLA would copy all of it to the device before the loop over layers;"
+            " leave it on the device (residual.place), in a smaller store if need be (residual.store int4, residual.budget)"
         )
     config = dit.config
     layers = config.num_blocks
-    wrong = [layer for layer in sparse.dense_layers if layer >= layers]
-    if wrong:
-        raise InputError(f"dense_layers={wrong}: the model has layers 0 to {layers - 1}")
+    unknown = [layer for layer in sparse.dense_layers if layer >= layers]
+    if unknown:
+        raise InputError(f"dense_layers={unknown}: the model has layers 0 to {layers - 1}")
     pattern = pattern_for(sparse, config, latents, text)
-    one = empty_state(
+    state = empty_state(
         sparse.residual, pattern, latents[0], config.num_heads, config.head_dim, dit.dtype
     )
-    stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), one)
+    stacked = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), state)
     dense = None
     if sparse.dense_layers:
         dense = jnp.zeros(layers, jnp.bool_).at[jnp.asarray(sparse.dense_layers)].set(True)

@@ -1,4 +1,4 @@
-"""How far a step extrapolates what refreshes have seen: the numbers of a run's cache."""
+"""How far each sparse step extrapolates from the last two refreshes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +8,14 @@ from qsjax.settings import REFRESH, SPARSE, SparsePlan
 
 
 def gains(plan: SparsePlan, sigma: np.ndarray) -> Gains:
-    """The cache's numbers of all steps, leading axis steps.
+    """The gains of all steps, with steps as the leading axis.
 
-    With r the last refresh and p the one before, g is (i - r) / (r - p) in steps, or the same of noise levels
-    (QuantSparse adds the whole change instead, g = 1). It is 0 before the second refresh.
+    For step i, with r the last refresh and p the one before, g is (i - r) / (r - p), measured in steps or in noise levels.
+    QuantSparse adds the whole change instead, g = 1. Before the second refresh, g is 0.
 
     Args:
-        plan: of the run.
-        sigma: noise levels, one more than steps.
+        plan: the plan of sparse attention.
+        sigma: noise levels, float32 [steps + 1].
     """
     clock = np.arange(len(sigma)) if plan.residual.clock == "steps" else sigma
     kinds = plan.kinds(len(sigma) - 1)
@@ -26,6 +26,6 @@ def gains(plan: SparsePlan, sigma: np.ndarray) -> Gains:
             later[step] = float(bool(refreshes))
             refreshes.append(step)
         elif kind == SPARSE and len(refreshes) > 1:
-            before, last = (float(clock[at]) for at in refreshes[-2:])
-            reach[step] = (float(clock[step]) - last) / (last - before)
+            previous, last = (float(clock[refresh]) for refresh in refreshes[-2:])
+            reach[step] = (float(clock[step]) - last) / (last - previous)
     return Gains(jnp.asarray(reach), jnp.asarray(later))

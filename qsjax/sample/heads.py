@@ -1,4 +1,4 @@
-"""What the lists of a run hold, head by head: how much of attention they compute, and how much of its mass that is."""
+"""Density and recall of a run's block lists, head by head."""
 
 from typing import Any, NamedTuple
 
@@ -13,12 +13,12 @@ from qsjax.settings import SparsePlan
 
 
 class Heads(NamedTuple):
-    """Of every head of every layer at the last refresh, the mean over a batch's samples; layers count double blocks first.
+    """Statistics of every head at the last refresh, as means over the samples of a batch; double blocks are the first layers.
 
     Attributes:
-        recall: attention mass of the video's queries on the listed keys.
-        density: pairs of blocks that a sparse step computes, text included, over all.
-        second: how many samples took the second order of tokens (svg); None where there is one order.
+        recall: share of the video queries' attention mass that falls on the listed keys.
+        density: share of the pairs of blocks that a sparse step computes, text included.
+        second: share of samples that use the second order of tokens (svg); None for masks with a single order.
     """
 
     recall: Float[np.ndarray, "layers H"]
@@ -26,7 +26,7 @@ class Heads(NamedTuple):
     second: Float[np.ndarray, "layers H"] | None
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, with the means and the head that recalls least."""
+        """Plain data for JSON, with the means and the head with the smallest recall."""
         layer, head = np.unravel_index(self.recall.argmin(), self.recall.shape)
         return {
             "recall": round(float(self.recall.mean()), 4),
@@ -43,14 +43,14 @@ class Heads(NamedTuple):
 def heads_of(
     plan: SparsePlan, config: DiTConfig, latents: tuple[int, ...], text: int, slot: Slot
 ) -> Heads:
-    """The heads of a run.
+    """The statistics of a run's heads.
 
     Args:
-        plan: of it.
-        config: of the transformer.
-        latents: shape [B, C, T, H, W].
+        plan: the plan of sparse attention.
+        config: sizes of the transformer.
+        latents: shape of the latents, [B, C, T, H, W].
         text: tokens of the prompt, padding included.
-        slot: after its last step.
+        slot: state of the attention slot after the last step.
     """
     layer: LayerState = slot.layer
     recall = np.asarray(layer.recall).mean(axis=1)
@@ -62,7 +62,7 @@ def heads_of(
     video, rows = pattern.layouts[0].blocks, pattern.text_blocks
     density = (listed + rows * (video + rows)) / (video + rows) ** 2
     if plan.dense_layers:
-        # Their lists are written at refreshes, and used by none.
+        # Refreshes write lists for these layers too, but no step uses them.
         density, recall = density.copy(), recall.copy()
         density[list(plan.dense_layers)] = recall[list(plan.dense_layers)] = 1.0
     second = layer.choice.second

@@ -1,4 +1,4 @@
-"""The denoising loop: each step hands the next its latents and its cache."""
+"""The denoising loop: each step passes its latents and its cache to the next."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -7,21 +7,22 @@ import jax
 from jaxtyping import Array, Float
 
 from qsjax.dit import DiT
+from qsjax.sample.state import Cache
 from qsjax.sample.step import Conditions, Step, schedule
 from qsjax.settings import SamplingPlan
 
-Program = Callable[[DiT, Array, Any, Step, Conditions], tuple[Array, Any]]
+Program = Callable[[DiT, Array, Cache | None, Step, Conditions], tuple[Array, Cache | None]]
 """A step of one kind, compiled: (dit, latents, cache, step, conditions) -> (latents, cache)."""
 
 
 class StepResult(NamedTuple):
-    """What a step leaves.
+    """The result of one step.
 
     Attributes:
-        index: of the step, from 0.
+        index: index of the step, from 0.
         kind: "dense", "refresh" or "sparse".
         latents: float32 [B, C, T, H, W]; they stay readable after the next step.
-        cache: of the next step, which may overwrite it in place; None where steps share nothing.
+        cache: the next step's input, which that step may overwrite in place; None where the plan needs no cache.
     """
 
     index: int
@@ -35,21 +36,21 @@ def denoise(
     programs: Mapping[str, Program],
     dit: DiT,
     latents: Float[Array, "B C T H W"],
-    cache: Any,
+    cache: Cache | None,
     conditions: Conditions,
     *,
     numbers: Step | None = None,
 ) -> Iterator[StepResult]:
-    """Run the steps of a plan one by one. A caller that has seen enough stops iterating.
+    """Run the steps of a plan one by one; stop iterating to end early.
 
     Args:
-        plan: of the run.
-        programs: the step of each kind that the plan has.
+        plan: the sampling plan.
+        programs: the compiled step of each kind that the plan has.
         dit: the transformer.
-        latents: noise.
-        cache: of `empty_cache`; None where the plan remembers nothing.
-        conditions: of `prepare`.
-        numbers: of `schedule`, where they lie elsewhere than on the default device.
+        latents: initial noise.
+        cache: the result of `empty_cache`; None where the plan needs no cache.
+        conditions: the result of `prepare`.
+        numbers: the result of `schedule`, if it is placed elsewhere than on the default device; None computes it.
     """
     numbers = schedule(plan) if numbers is None else numbers
     for index, kind in enumerate(plan.kinds):
@@ -58,5 +59,5 @@ def denoise(
 
 
 def step_at(numbers: Step, index: int) -> Step:
-    """The numbers of one step, out of those of all."""
+    """Select the numbers of one step from those of all steps."""
     return jax.tree.map(lambda leaf: leaf[index], numbers)

@@ -1,4 +1,4 @@
-"""The pattern of a run: its mask family at the video's size."""
+"""The sparsity pattern of a run: a mask family at the video's size."""
 
 from functools import lru_cache
 
@@ -9,11 +9,11 @@ from qsjax.sparse.layout import Sizes
 
 
 def token_grid(config: DiTConfig, latents: tuple[int, ...]) -> Sizes:
-    """Video tokens along time, height and width.
+    """Number of video tokens along time, height and width.
 
     Args:
-        config: of the patches.
-        latents: shape [B, C, T, H, W].
+        config: gives the patch size.
+        latents: shape of the latents, [B, C, T, H, W].
     """
     frames, height, width = (
         n // patch for n, patch in zip(latents[2:], config.patch_size, strict=True)
@@ -24,12 +24,12 @@ def token_grid(config: DiTConfig, latents: tuple[int, ...]) -> Sizes:
 def pattern_for(
     plan: SparsePlan, config: DiTConfig, latents: tuple[int, ...], text: int
 ) -> Pattern:
-    """The pattern at a size.
+    """The pattern for a size of video and text.
 
     Args:
-        plan: of the mask.
-        config: of the patches.
-        latents: shape [B, C, T, H, W].
+        plan: the plan of sparse attention, which names the mask.
+        config: gives the patch size.
+        latents: shape of the latents, [B, C, T, H, W].
         text: tokens of the prompt, padding included.
     """
     return _pattern(plan.sparsity, token_grid(config, latents), text)
@@ -37,5 +37,5 @@ def pattern_for(
 
 @lru_cache(maxsize=8)
 def _pattern(sparsity: Sparsity, grid: Sizes, text: int) -> Pattern:
-    """Kept: a run asks for its pattern in every trace, and a memory plan for every change that it tries."""
+    """Cached, because every trace of a run needs the pattern, and a memory plan tries many variants of a run."""
     return Pattern(sparsity, grid, text)

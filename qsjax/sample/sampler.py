@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import jax
 from jaxtyping import Array, Float
@@ -10,10 +9,16 @@ from jaxtyping import Array, Float
 from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import InputError
 from qsjax.sample.cache import empty_cache
-from qsjax.sample.step import prepare, schedule
+from qsjax.sample.state import Cache
+from qsjax.sample.step import Step, prepare, schedule
 from qsjax.sample.steps import denoise_step
 from qsjax.settings import SamplingPlan
 from qsjax.text import EncodedPrompt
+
+Carry = tuple[Array, Cache | None]
+"""Latents and cache."""
+Body = Callable[[Carry, Step], tuple[Carry, None]]
+"""The body of a `jax.lax.scan` over steps."""
 
 
 def make_sampler(config: DiTConfig, plan: SamplingPlan) -> Callable[..., Float[Array, "B C T H W"]]:
@@ -23,8 +28,8 @@ def make_sampler(config: DiTConfig, plan: SamplingPlan) -> Callable[..., Float[A
     >>> latents = sampler(dit, noise, text)
 
     Args:
-        config: of the DiT that will be sampled.
-        plan: schedule and guidance.
+        config: sizes of the DiT that will be sampled.
+        plan: the sampling plan.
 
     Returns:
         `sampler(dit, noise, text, negative=None)`: `dit` is the module (a pytree), `noise` float32
@@ -39,9 +44,9 @@ def make_sampler(config: DiTConfig, plan: SamplingPlan) -> Callable[..., Float[A
         conditions, numbers = prepare(plan, dit, text, negative), schedule(plan)
         cache = empty_cache(plan, dit, noise.shape, conditions) if plan.remembers else None
 
-        def body(kind: str) -> Callable[..., Any]:
-            def step(carry: tuple[Array, Any], now: Any) -> tuple[tuple[Array, Any], None]:
-                return denoise_step(plan, kind, dit, *carry, now, conditions), None
+        def body(kind: str) -> Body:
+            def step(carry: Carry, current: Step) -> tuple[Carry, None]:
+                return denoise_step(plan, kind, dit, *carry, current, conditions), None
 
             return step
 
@@ -52,46 +57,46 @@ def make_sampler(config: DiTConfig, plan: SamplingPlan) -> Callable[..., Float[A
 
 
 def _run(
-    kinds: Sequence[str], body: Callable[[str], Callable[..., Any]], carry: Any, numbers: Any
-) -> tuple[Any, None]:
-    """Steps of equal kinds under one scan, and whole rounds of them, refresh to refresh, under one more."""
+    kinds: Sequence[str], body: Callable[[str], Body], carry: Carry, numbers: Step
+) -> tuple[Carry, None]:
+    """Run all steps as nested scans, so that each kind of step is traced only a few times.
 
-    def some(start: int, stop: int) -> Any:
-        return jax.tree.map(lambda leaf: leaf[start:stop], numbers)
-
-    at = 0
-    while at < len(kinds):
-        length, count = _round(kinds, at)
+    Consecutive steps of one kind are one scan. Identical rounds, each from one refresh to the next, are one outer scan.
+    """
+    start = 0
+    while start < len(kinds):
+        length, count = _round(kinds, start)
+        stop = start + count * length
         rounds = jax.tree.map(
-            lambda leaf, length=length, count=count: leaf.reshape(count, length, *leaf.shape[1:]),
-            some(at, at + count * length),
+            lambda leaf, a=start, b=stop, n=count: leaf[a:b].reshape(n, -1, *leaf.shape[1:]),
+            numbers,
         )
 
-        def one(
-            carry: Any, steps: Any, kinds: Sequence[str] = kinds[at : at + length]
-        ) -> tuple[Any, None]:
-            for first, last in _equal(kinds):
+        def run_round(
+            carry: Carry, steps: Step, kinds: Sequence[str] = kinds[start : start + length]
+        ) -> tuple[Carry, None]:
+            for first, last in _runs(kinds):
                 part = jax.tree.map(lambda leaf, a=first, b=last: leaf[a:b], steps)
                 carry, _ = jax.lax.scan(body(kinds[first]), carry, part)
             return carry, None
 
-        carry, _ = jax.lax.scan(one, carry, rounds)
-        at += count * length
+        carry, _ = jax.lax.scan(run_round, carry, rounds)
+        start = stop
     return carry, None
 
 
-def _round(kinds: Sequence[str], at: int) -> tuple[int, int]:
-    """Length and number of the equal rounds that follow; a round ends where its first kind comes again."""
-    first = kinds[at]
-    length = next((n for n in range(1, len(kinds) - at) if kinds[at + n] == first), 0)
-    length = length or len(kinds) - at
-    count = 1
-    while kinds[at + count * length : at + (count + 1) * length] == kinds[at : at + length]:
+def _round(kinds: Sequence[str], start: int) -> tuple[int, int]:
+    """Length and number of the identical rounds from `start` on; a round ends where its first kind appears again."""
+    first = kinds[start]
+    length = next((n for n in range(1, len(kinds) - start) if kinds[start + n] == first), 0)
+    length = length or len(kinds) - start
+    round_kinds, count = kinds[start : start + length], 1
+    while kinds[start + count * length : start + (count + 1) * length] == round_kinds:
         count += 1
     return length, count
 
 
-def _equal(kinds: Sequence[str]) -> list[tuple[int, int]]:
-    """Runs of one kind, as (first, last + 1)."""
+def _runs(kinds: Sequence[str]) -> list[tuple[int, int]]:
+    """Start and end (exclusive) of each run of consecutive equal kinds."""
     edges = [0, *(n for n in range(1, len(kinds)) if kinds[n] != kinds[n - 1]), len(kinds)]
     return list(pairwise(edges))

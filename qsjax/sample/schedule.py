@@ -33,5 +33,5 @@ def sigmas(steps: int, shift: float = SHIFT) -> np.ndarray:
 
 
 def timesteps(sigma: np.ndarray) -> np.ndarray:
-    """What the model is told: 1000 sigma, float32, not rounded; the final 0 is never evaluated."""
+    """The model's timestep input: 1000 sigma, float32, not rounded; the final 0 is never evaluated."""
     return sigma[:-1] * np.float32(1000)

@@ -1,7 +1,7 @@
-"""Steps that are left out: while the first block's input has hardly changed, what the blocks added last is added again.
+"""Step skipping: while the first block's input has hardly changed, a step adds again what the blocks added last.
 
-TeaCache (arXiv 2411.19108, section 3.3): the relative change of that input from step to step, through a polynomial that makes it the
-change of the output, adds up; a step is computed when the sum reaches a threshold, and the sum starts anew.
+TeaCache (arXiv 2411.19108, section 3.3). The relative change of that input from step to step is rescaled by a polynomial, which
+predicts the change of the output, and summed. When the sum reaches a threshold, the step is computed and the sum is reset.
 """
 
 import jax
@@ -19,19 +19,19 @@ _SMALLEST = 1e-12
 
 
 def nothing_skipped(dit: DiT, batch: int, tokens: int) -> Skipped:
-    """Before the first step.
+    """The state before the first step.
 
     Args:
-        dit: of the sizes and the dtype.
-        batch: samples.
-        tokens: of the video.
+        dit: gives hidden size and dtype.
+        batch: number of samples.
+        tokens: number of video tokens.
     """
     zeros = jnp.zeros((batch, tokens, dit.config.hidden_size), dit.dtype)
     return Skipped(zeros, zeros, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def may_skip(kinds: tuple[str, ...], always: tuple[str, ...]) -> np.ndarray:
-    """Which steps may be left out, bool [steps]: not the first, not the last, and none of the kinds that others build on."""
+    """Which steps may be left out, bool [steps]: neither the first nor the last, nor any whose kind is in `always`."""
     allowed = np.asarray([kind not in always for kind in kinds])
     allowed[[0, -1]] = False
     return allowed
@@ -40,23 +40,23 @@ def may_skip(kinds: tuple[str, ...], always: tuple[str, ...]) -> np.ndarray:
 def skipping(
     blocks: Blocks, skip: Skip, allowed: Array, *, writes: bool = False, axis: str | None = None
 ) -> Blocks:
-    """The blocks of a step, computed or not.
+    """The blocks of a step, computed or skipped.
 
-    A batch is left out as a whole: where every one of its samples would be.
+    A batch is skipped as a whole, only if each of its samples would be.
 
     Args:
-        blocks: of the step.
-        skip: when they are left out.
-        allowed: whether they may be in this step, bool.
-        writes: whether the attention slot's state changes; then they are computed.
-        axis: of devices that share the tokens; they decide alike.
+        blocks: the blocks of the step.
+        skip: the rule for skipping.
+        allowed: whether this step may be skipped, bool.
+        writes: whether the step writes the attention slot's state; then it is always computed.
+        axis: mesh axis of devices that share the tokens; all decide alike.
     """
 
     def computed_or_not(
         img: Array, txt: Array, context: Context, row: Modulation, memory: Memory
     ) -> tuple[Array, Memory]:
         before = memory.skipped
-        assert before is not None  # `empty_cache` makes it where steps may be left out
+        assert before is not None  # `empty_cache` makes it where steps may be skipped
         shift, scale = jnp.split(row.img[0], 6, axis=-1)[:2]
         seen = modulate(img, shift, scale)
         change = before.change + _rescaled(skip, _relative_change(seen, before.seen, axis))
@@ -81,7 +81,7 @@ def skipping(
 
 
 def _relative_change(now: Array, before: Array, axis: str | None) -> Float[Array, ""]:
-    """Mean absolute difference over mean absolute value, the largest of the batch."""
+    """Mean absolute difference divided by the mean absolute value before; the largest of the batch."""
     now, before = now.astype(jnp.float32), before.astype(jnp.float32)
     means = jnp.stack([jnp.abs(x).mean(axis=(1, 2)) for x in (now - before, before)])
     if axis is not None:

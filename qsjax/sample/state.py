@@ -1,4 +1,7 @@
-"""What steps hand each other besides latents: the state of the attention slot, and what is known of steps that are left out."""
+"""The cache that steps pass on together with the latents: the state of the attention slot and of step skipping.
+
+Fields are annotated as arrays, but the same structures also hold shapes and partition specs.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,36 +17,36 @@ class Slot(NamedTuple):
     """The attention slot's state, stacked over layers.
 
     Attributes:
-        layer: lists and cache.
-        dense: whether a layer is dense in every step, bool; None where none is.
+        layer: block lists and residual cache.
+        dense: whether a layer is dense in every step, bool [layers]; None if no layer is.
     """
 
     layer: LayerState
-    dense: Any = None
+    dense: Array | None = None
 
 
 class Skipped(NamedTuple):
-    """What is known of the steps before, where steps may be left out.
+    """The state of step skipping.
 
     Attributes:
-        seen: the first block's modulated input in the last step, [B, N, D].
-        added: by all blocks in the last step that was computed, [B, N, D].
-        change: summed since then, float32.
-        count: of steps left out so far, int32.
+        seen: the first block's modulated input in the last step, [B, L, C].
+        added: what all blocks added to the video tokens in the last computed step, [B, L, C].
+        change: rescaled change of the input, summed since the last computed step, float32.
+        count: number of steps left out so far, int32.
     """
 
-    seen: Any
-    added: Any
-    change: Any
-    count: Any
+    seen: Array
+    added: Array
+    change: Array
+    count: Array
 
 
 class Memory(NamedTuple):
-    """What a step hands the next one, of one prompt.
+    """The cache of one prompt.
 
     Attributes:
-        slot: the attention slot's state; () where there is none.
-        skipped: of steps that are left out; None where none are.
+        slot: a `Slot`, the attention slot's state; () with dense attention.
+        skipped: the state of step skipping; None without it.
     """
 
     slot: Any = ()
@@ -51,7 +54,7 @@ class Memory(NamedTuple):
 
 
 Cache = tuple[Memory, Memory]
-"""Of the prompt and of the negative prompt; an empty one without it."""
+"""The memories of the prompt and of the negative prompt; the latter is empty if there is no negative prompt."""
 
 Blocks = Callable[[Array, Array, Context, Modulation, Memory], tuple[Array, Memory]]
 """All blocks of a step: (video tokens, text tokens, context, modulation, memory) -> (video tokens, memory)."""

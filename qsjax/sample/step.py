@@ -1,4 +1,4 @@
-"""One step of flow-match Euler sampling as a pure function, and what all steps of a prompt share."""
+"""One step of flow-match Euler sampling as a pure function, and the inputs that all steps share."""
 
 from typing import NamedTuple
 
@@ -20,17 +20,17 @@ from qsjax.settings import REFRESH, SamplingPlan
 from qsjax.text import EncodedPrompt
 
 SEEDS = 2**64
-"""How many there are."""
+"""Number of different seeds."""
 
 
 class Conditions(NamedTuple):
-    """Everything of a prompt that the steps need, computed once.
+    """What the steps need of the prompts, computed once.
 
     Attributes:
         text: the prompt.
-        modulation: modulation rows of all steps, leading axis steps.
-        negative: the negative prompt, or None without true guidance.
-        negative_modulation: its rows.
+        modulation: modulation vectors of all steps, with steps as the leading axis.
+        negative: the negative prompt; None without true guidance.
+        negative_modulation: modulation vectors of the negative prompt.
     """
 
     text: EncodedPrompt
@@ -40,14 +40,14 @@ class Conditions(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The numbers of one step.
+    """The numbers of one step; with a leading axis, those of all steps.
 
     Attributes:
-        index: from 0.
-        timestep: 1000 sigma.
-        delta: to the next sigma.
-        gains: of the cache, where there is one.
-        allowed: whether the step may be left out, where steps may.
+        index: index of the step, from 0.
+        timestep: the model's timestep, 1000 sigma.
+        delta: next sigma minus this one.
+        gains: extrapolation of the residual cache; None with dense attention.
+        allowed: whether the step may be left out; None without step skipping.
     """
 
     index: Array
@@ -61,11 +61,11 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Array, "B C T H W"
     """Standard normal latents, float32, equal bits for equal seeds; sample b uses `seed + b`.
 
     Args:
-        seed: 0 to 2^64 - 1, all of whose bits count.
+        seed: 0 to 2^64 - 1; all 64 bits are used.
         shape: [B, C, T, H, W].
 
     Raises:
-        InputError: a seed, or that of the last sample, is out of range.
+        InputError: the seed of the first or of the last sample is out of range.
     """
     if not 0 <= seed <= SEEDS - shape[0]:
         samples = f" for {shape[0]} samples" if shape[0] > 1 else ""
@@ -79,7 +79,7 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Array, "B C T H W"
 
 
 def _key(seed: int) -> Array:
-    """`jax.random.key` of 64 bits, which keeps 32 where JAX has no 64-bit integers."""
+    """A key from all 64 bits of a seed; `jax.random.key` keeps only 32 of them unless JAX has 64-bit integers enabled."""
     words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
     return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
@@ -107,7 +107,7 @@ def prepare(
 
 
 def schedule(plan: SamplingPlan) -> Step:
-    """The numbers of all steps, leading axis steps."""
+    """The numbers of all steps, with steps as the leading axis."""
     sigma = sigmas(plan.steps, plan.shift)
     return Step(
         index=jnp.arange(plan.steps, dtype=jnp.int32),
@@ -133,11 +133,15 @@ def euler_step(
     """One Euler step, `x + (sigma' - sigma) v`, in float32 whatever the model's dtype is.
 
     Args:
-        plan, dit, latents, step, conditions: of the step.
-        memories: of the prompt and of the negative prompt.
-        blocks: all blocks of the transformer.
-        attention: for their slot; None is dense.
-        axis: of devices that share the video's tokens, inside `jax.shard_map`; see `DiT.forward`.
+        plan: the sampling plan.
+        dit: the transformer.
+        latents: latents before the step, float32.
+        step: the numbers of the step.
+        conditions: the result of `prepare`.
+        memories: the caches of the prompt and of the negative prompt.
+        blocks: function that runs all blocks of the transformer.
+        attention: attention for the blocks' slot; None is dense.
+        axis: mesh axis of devices that share the video's tokens, inside `jax.shard_map`; see `DiT.forward`.
     """
     times = jnp.full(latents.shape[0], step.timestep)
 
@@ -162,10 +166,10 @@ def euler_step(
 
 
 def among_devices(dit: DiT, attention: Attention | None, axis: str, text: int) -> Attention:
-    """The attention slot on devices that share the tokens: by heads where they divide, else by tokens, which is dense."""
+    """Attention on devices that share the tokens: by heads if their number divides the heads, else by tokens, then dense only."""
     if dit.config.num_heads % jax.lax.axis_size(axis) == 0:
         return by_heads(attention or dit.dense_attention, axis, text)
-    assert attention is None  # `sharded_cache` has seen to it
+    assert attention is None  # `sharded_cache` refuses sparse attention here
     return by_tokens(dit.dense_attention, axis, text)
 
 

@@ -1,8 +1,8 @@
-"""A step of each kind: which attention it has, whether it may be left out, and what it writes."""
+"""The denoising step of each kind: dense, refresh or sparse, each with optional step skipping."""
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Float
@@ -18,7 +18,8 @@ from qsjax.sample.step import Conditions, Step, euler_step
 from qsjax.settings import DENSE, REFRESH, SamplingPlan, SparsePlan
 
 CACHE = 2
-"""The argument of a step that may be overwritten, counted without `plan` and `kind`: jit with `donate_argnums=CACHE`."""
+"""Position of the cache among a step's arguments after `plan` and `kind`. The cache may be overwritten: jit with
+`donate_argnums=CACHE`."""
 
 
 def denoise_step(
@@ -32,17 +33,17 @@ def denoise_step(
     *,
     axis: str | None = None,
 ) -> tuple[Float[Array, "B C T H W"], Cache | None]:
-    """One Euler step of a kind, a pure function: jit it with `plan` and `kind` fixed.
+    """One Euler step as a pure function: jit it with `plan` and `kind` fixed.
 
     Args:
-        plan: of the run.
+        plan: the sampling plan.
         kind: "dense", "refresh" or "sparse".
         dit: the transformer.
-        latents: before the step.
-        cache: of the step before, or of `empty_cache`; None where the plan remembers nothing.
-        step: its numbers, out of `schedule`.
-        conditions: of `prepare`.
-        axis: of devices that share the tokens; then this is one device's part (`qsjax.sample.sharded`).
+        latents: latents before the step.
+        cache: the cache from the previous step, or from `empty_cache`; None where the plan needs no cache.
+        step: the numbers of the step, from `schedule`.
+        conditions: the result of `prepare`.
+        axis: mesh axis of devices that share the tokens; then this computes one device's part (`qsjax.sample.sharded`).
 
     Returns:
         Latents and cache after the step.
@@ -73,7 +74,7 @@ def denoise_step(
 
 
 def _blocks(dit: DiT, *, opens: bool) -> Blocks:
-    """All blocks; where a step `opens` the attention slot, its state goes through them."""
+    """All blocks as a function; if `opens`, the state of the attention slot is passed through them and updated."""
 
     def blocks(
         img: Array, txt: Array, context: Context, row: Modulation, memory: Memory
@@ -92,8 +93,10 @@ def _attention(
     gains: Gains,
     axis: str | None,
 ) -> Attention:
-    attend: Any = partial(refresh_attention, axis=axis) if kind == REFRESH else sparse_attention
-    video, chosen = math.prod(token_grid(dit.config, latents)), dit.kernels.sparse_attention
+    attend: Callable[..., tuple[Array, LayerState]] = (
+        partial(refresh_attention, axis=axis) if kind == REFRESH else sparse_attention
+    )
+    video, implementation = math.prod(token_grid(dit.config, latents)), dit.kernels.sparse_attention
 
     def attention(
         q: Float[Array, "B L H D"],
@@ -104,7 +107,12 @@ def _attention(
     ) -> tuple[Array, Slot]:
         pattern = pattern_for(sparse, dit.config, latents, q.shape[1] - video)
         run = partial(
-            attend, pattern, sparse.residual, gains, scores=sparse.scores, implementation=chosen
+            attend,
+            pattern,
+            sparse.residual,
+            gains,
+            scores=sparse.scores,
+            implementation=implementation,
         )
         if state.dense is None:
             out, layer = run(q, k, v, kv_valid, state.layer)
@@ -114,7 +122,7 @@ def _attention(
             return dit.dense_attention(q, k, v, kv_valid, ())[0], state.layer
 
         out, layer = jax.lax.cond(state.dense, dense, lambda: run(q, k, v, kv_valid, state.layer))
-        # A sparse step returns the state that it was given: the same object, so that the scan skips the write-back.
+        # A sparse step does not change the state: return the same object so that the scan skips the write-back.
         return out, state._replace(layer=layer) if kind == REFRESH else state
 
     return attention

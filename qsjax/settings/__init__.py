@@ -1,4 +1,4 @@
-"""What a run can be asked for: frozen dataclasses that Python, TOML files, checkpoints and the command line share.
+"""The settings of a run: frozen dataclasses that Python, TOML files, checkpoints and the command line share.
 
 Nothing here imports jax, so that `--help` is immediate.
 """

@@ -1,4 +1,4 @@
-"""What to do in each denoising step, as data that is known before anything runs."""
+"""The sampling plan: what each denoising step does, known before anything runs."""
 
 from dataclasses import dataclass, replace
 
@@ -7,20 +7,20 @@ from qsjax.settings.skip import Skip
 from qsjax.settings.sparse import DENSE, SparsePlan
 
 SHIFT = 7.0
-"""HunyuanVideo's."""
+"""HunyuanVideo's shift of the schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
-    """The settings of one sampling run; hashable, so that a compiled sampler can be kept by plan.
+    """The settings of one sampling run; hashable, so that compiled programs can be cached by plan.
 
     Attributes:
         steps: Euler steps, each of which evaluates the model once, or twice with true guidance.
-        shift: of the flow-match schedule; larger spends more steps at high noise.
+        shift: shift of the flow-match schedule; larger values spend more steps at high noise.
         guidance: embedded guidance scale, an input of guidance-distilled models; ignored by others.
         true_cfg: scale of classifier-free guidance with a negative prompt; 1 is off.
         sparse: sparse attention; None is dense.
-        skip: steps that are left out while little changes; None leaves out none.
+        skip: rule for leaving out steps while little changes; None computes all steps.
     """
 
     steps: int = 50
@@ -42,17 +42,17 @@ class SamplingPlan:
 
     @property
     def uses_negative(self) -> bool:
-        """Whether a negative prompt takes part."""
+        """Whether the plan uses a negative prompt."""
         return self.true_cfg > 1
 
     @property
     def remembers(self) -> bool:
-        """Whether steps hand each other more than latents."""
+        """Whether steps share a cache in addition to the latents."""
         return self.sparse is not None or self.skip is not None
 
     @property
     def dense(self) -> "SamplingPlan":
-        """The same with dense attention and every step computed."""
+        """The same plan with dense attention and without step skipping."""
         return replace(self, sparse=None, skip=None)
 
     @property

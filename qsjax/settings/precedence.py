@@ -1,4 +1,4 @@
-"""Which of several wins: an argument over a part (`sparse=`, `skip=`), that over the recipe, and that over the checkpoint."""
+"""Which setting wins: single arguments over `sparse=` and `skip=`, those over the recipe, and the recipe over the checkpoint."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -21,11 +21,11 @@ def choose_settings(
     """The settings of a call.
 
     Args:
-        stored: the checkpoint's.
+        stored: the checkpoint's settings.
         weights: the checkpoint's quantization recipe; None in full precision.
-        recipe: sparse attention and step skipping.
-        sparse, skip: in place of the recipe's; False switches them off.
-        **arguments: other fields of `Settings`; None leaves one as it is.
+        recipe: recipe of sparse attention and step skipping.
+        sparse, skip: replace the recipe's; False switches them off.
+        **arguments: other fields of `Settings`; None keeps the stored value.
 
     Raises:
         InputError: no such recipe, or one for other weights; a value out of range.

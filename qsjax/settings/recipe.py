@@ -1,4 +1,4 @@
-"""Sampling recipes: sparse attention, residual reuse and step skipping as a file, and the weights that they were chosen for."""
+"""Sampling recipes: files that set sparse attention, residual reuse and step skipping, and name the weights they are for."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ SECTIONS: dict[str, type] = {
     "residual": Residual,
     "skip": Skip,
 }
-"""Section of a file and prefix of an option -> whose fields it has. A section is named as the field that holds it."""
+"""Section of a file, and prefix of an option -> the dataclass whose fields it sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class SamplingRecipe:
     """What `--recipe` names.
 
     Attributes:
-        weights: quantization recipe of the checkpoints that it is for; "" is any.
+        weights: quantization recipe of the checkpoints that it is for; "" fits any checkpoint.
         sparse: sparse attention; None is dense.
-        skip: steps that are left out; None leaves out none.
+        skip: rule for leaving out steps; None computes all steps.
     """
 
     weights: str = ""
@@ -41,10 +41,10 @@ class SamplingRecipe:
 
     @classmethod
     def load(cls, name: str) -> "SamplingRecipe":
-        """A preset of configs/sampling, or a TOML file.
+        """Load a preset of configs/sampling, or a TOML file.
 
         Args:
-            name: of the preset, or a path that ends in .toml.
+            name: name of a preset, or a path that ends in .toml.
 
         Raises:
             InputError: no such recipe, an unknown field, or a value that does not fit.
@@ -54,7 +54,7 @@ class SamplingRecipe:
 
     @classmethod
     def of(cls, recipe: "RecipeLike") -> "SamplingRecipe":
-        """A recipe of whatever names or holds it: a preset, a TOML file, its contents, itself.
+        """Make a recipe from the name of a preset, the path or the contents of a TOML file, or a recipe.
 
         Raises:
             InputError: as `load`.
@@ -67,22 +67,22 @@ class SamplingRecipe:
 
     @classmethod
     def of_plan(cls, plan: SamplingPlan) -> "SamplingRecipe":
-        """What a plan has of a recipe."""
+        """The part of a plan that a recipe describes."""
         return cls(sparse=plan.sparse, skip=plan.skip)
 
     @classmethod
     def of_sections(
         cls, values: Mapping[str, Any], *, source: str, base: "SamplingRecipe | None" = None
     ) -> "SamplingRecipe":
-        """A recipe of the tables of a file: "weights", and the sections of `SECTIONS`.
+        """Make a recipe from the contents of a file: "weights", and the sections of `SECTIONS`.
 
-        Attention is sparse where one of its sections is there, unless the mask is "dense". The fields of "sparse" may stand at the
-        top, as they did in older files.
+        Attention is sparse if one of its sections is present, unless the mask is "dense". The fields of "sparse" may be at the top
+        level, as they were in older files.
 
         Args:
-            values: untrusted.
-            source: for messages.
-            base: what is not said; None is the defaults.
+            values: contents of the file, unchecked.
+            source: name of the file for messages.
+            base: recipe that gives the values that the file does not set; None takes the defaults.
 
         Raises:
             InputError: an unknown section or field, or a value that does not fit.
@@ -102,28 +102,28 @@ class SamplingRecipe:
         return tuple(sorted(path.stem for path in (configs_directory() / KIND).glob("*.toml")))
 
     def require_weights(self, weights: str | None) -> None:
-        """Refuse a checkpoint that the recipe is not for.
+        """Check that the recipe is for a checkpoint.
 
         Args:
             weights: the checkpoint's own quantization recipe; None is full precision.
 
         Raises:
-            InputError: it has others.
+            InputError: the checkpoint has other weights.
         """
         if self.weights and self.weights != weights:
-            found = f"in {weights}" if weights else "in full precision"
+            precision = f"in {weights}" if weights else "in full precision"
             raise InputError(
-                f"this recipe is for a checkpoint in {self.weights}, this one is {found};"
+                f"this recipe is for a checkpoint in {self.weights}, this one is {precision};"
                 f" make one with qsjax calibrate --weights {self.weights}, or name another recipe"
             )
 
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | SamplingRecipe
-"""What names or holds a recipe: a preset of configs/sampling, a TOML file, its contents, or itself."""
+"""A preset of configs/sampling, the path or the contents of a TOML file, or a recipe."""
 
 
 def _nested(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Tables side by side as the dataclasses hold each other; what older files have at the top goes into "sparse"."""
+    """Nest a file's flat tables like the dataclasses; older files' top-level fields go into "sparse"."""
     nested: dict[str, Any] = {}
     fields = SparsePlan.__dataclass_fields__
     for key, value in values.items():
@@ -142,7 +142,7 @@ def _nested(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes win, table by table."""
+    """Merge nested tables; `changes` win over `base`."""
     merged = dict(base)
     for key, value in changes.items():
         before = base.get(key)

@@ -1,7 +1,8 @@
-"""How the cache corrects a sparse step: QuantSparse's orders, and attention's exact identity with a stale complement.
+"""How the cache corrects a sparse step: QuantSparse's residual orders, and the exact merge with a stale complement.
 
-With O_S the attention over the listed keys now, D = O - O_S at the last refresh, D2 = D - D' its change since the one before, and
-O_R, lse_R attention and log-sum-exp over the keys that are not listed (QuantSparse, section 3.3; the last three are ours):
+O_S is the attention over the listed keys now; D = O - O_S at the last refresh; D2 = D - D' its change since the refresh before. O_R
+and lse_R are attention and log-sum-exp over the keys that are not listed, at the last refresh. A prime is the refresh before. The
+first five are from QuantSparse, section 3.3, or extend it; the last three are qsjax's own:
 
     none                 O_S
     first                O_S + D
@@ -12,10 +13,10 @@ O_R, lse_R attention and log-sum-exp over the keys that are not listed (QuantSpa
     recall-extrapolated  the same with O_R + g (O_R - O_R'), lse_R + g (lse_R - lse_R')
     recall-following     a O_S + (1 - a) (X + g (X - X') + O_S / 2), X = O_R - O_S / 2 at the last refresh, a as before
 
-g is how far the step is from the refresh, in units of the distance of the last two.
+g is the distance of the step from the last refresh, in units of the distance between the last two refreshes.
 
-First order assumes that what is not listed moves as O_S does, recall that it stays. Both are wrong by about as much; a factor of one
-half gives a smaller error than either (docs/sparse_attention.md).
+First order assumes that attention over the unlisted keys changes as O_S does; recall assumes that it stays the same. Both have about
+the same error; following half the change of O_S has a smaller error than either (docs/sparse_attention.md).
 """
 
 from dataclasses import dataclass
@@ -38,9 +39,9 @@ class Policy:
 
     Attributes:
         form: what is cached: nothing, D ("additive") or O_R ("complement").
-        order: 1 is the value itself, 2 its change, 3 the change of that.
+        order: 1 uses the cached value, 2 adds its change, 3 adds the second difference (the change of the change).
         scaled: whether changes are multiplied by g.
-        follow: share of the movement of O_S by which a complement is assumed to have moved.
+        follow: share of the change of O_S by which a complement is assumed to change.
     """
 
     form: Literal["none", "additive", "complement"]
@@ -68,10 +69,10 @@ class Residual:
     Attributes:
         policy: how a sparse step is corrected.
         store: dtype of the cached tensor.
-        rank: of what changed from refresh to refresh (QuantSparse has 16); 0 keeps it whole, in the same store.
-        clock: what extrapolation is measured in: steps, or sigma, the noise level.
-        budget: bytes for the cache of all layers: the most exact store that keeps to them, in place of `store`; 0 sets none.
-        place: memory of the cached tensors; from the host's, a layer's are fetched while the layer before computes (not on GPUs).
+        rank: rank that approximates the changes from refresh to refresh (QuantSparse uses 16); 0 keeps them whole, in the same store.
+        clock: unit of extrapolation: steps, or sigma, the noise level.
+        budget: bytes for the cache of all layers: takes the most exact store that fits, in place of `store`; 0 is no budget.
+        place: memory of the cached tensors; from the host, a layer's are fetched while the layer before runs (not on GPUs).
     """
 
     policy: PolicyName = "recall-following"

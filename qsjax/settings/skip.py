@@ -1,4 +1,4 @@
-"""When a step is left out: TeaCache's rule (arXiv 2411.19108, section 3.3), which `qsjax.sample.skip` computes."""
+"""The rule for leaving out steps: TeaCache's (arXiv 2411.19108, section 3.3); `qsjax.sample.skip` computes it."""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from qsjax.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Skip:
-    """When a step is left out.
+    """The rule for leaving out steps.
 
     Attributes:
-        threshold: steps are left out while the change of the tokens adds up to less; 0 leaves out none. TeaCache takes 0.1 and
-            0.15 for HunyuanVideo.
-        coefficients: of the polynomial that rescales that change, highest power first; none is the change itself.
+        threshold: steps are left out while the summed change of the tokens is below it; 0 computes all steps. TeaCache uses 0.1
+            and 0.15 for HunyuanVideo.
+        coefficients: coefficients of the polynomial that rescales the change, highest power first; empty does not rescale it.
     """
 
     threshold: float = 0.0

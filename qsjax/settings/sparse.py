@@ -1,4 +1,4 @@
-"""Which steps are dense, which refresh the cache and which read it: known before anything runs."""
+"""Which steps are dense, which refresh the cache and which read it, known before anything runs."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,7 +10,7 @@ from qsjax.settings.sparsity import Sparsity
 
 Scores = Literal["float", "int8"]
 KINDS = DENSE, REFRESH, SPARSE = ("dense", "refresh", "sparse")
-"""Kinds of steps; a refresh is dense, decides the lists and writes the cache."""
+"""Kinds of steps; a refresh is dense, chooses the lists and writes the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +19,11 @@ class SparsePlan:
 
     Attributes:
         sparsity: which pairs of tokens are computed.
-        residual: how the others are remembered.
+        residual: what is cached of the other pairs.
         interval: steps from refresh to refresh; 0 refreshes once.
         dense_steps: steps at the beginning that are dense, at least 1; the last of them is the first refresh.
         dense_layers: layers that are dense in every step, from 0, double blocks first.
-        scores: of queries and keys: float, or int8 for both in 8 bits.
+        scores: precision of the products of queries and keys: float, or int8 with both quantized to 8 bits.
     """
 
     sparsity: Sparsity = field(default_factory=Sparsity)
@@ -51,7 +51,7 @@ class SparsePlan:
             if step < first:
                 return DENSE
             since = step - first
-            again = since % self.interval == 0 if self.interval else since == 0
-            return REFRESH if again else SPARSE
+            refreshes = since % self.interval == 0 if self.interval else since == 0
+            return REFRESH if refreshes else SPARSE
 
         return tuple(kind(step) for step in range(steps))

@@ -7,7 +7,8 @@ from qsjax.config import check_choices
 from qsjax.errors import InputError
 
 Mask = Literal["svg", "svg-window", "dense", "band", "window", "sta", "radial", "topk", "topp"]
-"""svg: the band, in frame-major or token-major order, by head; svg-window: likewise, with windows; static masks; chosen ones."""
+"""svg: a band in frame-major or token-major order, chosen for each head; svg-window: likewise, with windows. dense to radial are
+static masks; topk and topp choose blocks by content."""
 FAMILIES: tuple[Mask, ...] = get_args(Mask)
 CHOSEN = ("topk", "topp")
 
@@ -17,16 +18,17 @@ class Sparsity:
     """Which pairs of tokens are computed.
 
     Attributes:
-        mask: family: svg and svg-window by head, along frames or through them; topk and topp choose blocks by content.
-        density: share of the pairs of video blocks; of topp the most that a list may hold. Text is seen by all, and sees all.
-        block: tokens of a block; accelerators want 128 or a multiple. 0 takes 128, or less (64, 32, 16) where a video has not
-            even 32 of them.
+        mask: mask family: svg and svg-window choose an order for each head, within frames or across them; topk and topp choose
+            blocks by content.
+        density: share of the pairs of video blocks; for topp an upper bound. Text sees all tokens, and all tokens see text.
+        block: tokens of a block; accelerators need 128 or a multiple. 0 takes 128, or less (64, 32, 16) for a video of fewer than
+            32 such blocks.
         tile: tokens of a tile along time, height and width, for all but svg and radial; 1 x 1 x 1 is the model's order.
-        mass: of topp: the share of the pooled softmax that a list is to reach.
-        sink_frames: the first frames, which all queries see besides.
-        profiled_rows: of svg: rows that decide a head's order.
-        every_step: of topk and topp: lists are chosen anew in every sparse step; else they stay from refresh to refresh, so that
-            what is cached belongs to them.
+        mass: for topp, the share of the pooled softmax that a list must reach.
+        sink_frames: number of first frames that all queries see in addition.
+        profiled_rows: for svg, the number of rows that decide a head's order.
+        every_step: for topk and topp, choose new lists in every sparse step; else lists stay from refresh to refresh, and match
+            what is cached.
     """
 
     mask: Mask = "svg"
@@ -62,7 +64,7 @@ class Sparsity:
             )
 
     def sized(self, tokens: int) -> "Sparsity":
-        """With the block size for a video of so many tokens."""
+        """The same with `block` set for a video of this many tokens."""
         if self.block:
             return self
         fitting = (block for block in (128, 64, 32) if tokens >= 32 * block)

@@ -1,4 +1,4 @@
-"""How a model is best sampled when the caller does not say: stored with its checkpoint."""
+"""A model's default settings, which are stored with its checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,13 +16,13 @@ FILE = "qsjax.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(SamplingPlan):
-    """A plan, and what is sampled by it; the defaults are HunyuanVideo's.
+    """A sampling plan, and the size of the video; the defaults are HunyuanVideo's.
 
     Attributes:
         frames: video frames, 4k + 1.
         height: pixels.
         width: pixels.
-        fps: frames a second of the file.
+        fps: frames per second of the file.
         negative_prompt: what true guidance moves away from.
     """
 
@@ -34,23 +34,23 @@ class Settings(SamplingPlan):
 
     @classmethod
     def stored(cls, generation: Mapping[str, Any]) -> "Settings":
-        """The settings of a checkpoint (`Manifest.generation`); what it does not say is HunyuanVideo's."""
+        """The settings of a checkpoint (`Manifest.generation`); fields that it does not set are HunyuanVideo's."""
         return from_mapping(cls, generation, source="manifest: generation")
 
     def plan(self) -> SamplingPlan:
-        """The plan alone: what a compiled step depends on."""
+        """Only the plan, without size and fps: what a compiled step depends on."""
         return SamplingPlan(
             **{field.name: getattr(self, field.name) for field in fields(SamplingPlan)}
         )
 
 
 def check_size(frames: int, height: int, width: int, *, temporal: int, spatial: int) -> None:
-    """Refuse a video size that the model cannot make.
+    """Check that the model can make videos of a size.
 
     Args:
-        frames, height, width: of the video.
-        temporal: frames a latent frame holds after the first.
-        spatial: pixels a token holds along each side.
+        frames, height, width: size of the video.
+        temporal: video frames per latent frame, after the first.
+        spatial: pixels per token along each side.
 
     Raises:
         InputError: frames are not `temporal` k + 1, or a side is no multiple of `spatial`; names the nearest size.

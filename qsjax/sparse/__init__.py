@@ -1,4 +1,4 @@
-"""Which keys a query looks at: orders of video tokens, families of masks, lists that follow the tokens."""
+"""Which keys each query attends to: orders of video tokens, mask families, and block lists chosen while sampling."""
 
 from qsjax.settings import FAMILIES as FAMILIES
 from qsjax.settings import Sparsity as Sparsity

@@ -1,8 +1,8 @@
-"""Orders of video tokens: blocks of a sequence that are near each other in the video.
+"""Orders of video tokens, chosen so that the tokens of a block are close to each other in the video.
 
-The model's order is frame by frame, row by row. Cut into tiles, each of which is contiguous, it has three useful cases: tiles
-of one token are the model's own order (frame-major), tiles as long as the video and one token wide are token-major, where a
-place follows its own course through all frames; and boxes keep neighbours in space and time together.
+The model's order is frame by frame, row by row. A layout divides the video into tiles and makes each tile contiguous. Three
+cases are useful. Tiles of one token give the model's own order (frame-major). Tiles of one position in all frames give the
+token-major order. Boxes keep neighbours in space and time together.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Layout:
 
     Attributes:
         grid: tokens along time, height and width.
-        tile: tokens of a tile along the same; tiles follow each other as tokens do.
+        tile: tokens of a tile along the same axes; the order of the tiles is frame by frame, row by row.
         block: tokens in a block of the sequence.
     """
 
@@ -44,23 +44,23 @@ class Layout:
 
     @classmethod
     def token_major(cls, grid: Sizes, block: int) -> "Layout":
-        """All frames of a place, then the next place."""
+        """All frames of one position, then the next position."""
         return cls(grid, (grid[0], 1, 1), block)
 
     @cached_property
     def tokens(self) -> int:
-        """In the video."""
+        """Number of tokens in the video."""
         return int(np.prod(self.grid))
 
     @cached_property
     def tiles(self) -> Sizes:
-        """Along time, height and width, the last ones maybe partial."""
+        """Number of tiles along time, height and width; the last ones may be partial."""
         t, h, w = (-(-size // tile) for size, tile in zip(self.grid, self.tile, strict=True))
         return t, h, w
 
     @cached_property
     def blocks(self) -> int:
-        """In the sequence."""
+        """Number of blocks in the sequence."""
         return -(-int(np.prod(self.tiles) * np.prod(self.tile)) // self.block)
 
     @cached_property
@@ -85,7 +85,7 @@ class Layout:
         return self.order >= 0
 
     def arrange(self, x: Shaped[Array, "B N ..."]) -> Shaped[Array, "B S ..."]:
-        """From the model's order to this one; padding is 0. Slices and transpositions only: no gather."""
+        """Reorder from the model's order to this one; padding is 0. Only slices and transpositions: a gather would be slow."""
         rest = x.shape[2:]
         flat = [(0, 0)] * len(rest)
         if self.tile != (1, 1, 1):

@@ -1,7 +1,8 @@
-"""Families of masks that are known before sampling, as maps of blocks: which block of video keys which block of queries sees.
+"""Static mask families, known before sampling, as block maps: which blocks of video keys a block of video queries sees.
 
-`density` is the share of the pairs of video blocks; text comes on top and is seen by all (`qsjax.sparse.lists`). Granularity is
-the block: at 128 tokens the published token-wise bands of SVG differ from these in 0.4 % of the blocks.
+`density` is the share of the pairs of video blocks. Text is added to the lists later: every query sees it
+(`qsjax.sparse.pooled.lists_of`). Masks have the granularity of blocks: at 128 tokens, the published token-wise bands of SVG
+differ from these in 0.4 % of the blocks.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ BlockMap = Bool[np.ndarray, "Q K"]
 
 
 def dense(layout: Layout, density: float = 1.0) -> BlockMap:
-    """All of them."""
+    """All blocks."""
     del density
     return np.ones((layout.blocks, layout.blocks), bool)
 
@@ -25,14 +26,14 @@ def dense(layout: Layout, density: float = 1.0) -> BlockMap:
 def band(layout: Layout, density: float) -> BlockMap:
     """Neighbours in the layout's order: Sparse VideoGen's mask (arXiv:2502.01776), in either of its orders.
 
-    Half as many keys at both ends of the video as in its middle, as published.
+    As published, queries at both ends of the video see half as many keys as those in the middle.
     """
     distance = _distance(layout)
     return distance <= _nearest(lambda reach: distance <= reach, layout.blocks, density)
 
 
 def window(layout: Layout, density: float) -> BlockMap:
-    """The band moved inwards at the ends: every row has as many keys. A deviation from SVG, with more context there."""
+    """The band, moved inwards at both ends so that every row has equally many keys. SVG has fewer keys there."""
     count = _count(layout, density)
     first = np.clip(np.arange(layout.blocks) - count // 2, 0, layout.blocks - count)[:, None]
     columns = np.arange(layout.blocks)[None]
@@ -42,7 +43,7 @@ def window(layout: Layout, density: float) -> BlockMap:
 def sliding_tiles(layout: Layout, density: float) -> BlockMap:
     """A box of tiles around each tile, moved inwards at the borders (STA, arXiv:2502.04507).
 
-    The box is the largest within the density; of several, the one that covers the axes most evenly.
+    The box is the largest that does not exceed the density; among equals, the one that covers the axes most evenly.
 
     Raises:
         InputError: tiles are not made of whole blocks.
@@ -83,15 +84,15 @@ def radial(layout: Layout, density: float) -> BlockMap:
     frames = np.round(apart / frame)
     aside = np.abs(apart - frames * frame)
     decay = 2.0 ** -np.floor(np.log2(np.maximum(frames, 1)))
-    # Relative to the reach of its distance; a block sees itself at any.
+    # Spatial distance relative to the reach at that distance in time; a block always sees itself.
     needed = np.where(apart == 0, 0.0, aside / (frame * decay) + frames * 1e-9)
     levels = np.unique(needed)
-    reach = levels[_nearest(lambda at: needed <= levels[at], len(levels), density)]
+    reach = levels[_nearest(lambda level: needed <= levels[level], len(levels), density)]
     return needed <= reach
 
 
 def sink(layout: Layout, frames: int) -> BlockMap:
-    """Blocks of keys that hold a token of the first frames, for all rows, [1, K]; frames of the video, in any order of tokens."""
+    """Blocks of keys that hold a token of the video's first frames, [1, K] for all rows; works for any order of tokens."""
     early = layout.valid & (layout.order < frames * layout.grid[1] * layout.grid[2])
     return np.any(early.reshape(layout.blocks, -1), axis=1, keepdims=True).T
 
@@ -107,18 +108,18 @@ STATIC: dict[str, Callable[[Layout, float], BlockMap]] = {
 
 
 def _distance(layout: Layout) -> np.ndarray:
-    places = np.arange(layout.blocks)
-    return np.abs(places[:, None] - places[None])
+    blocks = np.arange(layout.blocks)
+    return np.abs(blocks[:, None] - blocks[None])
 
 
 def _count(layout: Layout, density: float) -> int:
     return min(layout.blocks, max(1, round(density * layout.blocks)))
 
 
-def _nearest(made: Callable[[int], np.ndarray], count: int, density: float) -> int:
-    """The parameter, of 0 .. count - 1 and in which density grows, that comes nearest to a density."""
+def _nearest(mask: Callable[[int], np.ndarray], count: int, density: float) -> int:
+    """The parameter in 0 .. count - 1 whose mask has the density closest to `density`; the density grows with the parameter."""
     low, high = 0, count - 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if made(middle).mean() <= density else (low, middle)
-    return min((low, high), key=lambda at: abs(made(at).mean() - density))
+        low, high = (middle, high) if mask(middle).mean() <= density else (low, middle)
+    return min((low, high), key=lambda parameter: abs(mask(parameter).mean() - density))

@@ -1,6 +1,6 @@
-"""A mask family at a size: the order of the tokens, the lists, and what of them is decided while sampling."""
+"""A mask family for one size of video: the order of the tokens, the block lists, and what is chosen while sampling."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,17 @@ from qsjax.sparse.profile import nearest_order, profile_rows, seen_keys
 
 
 class Choice(NamedTuple):
-    """What a pattern decides while sampling; None where it decides nothing.
+    """What a pattern chooses while sampling; fields that it does not choose are None.
 
     Attributes:
-        indices, counts: of `BlockLists`, [B, H, blocks, K] and [B, H, blocks].
-        second: whether a head takes the second order, bool [B, H].
+        indices: block indices of `BlockLists`, int32 [B, H, blocks, K].
+        counts: list lengths of `BlockLists`, int32 [B, H, blocks].
+        second: whether a head uses the second order of tokens, bool [B, H].
     """
 
-    indices: Any = None
-    counts: Any = None
-    second: Any = None
+    indices: Array | None = None
+    counts: Array | None = None
+    second: Array | None = None
 
 
 class Pattern:
@@ -48,13 +49,13 @@ class Pattern:
         if config.mask.startswith("svg"):
             self.layouts = (first, Layout.token_major(grid, block))
         self._maps = tuple(self._map(layout) for layout in self.layouts)
-        # Constants of the programs that use them, wherever the pattern is made.
+        # A pattern may be made while tracing: these must be concrete arrays even then, constants of any program.
         with jax.ensure_compile_time_eval():
             self._lists, self._text_lists = self._constant_lists()
 
     @property
     def text_blocks(self) -> int:
-        """Blocks of text, the last one maybe partial."""
+        """Number of text blocks; the last one may be partial."""
         return -(-self.text // self.config.block)
 
     @property
@@ -69,7 +70,7 @@ class Pattern:
         v: Float[Array, "B L H D"],
         kv_valid: Bool[Array, "B L"],
     ) -> Choice:
-        """Decide, from all queries and keys, video before text in the model's order."""
+        """Choose lists or orders from all queries, keys and values, video before text in the model's order."""
         if len(self.layouts) == 2:
             rows = profile_rows(self.layouts[0].tokens, self.config.profiled_rows)
             keys = [
@@ -93,7 +94,7 @@ class Pattern:
         return Choice(lists.indices, lists.counts)
 
     def lists(self, choice: Choice) -> BlockLists:
-        """Lists of the video's rows over all keys: video in the order of `arrange`, then text."""
+        """Block lists of the video queries over all keys: video in the order of `arrange`, then text."""
         block = self.config.block
         if self._lists is not None:
             return self._lists
@@ -106,11 +107,11 @@ class Pattern:
         )
 
     def text_lists(self) -> BlockLists:
-        """Lists of the text's rows: everything."""
+        """Block lists of the text queries: all keys."""
         return self._text_lists
 
     def empty(self, batch: int, heads: int) -> Choice:
-        """A choice of the right shapes that is none yet."""
+        """A placeholder choice of the right shapes, before the first refresh."""
         blocks, longest = self.layouts[0].blocks, self._longest + self.text_blocks
         if len(self.layouts) == 2:
             return Choice(second=jnp.zeros((batch, heads), jnp.bool_))
@@ -131,7 +132,7 @@ class Pattern:
         return self._by_head([layout.restore(x) for layout in self.layouts], choice)
 
     def valid(self, kv_valid: Bool[Array, "B L"]) -> Bool[Array, "B S"]:
-        """Which keys are there, in the order of the lists."""
+        """Which keys are valid, in the order of the lists."""
         layout = self.layouts[0]
         video = layout.arrange(kv_valid[:, : layout.tokens])
         return jnp.concatenate([video, kv_valid[:, layout.tokens :]], axis=1)
@@ -153,7 +154,7 @@ class Pattern:
         text = BlockLists.from_block_map(everything, block_q=rows, block_kv=block)
         if not self.frozen:
             return None, text
-        # Of both orders the lists are the same.
+        # The lists are identical for both orders.
         return pooled.lists_of(self._maps[0][None, None], self.text_blocks, block=block), text
 
     def _map(self, layout: Layout) -> masks.BlockMap:
@@ -168,6 +169,7 @@ class Pattern:
         if len(arranged) == 1:
             return arranged[0]
         first, second = arranged
+        assert choice.second is not None  # `choose` decides it for patterns of two orders
         which = choice.second[:, None, :].reshape(
             choice.second.shape[0], 1, -1, *(1,) * (first.ndim - 3)
         )

@@ -1,7 +1,7 @@
-"""Lists that depend on the tokens: the blocks of keys whose mean looks best to the mean of a block of queries.
+"""Lists that depend on the tokens: the blocks of keys whose mean scores best with the mean of a block of queries.
 
-As in SpargeAttention (arXiv:2502.18137), Jenga and VSA: means of blocks are scored against each other, which costs 1 / block^2 of
-attention; a row then takes the best so many, or the best until their share of the softmax is reached.
+As in SpargeAttention (arXiv:2502.18137), Jenga and VSA: block means are scored against each other, which costs 1 / block^2 of
+attention. Each row then takes a fixed number of the best blocks (topk), or the best until they reach a share of the softmax (topp).
 """
 
 import jax
@@ -18,7 +18,7 @@ _NEVER = -1e30
 def pooled_scores(
     q: Float[Array, "B S H D"], k: Float[Array, "B S H D"], valid: Bool[Array, " S"], block: int
 ) -> Float[Array, "B H N N"]:
-    """Scaled products of the means of blocks, float32; padding is in no mean, and blocks of nothing else are never chosen."""
+    """Scaled dot products of block means, float32. Means leave out padding; blocks of padding alone are never chosen."""
     q, k = (_means(x, valid, block) for x in (q, k))
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k) * jnp.float32(q.shape[-1] ** -0.5)
     some = valid.reshape(-1, block).any(axis=1)
@@ -28,9 +28,9 @@ def pooled_scores(
 def best(
     scores: Float[Array, "B H N N"], count: int, forced: Bool[Array, "#N N"]
 ) -> Bool[Array, "B H N N"]:
-    """The `count` best of every row; what is forced is among them, and a row's own block always is.
+    """The `count` best blocks of every row, always including the forced blocks and the row's own block.
 
-    Equal scores are decided by the smaller index.
+    Of equal scores, the smaller index wins.
     """
     count = min(count, scores.shape[-1])
     raised = jnp.where(_with_own(forced, scores), _FORCED, scores)
@@ -45,24 +45,24 @@ def share(
     forced: Bool[Array, "#N N"],
     sizes: Float[Array, " N"],
 ) -> Bool[Array, "B H N N"]:
-    """The best of every row until their share of the pooled softmax is at least `mass`, `longest` at most.
+    """The best blocks of every row until they hold a share of at least `mass` of the pooled softmax; at most `longest` blocks.
 
     Args:
-        scores: of `pooled_scores`.
-        mass: share, up to 1.
-        longest: room in a list; what is forced counts.
-        forced: blocks in every list, with a row's own.
-        sizes: valid tokens of each block, which weigh its exponential.
+        scores: the result of `pooled_scores`.
+        mass: share to reach, up to 1.
+        longest: largest length of a list, forced blocks included.
+        forced: blocks that are in every list; a row's own block always is.
+        sizes: number of valid tokens in each block, which weights its exponential.
     """
     longest = min(longest, scores.shape[-1])
-    held = _with_own(forced, scores)
+    always = _with_own(forced, scores)
     weights = jax.nn.softmax(scores, axis=-1) * sizes[None, None, None]
     weights = weights / weights.sum(axis=-1, keepdims=True)
-    ranked, chosen = jax.lax.top_k(jnp.where(held, weights + 2, weights), longest)
+    ranked, chosen = jax.lax.top_k(jnp.where(always, weights + 2, weights), longest)
     ranked = jnp.where(ranked >= 2, ranked - 2, ranked)
     before = jnp.cumsum(ranked, axis=-1) - ranked
     hits = jax.nn.one_hot(chosen, scores.shape[-1], dtype=jnp.bool_)
-    return (hits & (before < mass)[..., None]).any(axis=-2) | held
+    return (hits & (before < mass)[..., None]).any(axis=-2) | always
 
 
 def lists_of(
@@ -72,13 +72,13 @@ def lists_of(
     block: int,
     longest: int | None = None,
 ) -> BlockLists:
-    """Lists of a map of video blocks, followed by all blocks of text.
+    """Block lists from a map of video blocks; all text blocks are added to each list.
 
     Args:
-        seen: [B or 1, H or 1, N, N].
-        text_blocks: their number.
+        seen: map of video blocks, bool [B or 1, H or 1, N, N].
+        text_blocks: number of text blocks.
         block: tokens in a block.
-        longest: video blocks that a list has room for; None is the longest row, or all where the map is traced.
+        longest: number of video blocks that a list has room for; None takes the longest row, or all blocks if the map is traced.
     """
     xp = np if isinstance(seen, np.ndarray) else jnp
     text = xp.ones((*seen.shape[:-1], text_blocks), bool)
