@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices",
         type=int,
         default=1,
-        help="number of devices that share the transformer's tokens and heads (default: 1)",
+        help="number of devices that share the transformer's tokens and heads",
     )
     parser.add_argument(
         "--shard-weights",

@@ -15,7 +15,7 @@ def add_sparse_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "sparse attention, residual reuse and step skipping",
         "any of these switches them on; fields that are not given come from the recipe, else from the checkpoint, else from the"
-        " defaults of qsjax.sample.SparsePlan",
+        " defaults of qsjax.settings.SparsePlan",
     )
     group.add_argument(
         "--recipe", help="preset of configs/sampling, as quantsparse-w4a8-d15, or TOML file"
