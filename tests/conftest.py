@@ -7,6 +7,7 @@ reads it too.
 
 import gc
 import os
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -50,6 +51,13 @@ def pytest_runtest_teardown(item, nextitem):
 
     if nextitem is None or nextitem.path != item.path:
         forget_programs()
+
+
+def pytest_sessionfinish():
+    """A worker that has not ended after ten seconds is killed: what coverage has measured is written before."""
+    coverage = sys.modules.get("coverage")
+    if coverage is not None and (measuring := coverage.Coverage.current()) is not None:
+        measuring.save()
 
 
 def pytest_collection_finish():
