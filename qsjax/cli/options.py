@@ -36,15 +36,39 @@ def with_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ar
         action = options[key]
         if getattr(args, action.dest) != action.default:
             continue
-        switch = isinstance(action.default, bool)
-        if switch != isinstance(value, bool):
-            raise InputError(f"{args.config}: {key} = {value!r} does not fit; see --help")
         try:
-            convert = action.type if callable(action.type) and not switch else (lambda value: value)
-            setattr(args, action.dest, convert(value))
-        except (TypeError, ValueError) as error:
+            setattr(args, action.dest, _converted(action, value))
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
             raise InputError(f"{args.config}: {key} = {value!r} does not fit ({error})") from error
     return args
+
+
+def _converted(action: argparse.Action, value: object) -> object:
+    """What the option would be if the value were typed: the same conversion and choices.
+
+    Raises:
+        TypeError, ValueError, ArgumentTypeError: the value does not fit.
+    """
+    if isinstance(action.default, bool):  # a switch
+        if not isinstance(value, bool):
+            raise ValueError("give true or false")
+        return value
+    if isinstance(value, list) and action.nargs in ("+", "*"):
+        return [_converted_word(action, word) for word in value]
+    return _converted_word(action, value)
+
+
+def _converted_word(action: argparse.Action, value: object) -> object:
+    if isinstance(value, bool):
+        value = str(value).lower()
+    elif isinstance(value, list):
+        value = ("x" if action.metavar == "TxHxW" else ",").join(map(str, value))
+    if not isinstance(value, (str, int, float)):
+        raise TypeError("it is neither a text nor a number")
+    word = action.type(str(value)) if callable(action.type) else str(value)
+    if action.choices is not None and word not in action.choices:
+        raise ValueError(nearest(str(word), map(str, action.choices)))
+    return word
 
 
 def quantizes(recipe: str) -> bool:

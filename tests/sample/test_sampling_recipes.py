@@ -8,6 +8,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from qsjax.cli.fields import meanings
+from qsjax.cli.options import add_config, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.config import check_choices, configs_directory
 from qsjax.errors import InputError
@@ -176,6 +177,40 @@ def test_what_the_parser_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit):
         parsed(*arguments)
     assert message in capsys.readouterr().err
+
+
+def from_file(path, text):
+    """The recipe of options in a file of `--config`."""
+    path.write_text(text)
+    made = parser()
+    add_config(made)
+    return chosen_recipe(with_config(made, made.parse_args(["--config", str(path)])))
+
+
+def test_options_in_a_file_are_read_as_if_they_were_typed(tmp_path):
+    path = tmp_path / "options.toml"
+    lines = (
+        *(
+            "'sparsity.mask' = 'topk'",
+            "'sparsity.tile' = [1, 4, 4]",
+            "'sparsity.every-step' = true",
+        ),
+        *("'sparse.density' = 0.2", "'sparse.dense-layers' = [0, 3]", "'skip.threshold' = 1"),
+    )
+    found = from_file(path, "\n".join(lines))
+    sparsity = Sparsity(mask="topk", tile=(1, 4, 4), every_step=True, density=0.2)
+    assert found.sparse == SparsePlan(sparsity=sparsity, dense_layers=(0, 3))
+    assert found.skip == Skip(threshold=1.0)
+    for line, message in (
+        ("'sparsity.mask' = 'svgg'", "did you mean 'svg'"),
+        ("'sparsity.tile' = '4 by 4'", "as in 1x8x8"),
+        ("'sparsity.every-step' = 1", "give true or false"),
+        ("'sparse.interval' = 2.5", "does not fit"),
+        ("'sparse.interval' = {a = 1}", "neither a text nor a number"),
+        ("'sparse.intervall' = 2", "did you mean 'sparse.interval'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            from_file(path, line)
 
 
 @dataclass(frozen=True)
