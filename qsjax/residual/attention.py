@@ -1,5 +1,7 @@
 """Attention for the DiT's attention slot: full attention that refreshes the cache, and sparse attention corrected by it."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -37,13 +39,13 @@ def refresh_attention(
         axis: mesh axis of devices that share the heads, inside `jax.shard_map`.
     """
     choice = pattern.choose(q, k, v, kv_valid)
-    video, keys, values, valid, text = _arranged(pattern, choice, q, k, v, kv_valid)
+    tokens = _arranged(pattern, choice, q, k, v, kv_valid)
     full = attention_with_residual(
-        video,
-        keys,
-        values,
+        tokens.video,
+        tokens.keys,
+        tokens.values,
         pattern.lists(choice),
-        kv_valid=valid,
+        kv_valid=tokens.valid,
         scores=scores,
         implementation=implementation,
     )
@@ -56,8 +58,8 @@ def refresh_attention(
     value = value * slot_valid[..., None]
     recall = (full.recall * slot_valid).sum(axis=1) / slot_valid.sum(axis=1)
     state = refreshed(residual, state, choice, value, full.others_lse, recall, gains, axis)
-    rows = (full.out, text, keys, values, valid, scores, implementation)
-    return _joined(pattern, choice, *rows), state
+    out = _with_text(full.out, pattern, choice, tokens, scores, implementation)
+    return out, state
 
 
 def sparse_attention(
@@ -78,52 +80,65 @@ def sparse_attention(
     The arguments are those of `refresh_attention`.
     """
     choice = pattern.choose(q, k, v, kv_valid) if pattern.config.every_step else state.choice
-    video, keys, values, valid, text = _arranged(pattern, choice, q, k, v, kv_valid)
+    tokens = _arranged(pattern, choice, q, k, v, kv_valid)
     out = block_sparse_attention(
-        video,
-        keys,
-        values,
+        tokens.video,
+        tokens.keys,
+        tokens.values,
         pattern.lists(choice),
-        kv_valid=valid,
+        kv_valid=tokens.valid,
         cache=correction(residual, state, gains),
         scores=scores,
         implementation=implementation,
     )
     assert not isinstance(out, tuple)
-    return _joined(pattern, choice, out, text, keys, values, valid, scores, implementation), state
+    return _with_text(out, pattern, choice, tokens, scores, implementation), state
+
+
+class _Arranged(NamedTuple):
+    """Tokens in the order of the lists; the text, which follows the video, keeps its order.
+
+    Attributes:
+        video: queries of the video.
+        keys, values: of video and text.
+        valid: keys that may be seen.
+        text: queries of the text.
+    """
+
+    video: Float[Array, "B S H D"]
+    keys: Float[Array, "B K H D"]
+    values: Float[Array, "B K H D"]
+    valid: Bool[Array, "B K"]
+    text: Float[Array, "B T H D"]
 
 
 def _arranged(
     pattern: Pattern, choice: Choice, q: Array, k: Array, v: Array, kv_valid: Array
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Video queries, all keys, all values and their validity, in the order of the lists; and the text queries."""
+) -> _Arranged:
     tokens = pattern.layouts[0].tokens
     keys, values = (
         jnp.concatenate([pattern.arrange(x[:, :tokens], choice), x[:, tokens:]], axis=1)
         for x in (k, v)
     )
     video = pattern.arrange(q[:, :tokens], choice)
-    return video, keys, values, pattern.valid(kv_valid), q[:, tokens:]
+    return _Arranged(video, keys, values, pattern.valid(kv_valid), q[:, tokens:])
 
 
-def _joined(
+def _with_text(
+    video: Float[Array, "B S H D"],
     pattern: Pattern,
     choice: Choice,
-    video: Array,
-    text: Array,
-    keys: Array,
-    values: Array,
-    valid: Array,
+    tokens: _Arranged,
     scores: str,
     implementation: str,
 ) -> Float[Array, "B L H D"]:
-    """The video's output back in the model's order, followed by the text's output; text queries see all keys."""
+    """The video's output back in the model's order, followed by the text's, whose queries see all keys."""
     rows = block_sparse_attention(
-        text,
-        keys,
-        values,
+        tokens.text,
+        tokens.keys,
+        tokens.values,
         pattern.text_lists(),
-        kv_valid=valid,
+        kv_valid=tokens.valid,
         scores=scores,
         implementation=implementation,
     )
