@@ -139,7 +139,9 @@ def test_packed_integers_compute_what_was_trained(kind, name, method, dit, given
             lambda x: x * jnp.asarray(1 + 3e-7 * random.standard_normal(x.shape), jnp.float32),
             sample.student_tokens,
         )
-        return programs.run_quantized(learned, leaves, starts, sample._replace(student_tokens=given), shared)
+        return programs.run_quantized(
+            learned, leaves, starts, sample._replace(student_tokens=given), shared
+        )
 
     for part, (ours, theirs) in enumerate(zip(run(block, sample), expected, strict=True)):
         np.testing.assert_allclose(ours, theirs, atol=0.02 * float(np.abs(theirs).max()))
