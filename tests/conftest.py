@@ -14,6 +14,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# For workers, which are started with it: the compiler's many small pieces are not merged at each large one that goes,
+# which is four hundredths of the suite.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.mxfast=0")
 
 import jax
 import pytest
