@@ -133,7 +133,9 @@ class AttentionCase:
         )
 
         def arrange(q: Array, k: Array, valid: Array, blocks: BlockLists) -> tpu.Arranged:
-            return tpu.arrange(q, k, k, valid, blocks, None, gather=gather)
+            return tpu.arrange(
+                q, k, k, valid, blocks, None, gather=gather, scale=self.head_dim**-0.5
+            )
 
         def launch(arranged: tpu.Arranged, blocks: BlockLists) -> tuple[Array, ...]:
             return tpu.launch(

@@ -23,3 +23,26 @@ def key_bias(kv_valid: Bool[Array, "B L"], padded: int) -> Float[Array, "B P"]:
     """
     bias = jnp.where(kv_valid, jnp.float32(0), jnp.float32(EMPTY))
     return jnp.pad(bias, ((0, 0), (0, padded - bias.shape[1])), constant_values=EMPTY)
+
+
+_RANGE = 100.0
+# Rounding of the norms and of the products must not carry a score over the bound.
+_MARGIN = 1.01
+
+
+def score_bound(
+    q: Float[Array, "B H Q D"], k: Float[Array, "B H L D"], scale: float
+) -> tuple[Float[Array, "B H Q"], Bool[Array, "B H"]]:
+    """A number that no product of a query with a key exceeds, |q| max |k|, and whether a softmax can be taken relative to it.
+
+    A score is at least the negative bound. So the largest one is less than twice the bound below it, and where that is less
+    than 2^100, the weight of the best key is a normal float32 and all digits stay. Queries and keys of a DiT are RMS-normed.
+    Keys that are not valid count, too: they are as long as the others.
+
+    Args:
+        q, k: heads before tokens.
+        scale: of the scores.
+    """
+    q_norm, k_norm = (jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axis=-1)) for x in (q, k))
+    bound = q_norm * (k_norm.max(axis=-1, keepdims=True) * jnp.float32(_MARGIN))
+    return bound, bound.max(axis=-1) * jnp.float32(2 * scale * LOG2_E) < _RANGE

@@ -20,9 +20,9 @@ from jaxtyping import Array
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import Cache, Complement
 from pallas_kernels.block_sparse_attention.scores import Int8Scales
-from pallas_kernels.block_sparse_attention.softmax import key_bias
-from pallas_kernels.block_sparse_attention.tiles import keys_per_step
-from pallas_kernels.block_sparse_attention.tpu_kernel import TpuKernelConfig, kernel
+from pallas_kernels.block_sparse_attention.softmax import key_bias, score_bound
+from pallas_kernels.block_sparse_attention.tiles import keys_per_slice, keys_per_step
+from pallas_kernels.block_sparse_attention.tpu_kernel import INDICES, TpuKernelConfig, kernel
 from pallas_kernels.refs import Index, Operand
 from pallas_kernels.targets import Target
 from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs_tpu
@@ -46,13 +46,19 @@ def objection(
 class Arranged(NamedTuple):
     """The operands as the kernel takes them: heads before tokens, whole blocks, vectors over tokens along lanes."""
 
-    lists: Array  # int32 [rows of lists, 1, 1 + K]: a count and a list each
+    lists: (
+        Array  # int32 [rows of lists, 1, 2 + K]: a count, the first step to mask, and a list each
+    )
     q: Array  # [B, H, Lq, D]
     k: Array  # [B, H, L, D]
     v: Array  # [B, H, L, D]
     bias: Array  # float32 [B, key blocks, block_kv]: 0 or `EMPTY`
     cache: Cache | None  # its values [B, H, Lq, D], scale and lse [B, H, 1, Lq], U [B, R, Lq]
     scales: Int8Scales | None = None  # float32 [B, H, 1, Lq] and [B, H, key blocks, block_kv]
+    bound: Array | None = None  # float32 [B, H, 1, Lq], of float scores
+    bounded: Array | None = (
+        None  # int32 [B H, 1, 1]: whether a head's weights can be relative to it
+    )
 
 
 def attend(
@@ -69,7 +75,7 @@ def attend(
 ) -> tuple[Array, Array]:
     """Output in v's dtype, and the log-sum-exp of the listed keys; see `api.block_sparse_attention`."""
     gather = keys_per_step(target, blocks) // blocks.block_kv
-    arranged = arrange(q, k, v, kv_valid, blocks, cache, scales, gather=gather)
+    arranged = arrange(q, k, v, kv_valid, blocks, cache, scales, gather=gather, scale=scale)
     out, lse = launch(arranged, blocks, gather=gather, scale=scale, target=target)
     length = q.shape[1]
     return out[:, :, :length].transpose(0, 2, 1, 3), lse[:, :, 0, :length]
@@ -85,14 +91,15 @@ def arrange(
     scales: Int8Scales | None = None,
     *,
     gather: int,
+    scale: float,
 ) -> Arranged:
-    """Transpose and pad; XLA copies every operand once."""
+    """Transpose, then pad: XLA copies every operand once, and drops the transposition where the caller's last one was its inverse."""
     rows, columns = blocks.q_blocks * blocks.block_q, blocks.kv_blocks * blocks.block_kv
     bias = key_bias(kv_valid, columns)
 
     def heads_first(x: Array, length: int) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
-        return x.transpose(0, 2, 1, 3)
+        x = x.transpose(0, 2, 1, 3)
+        return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
 
     def along_lanes(x: Array) -> Array:
         return jnp.pad(x, ((0, 0), (0, 0), (0, rows - x.shape[-1])))
@@ -110,15 +117,14 @@ def arrange(
         k_scale = jnp.pad(scales.k, ((0, 0), (0, 0), (0, columns - scales.k.shape[-1])))
         k_scale = k_scale.reshape(*k_scale.shape[:2], blocks.kv_blocks, blocks.block_kv)
         scales = Int8Scales(along_lanes(scales.q)[:, :, None], k_scale)
-    return Arranged(
-        _lists(blocks, gather),
-        heads_first(q, rows),
-        heads_first(k, columns),
-        heads_first(v, columns),
-        bias.reshape(len(bias), blocks.kv_blocks, blocks.block_kv),
-        cache,
-        scales,
-    )
+    bias = bias.reshape(len(bias), blocks.kv_blocks, blocks.block_kv)
+    q, k, v = (heads_first(x, length) for x, length in ((q, rows), (k, columns), (v, columns)))
+    bound = bounded = None
+    if scales is None:
+        bound, fits = score_bound(q, k, scale)
+        bound, fits = bound[:, :, None], fits.astype(jnp.int32).reshape(-1, 1, 1)
+        bounded = jnp.broadcast_to(fits, (len(fits), 1, LANES))
+    return Arranged(_lists(blocks, bias, gather), q, k, v, bias, cache, scales, bound, bounded)
 
 
 def launch(
@@ -146,22 +152,29 @@ def launch(
     Returns:
         Output [B, H, Lq, D], log-sum-exp [B, H, 1, Lq], and the counts if asked for.
     """
-    lists, q, k, v, bias, cache, scales = arranged
+    lists, q, k, v, bias, cache, scales, bound, bounded = arranged
     batch, heads, length, size = q.shape
     rows = blocks.q_blocks
     samples, list_heads = blocks.counts.shape[:2]
 
-    def row_of_list(b: Array, h: Array, i: Array) -> tuple[Index, int, int]:
+    def list_of(b: Array, h: Array, i: Array, ahead: int = 0) -> tuple[Index, int, int]:
+        """The row of lists of a block of queries, or of the next block of its head; the last one gets its own again."""
         sample, head = b if samples > 1 else 0, h if list_heads > 1 else 0
-        return (sample * list_heads + head) * rows + i, 0, 0
+        return (sample * list_heads + head) * rows + jnp.minimum(i + ahead, rows - 1), 0, 0
 
     tile = pl.BlockSpec((None, None, blocks.block_q, size), lambda b, h, i: (b, h, i, 0))
     row = pl.BlockSpec((None, None, 1, blocks.block_q), lambda b, h, i: (b, h, 0, i))
     in_hbm = pl.BlockSpec(memory_space=pl.ANY)
     of_sample = pl.BlockSpec((None, *bias.shape[1:]), lambda b, h, i: (b, 0, 0))
-    list_spec = pl.BlockSpec((None, 1, lists.shape[-1]), row_of_list, memory_space=pltpu.SMEM)
+    own, following = (
+        pl.BlockSpec(
+            (None, 1, lists.shape[-1]), partial(list_of, ahead=ahead), memory_space=pltpu.SMEM
+        )
+        for ahead in (0, 1)
+    )
     operands = {
-        "lists": (lists, list_spec),
+        "lists": (lists, own),
+        "next_lists": (lists, following),
         "q": (q, tile),
         "k": (k, in_hbm),
         "v": (v, in_hbm),
@@ -170,6 +183,11 @@ def launch(
     if scales is not None:
         of_head = pl.BlockSpec((None, None, *scales.k.shape[2:]), lambda b, h, i: (b, h, 0, 0))
         operands |= {"q_scale": (scales.q, row), "k_scale": (scales.k, of_head)}
+    if bound is not None and bounded is not None:
+        of_head = pl.BlockSpec(
+            (None, 1, LANES), lambda b, h, i: (b * heads + h, 0, 0), memory_space=pltpu.SMEM
+        )
+        operands |= {"bound": (bound, row), "bounded": (bounded, of_head)}
     operands |= _cache_operands(cache, tile, row, blocks.block_q)
     outputs = {
         "out": (jax.ShapeDtypeStruct(q.shape, v.dtype), tile),
@@ -181,13 +199,14 @@ def launch(
         )
         shape = jax.ShapeDtypeStruct((batch, heads, rows, 1, 1), jnp.int32)
         outputs["executed"] = (shape, counter)
-    buffer = (2, gather * blocks.block_kv, size)
+    keys = gather * blocks.block_kv
     scratch = {
-        "k_buffer": pltpu.VMEM(buffer, k.dtype),
-        "v_buffer": pltpu.VMEM(buffer, v.dtype),
-        "m": pltpu.VMEM((blocks.block_q, LANES), jnp.float32),
-        "l": pltpu.VMEM((blocks.block_q, LANES), jnp.float32),
-        "acc": pltpu.VMEM((blocks.block_q, size), jnp.float32),
+        "k_buffer": pltpu.VMEM((2, keys, size), k.dtype),
+        "v_buffer": pltpu.VMEM((2, keys, size), v.dtype),
+        "m": pltpu.VMEM((1, blocks.block_q), jnp.float32),
+        "l": pltpu.VMEM((1, blocks.block_q), jnp.float32),
+        "acc": pltpu.VMEM((size, blocks.block_q), jnp.float32),
+        "turn": pltpu.SMEM((1,), jnp.int32),
         "semaphores": pltpu.SemaphoreType.DMA((2, 2)),
     }
     config = TpuKernelConfig(
@@ -195,6 +214,7 @@ def launch(
         block_kv=blocks.block_kv,
         gather=gather,
         scale=scale,
+        slice=keys_per_slice(target, keys),
         trips=trips,
         complement=isinstance(cache, Complement),
         follow=cache.follow if isinstance(cache, Complement) else 0.0,
@@ -207,20 +227,37 @@ def launch(
         out_specs=[spec for _, spec in outputs.values()],
         scratch_shapes=list(scratch.values()),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT
+            # A row fetches for the next one of its head: they run in this order.
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=VMEM_LIMIT,
         ),
         interpret=interpret_params(target),
         name="block_sparse_attention",
     )(*(array for array, _ in operands.values()))
 
 
-def _lists(blocks: BlockLists, gather: int) -> Array:
-    """A row of int32 for each block of queries: the count, then the list, padded with its last entry to whole lanes."""
+def _lists(blocks: BlockLists, bias: Array, gather: int) -> Array:
+    """A row of int32 for each block of queries: the count, the first step that has keys to mask, and the list.
+
+    The list is padded with its last entry to whole lanes. Keys to mask are those of invalid tokens, mostly padding of text and
+    so in the last blocks, and the entries past the count in the last step. Lists that samples share are masked for all of them.
+    """
     longest = -(-blocks.indices.shape[-1] // gather) * gather
-    width = -(-(1 + longest) // LANES) * LANES
-    counts = blocks.counts.reshape(-1, 1, 1)
-    indices = blocks.indices.reshape(len(counts), 1, -1)
-    rows = jnp.concatenate([counts, indices], axis=-1)
+    width = -(-(INDICES + longest) // LANES) * LANES
+    entries = blocks.indices.shape[-1]
+    incomplete = (bias < 0).any(axis=-1)  # [B, key blocks]
+    if blocks.indices.shape[0] == 1:
+        incomplete = incomplete.any(axis=0, keepdims=True)
+    incomplete = jnp.broadcast_to(incomplete, (blocks.indices.shape[0], blocks.kv_blocks))
+    masked = jax.vmap(lambda blocks, indices: blocks[indices])(incomplete, blocks.indices)
+    place = jnp.arange(entries, dtype=jnp.int32)
+    steps = (blocks.counts + (gather - 1)) // gather
+    first = jnp.where(masked, place // gather, entries).min(axis=-1)
+    partial_step = jnp.where(blocks.counts % gather == 0, steps, steps - 1)
+    first = jnp.minimum(jnp.minimum(first, partial_step), steps)
+    indices = blocks.indices.reshape(-1, 1, entries)
+    heads = [part.reshape(-1, 1, 1).astype(jnp.int32) for part in (blocks.counts, first)]
+    rows = jnp.concatenate([*heads, indices], axis=-1)
     return jnp.pad(rows, ((0, 0), (0, 0), (0, width - rows.shape[-1])), mode="edge")
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 _KEYS = {
-    "attention": "dense attention: cudnn, xla_per_head, xla_chunked",
+    "attention": "dense attention: cudnn, tpu, xla_per_head, xla_chunked",
     "sparse_attention": "block-sparse attention: tpu, gpu, xla, reference",
     "matmul": "products with packed weights: tpu, gpu, jax_triton, xla, xla_int4, reference",
     "quantize": "quantization of tokens: tpu, gpu, xla, reference",

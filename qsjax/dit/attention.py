@@ -4,14 +4,19 @@ No implementation holds a full [heads, tokens, tokens] score matrix: at 720x1280
 """
 
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels.block_sparse_attention import BlockLists, tpu
+from pallas_kernels.block_sparse_attention.tiles import DENSE_BLOCKS
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
+from pallas_kernels.targets import Target
+from pallas_kernels.tpu_params import LANES
 
 State = TypeVar("State")
 # Finite, so that a row without any valid key gives finite numbers instead of NaN.
@@ -105,6 +110,44 @@ def _cudnn(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
     )
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _flash(q: Array, k: Array, v: Array, kv_valid: Array, target: Target) -> Array:
+    """The block-sparse kernel with all blocks listed. It has no gradient of its own: calibration's is that of `_chunked`."""
+    sizes = (
+        min(size, -(-x.shape[1] // LANES) * LANES)
+        for size, x in zip(DENSE_BLOCKS, (q, k), strict=True)
+    )
+    block_q, block_kv = sizes
+    everything = np.ones((1, -(-q.shape[1] // block_q), -(-k.shape[1] // block_kv)), np.bool_)
+    lists = BlockLists.from_block_map(everything, block_q=block_q, block_kv=block_kv)
+    scale = q.shape[-1] ** -0.5
+    return tpu.attend(q, k, v, kv_valid, lists, None, scale=scale, target=target)[0]
+
+
+def _flash_forward(
+    q: Array, k: Array, v: Array, kv_valid: Array, target: Target
+) -> tuple[Array, tuple[Array, ...]]:
+    return _flash(q, k, v, kv_valid, target), (q, k, v, kv_valid)
+
+
+def _flash_backward(target: Target, inputs: tuple[Array, ...], out: Array) -> tuple[Any, ...]:
+    del target
+    *floats, kv_valid = inputs
+    _, pullback = jax.vjp(lambda q, k, v: _chunked(q, k, v, kv_valid), *floats)
+    return (*pullback(out), None)
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
+
+
+def _tpu(q: Array, k: Array, v: Array, kv_valid: Array, *, target: Target) -> Array:
+    return _flash(q, k, v, kv_valid, target)
+
+
+def _tpu_objection(**facts: Any) -> str | None:
+    return tpu.objection(**facts, block_q=LANES, block_kv=LANES)
+
+
 def _only_on(*backends: str, backend: str, **_: object) -> str | None:
     return None if backend in backends else f"is for {' or '.join(backends)}, not {backend}"
 
@@ -125,6 +168,7 @@ DENSE_ATTENTION = Operation(
     "dense_attention",
     {
         "cudnn": Implementation(_cudnn, _cudnn_objection),
+        "tpu": Implementation(_tpu, _tpu_objection, tiled=True),
         "xla_per_head": Implementation(_per_head, partial(_only_on, "cpu")),
         "xla_chunked": Implementation(_chunked, lambda **_: None),
     },
