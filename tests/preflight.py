@@ -1,4 +1,4 @@
-"""What the suite cannot do without, named in one sentence: a compiler that is not installed, a worker that died at its start.
+"""What the suite cannot go on without, in one sentence: a compiler that is not installed, a worker that died.
 
 A plugin of pytest, which conftest.py takes part in; tests/test_preflight.py runs it alone.
 """
@@ -48,15 +48,11 @@ def pytest_runtest_logreport(report):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
-    """Ends the run where every other worker would die like this one: JAX does not start, or there was no result yet.
-
-    Of a worker that dies later pytest-xdist names the test, and starts another.
-    """
+    """Ends the run where every other worker would die like this one: JAX does not start, or there was no result yet."""
     why = why_jax_does_not_start() if error else None
     if not error or (why is None and node in _heard_of):
         return
-    versions = f"Python {platform.python_version()}, jaxlib {importlib.metadata.version('jaxlib')}"
-    sentence = f"worker {node.gateway.id} died ({versions}): "
+    sentence = f"worker {node.gateway.id} died ({versions()}): "
     if why:
         sentence += (
             f"JAX does not start: {why}; XLA_FLAGS is '{os.environ.get('XLA_FLAGS', '').strip()}'"
@@ -64,3 +60,21 @@ def pytest_testnodedown(node, error):
     else:
         sentence += "it gave no result before; run `pytest -n 0` to see its last words"
     pytest.exit(sentence, returncode=3)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem, report, sched):
+    """Ends the run at a test that ends its worker: pytest-xdist gives it to one new worker after another, and may then hang.
+
+    The test counts as failed, and the failures before it are printed.
+    """
+    sched.config.hook.pytest_runtest_logreport(report=report)
+    sentence = f"{crashitem} ended its worker ({versions()}): "
+    pytest.exit(f"{sentence}run `pytest -n 0 {crashitem}` to see its last words", returncode=1)
+
+
+def versions():
+    """What a crash may depend on: of Python, and of the packages that hold compilers."""
+    found = [name for name in ("jaxlib", "libtpu") if importlib.util.find_spec(name)]
+    packages = [f"{name} {importlib.metadata.version(name)}" for name in found]
+    return ", ".join([f"Python {platform.python_version()}", *packages])

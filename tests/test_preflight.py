@@ -12,6 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parent
 DIES = "import os, signal\n\nos.kill(os.getpid(), signal.SIGKILL)\n\ndef test_one():\n    pass\n"
+DIES_SECOND = "def test_one():\n    pass\n\n\ndef test_two():\n    import os, signal\n\n    os.kill(os.getpid(), signal.SIGKILL)\n"
 STARTS_JAX = "import jax\n\ndef test_one():\n    jax.devices()\n"
 
 
@@ -19,11 +20,12 @@ def run(folder, test, flags=""):
     """A suite of one test on one worker, with nothing of this suite but its preflight."""
     (folder / "test_one.py").write_text(test)
     (folder / "pytest.ini").write_text("[pytest]\n")
-    command = [sys.executable, "-m", "pytest", "-p", "preflight", "-n", "1", "test_one.py"]
+    options = ["-p", "preflight", "-n", "1", "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", *options, "test_one.py"]
     environment = os.environ | {"PYTHONPATH": str(FOLDER), "XLA_FLAGS": flags}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )  # fmt: skip
 
 
 def test_a_flag_that_jaxlib_does_not_know(tmp_path):
@@ -39,6 +41,15 @@ def test_a_worker_that_dies(tmp_path):
     assert done.returncode == 3
     (sentence,) = [line for line in done.stdout.splitlines() if "worker gw0 died" in line]
     assert "run `pytest -n 0` to see its last words" in sentence
+
+
+def test_a_test_that_ends_its_worker(tmp_path):
+    done = run(tmp_path, DIES_SECOND)
+    assert done.returncode == 1
+    (sentence,) = [line for line in done.stdout.splitlines() if "ended its worker" in line]
+    assert "run `pytest -n 0 test_one.py::test_two` to see its last words" in sentence
+    assert "1 failed, 1 passed" in done.stdout
+    assert done.stdout.count("node down") == 1
 
 
 @pytest.mark.parametrize(("system", "needed"), [("Linux", True), ("Darwin", False)])

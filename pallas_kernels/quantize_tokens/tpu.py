@@ -111,9 +111,17 @@ def _kernel(
     def over_slices(body: Callable[[Span, Array], Array], start: Array) -> Array:
         """Fold a function of (channels of a slice, carried value) over all slices."""
         count = channels // width
-        return jax.lax.fori_loop(
-            0, count, lambda i, kept: body(pl.ds(i * width, width), kept), start, unroll=_UNROLLED
-        )
+        whole, kept = count // _UNROLLED * _UNROLLED, start
+
+        def step(i: int | Array, kept: Array) -> Array:
+            return body(pl.ds(i * width, width), kept)
+
+        if whole:
+            kept = jax.lax.fori_loop(0, whole, step, kept, unroll=_UNROLLED)
+        # Not part of the loop: from jax 0.11 on libtpu unrolls it, and 0.0.48 crashes where two or more slices are left over.
+        for i in range(whole, count):
+            kept = step(i, kept)
+        return kept
 
     def values(part: Span) -> Array:
         return activate(x[:, part].astype(jnp.float32), activation)

@@ -61,6 +61,19 @@ def test_integers_and_scales(implementation, bits, groups, rotated):
     assert integers.dtype == jnp.int8
 
 
+# The kernel takes eight slices in a step of its loop; less than a step is left after it, or nothing.
+@pytest.mark.parametrize("slices", [8, 11, 16])
+def test_a_tpus_loop_over_slices(slices):
+    channels = 128 * slices
+    x, given_ = operands(m=32, c=channels)
+    integers, scales = quantize_tokens(x, norm="layer", **given_, implementation="tpu@interpret")
+    y = by_hand(x, **given_)
+    size = np.abs(y).max(axis=1)
+    np.testing.assert_allclose(scales, size / 127, rtol=8 * float32_sum(channels))
+    exact = y / (size / 127)[:, None]
+    assert np.abs(np.asarray(integers, np.float64) - exact).max() <= 0.5 + 1e-3
+
+
 @pytest.mark.parametrize("implementation", ALL)
 def test_the_input_of_an_mlps_second_matmul(implementation):
     x, given_ = operands()
