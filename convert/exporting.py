@@ -60,7 +60,7 @@ def export(
     temporary = destination.with_name(destination.name + ".tmp")
     if destination.exists() and not (overwrite and _is_export(destination)):
         raise InputError(
-            f"{destination}: exists already; pass --overwrite to replace an earlier export or name another folder"
+            f"{destination}: exists already; pass `overwrite=True` to replace an earlier export or name another folder"
         )
     if temporary.exists() and not _is_export(temporary):
         raise InputError(

@@ -67,7 +67,7 @@ class OpenCheckpoint:
         )
         if shard_weights and devices == 1:
             raise InputError(
-                "shard_weights is for several devices, and there is one; ask for more (--devices), or leave it out"
+                "`shard_weights=True` is for several devices, and there is one; ask for more with `devices`, or leave it out"
             )
         self.mesh = make_mesh(devices) if devices != 1 else None
         self._shard_weights = shard_weights

@@ -111,7 +111,7 @@ def _compiled(run: Run, devices: Sequence[Device]) -> dict[str, Any]:
     """The compiler's count for each kind of step, together with our estimate."""
     if len(devices) != 1:
         names = ", ".join(device.name for device in devices)
-        raise InputError(f"compiling is for one device; name it with --device: {names}")
+        raise InputError(f"compiling is for one device; name it with `device`: {names}")
     target, model = devices[0].peaks, run.model
     run = replace(run, backend=target.backend, chips=devices[0].chips)
     plan, latents = run.settings.plan(), run.latents

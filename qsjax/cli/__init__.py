@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser(verb)
     args = parser.parse_args(arguments)
     from qsjax.cache import keep_programs  # `--help` is printed by now
-    from qsjax.errors import QsjaxError
+    from qsjax.errors import QsjaxError, on_command_line
 
     keep_programs()
     logger = logging.getLogger("qsjax")
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return importlib.import_module(f"qsjax.cli.{args.verb}").run(args)
     except QsjaxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_command_line(error)}", file=sys.stderr)
         return 2
     except NotImplementedError as error:
         from pallas_kernels import UnsupportedError  # imports JAX, which is loaded by now

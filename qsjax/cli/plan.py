@@ -7,7 +7,7 @@ import re
 from qsjax.cli.fields import add_fields
 from qsjax.cli.options import add_config, quantizes, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
-from qsjax.errors import InputError
+from qsjax.errors import InputError, on_command_line
 from qsjax.settings import Settings
 from qsjax.settings.video import TEXT_TOKENS
 
@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         compile=args.compile,
     )
+    for row in plan["sampling"]["devices"]:
+        row["fits_with"] = list(map(on_command_line, row["fits_with"]))
     print(json.dumps(plan, indent=1) if args.json else plan)
     return 0
 

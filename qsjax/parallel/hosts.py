@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from qsjax.errors import InputError
+from qsjax.errors import InputError, on_command_line
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +43,14 @@ def join(coordinator: str, hosts: int | None = None, host: int | None = None) ->
         name, _, port = coordinator.rpartition(":")
         if not name or not port.isdecimal():
             raise InputError(
-                f"--coordinator {coordinator}: is no address; give HOST:PORT of the first host, or auto"
+                f"`coordinator={coordinator!r}`: is no address; give HOST:PORT of the first host, or auto"
             )
         if hosts is None or host is None or not 0 <= host < hosts or hosts < 2:
             raise InputError(
-                f"--hosts {hosts} --host {host}: of two or more hosts each has a number of its own, from 0; give both"
+                f"host {host} of {hosts}: of two or more hosts each has a number of its own, from 0; give both `hosts` and `host`"
             )
         if host > 0:
-            _reach(name, int(port))
+            _reach(coordinator)
         else:
             alarm = Timer(PATIENCE, _give_up, (coordinator, hosts))
             alarm.daemon = True
@@ -58,13 +58,13 @@ def join(coordinator: str, hosts: int | None = None, host: int | None = None) ->
         logger.info("host %d of %d, waiting up to %d s for the others", host, hosts, PATIENCE)
         options = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
     elif hosts is not None or host is not None:
-        raise InputError("--coordinator auto finds out --hosts and --host; leave them out")
+        raise InputError("`coordinator='auto'` finds out `hosts` and `host`; leave them out")
     try:
         jax.distributed.initialize(**options, initialization_timeout=PATIENCE + _MARGIN)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"--coordinator {coordinator}: the hosts do not meet ({str(error).splitlines()[0]}); "
-            f"start the same command on every host, each with its own --host"
+            f"`coordinator={coordinator!r}`: the hosts do not meet ({str(error).splitlines()[0]}); "
+            f"start the same program on every host, each with its own `host`"
         ) from error
     finally:
         if alarm is not None:
@@ -72,26 +72,26 @@ def join(coordinator: str, hosts: int | None = None, host: int | None = None) ->
 
 
 def _give_up(coordinator: str, hosts: int) -> None:
-    print(
-        f"error: --coordinator {coordinator}: not all of {hosts} hosts came in {PATIENCE} s; start the same command on every host,"
-        f" each with its own --host",
-        file=sys.stderr,
-        flush=True,
+    error = InputError(
+        f"`coordinator={coordinator!r}`: not all of {hosts} hosts came in {PATIENCE} s; start the same program on every host,"
+        f" each with its own `host`"
     )
+    print(f"error: {on_command_line(error)}", file=sys.stderr, flush=True)
     os._exit(2)  # the main thread waits inside JAX, where no exception reaches it
 
 
-def _reach(name: str, port: int) -> None:
+def _reach(address: str) -> None:
     """Wait until the first host listens: if JAX itself waits in vain, it ends without a readable message."""
+    name, _, port = address.rpartition(":")
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            socket.create_connection((name, port), timeout=5).close()
+            socket.create_connection((name, int(port)), timeout=5).close()
         except OSError as error:
             if isinstance(error, socket.gaierror) or time.monotonic() > deadline:
                 raise InputError(
-                    f"--coordinator {name}:{port}: the first host cannot be reached ({error.strerror or error}); "
-                    f"start the same command there with --host 0, or correct the address"
+                    f"`coordinator={address!r}`: the first host cannot be reached ({error.strerror or error}); "
+                    f"start the same program there with `host=0`, or correct the address"
                 ) from error
             time.sleep(1)
         else:

@@ -77,8 +77,8 @@ def test_sharing_is_proposed_where_it_is_what_fits():
     model = PlannedModel.find("hunyuan-13b", "bf16")
     weights = Weights.count(model.dit, model.recipe)
     run = Run(model=model, weights=weights, settings=model.settings, encodes=False, chips=8)
-    assert "--shard-weights" in advice(run, 16 * GB)
-    assert "--shard-weights" not in advice(replace(run, chips=1), 16 * GB)
+    assert "`shard_weights=True`" in advice(run, 16 * GB)
+    assert "`shard_weights=True`" not in advice(replace(run, chips=1), 16 * GB)
 
 
 def test_a_tile_is_no_larger_than_the_video(run):
@@ -96,10 +96,10 @@ def test_a_run_that_does_not_fit_is_refused_with_changes_that_would_do(run, back
         require_room(run, room * GB, where="this chip")
     message = str(caught.value)
     assert f"does not fit this chip with {room}.0 GB: the stage of the transformer" in message
-    assert ("--residual.place host" in message) == (backend == "tpu")
-    for change in ("--residual.store int4", "--residual.policy none", "--frames 61 --height 720"):
+    assert ("`residual.place='host'`" in message) == (backend == "tpu")
+    for change in ("residual.store='int4'", "residual.policy='none'", "frames=61, height=720"):
         assert change in message
-    assert "--residual.store int8" not in message  # it has that
+    assert "residual.store='int8'" not in message  # it has that
 
 
 def test_advice_names_the_largest_video_that_fits(run):
@@ -114,8 +114,8 @@ def test_text_encoders_may_be_what_does_not_fit(run):
     small = replace(run, settings=replace(run.settings, frames=5, height=64, width=64))
     assert small.largest().name == "text encoders"
     assert advice(small, 10 * GB)[:2] == [
-        "--text-storage int8",
-        "a prompt encoded elsewhere (--save-prompt, --encoded-prompt)",
+        "`text_storage='int8'`",
+        "a prompt encoded elsewhere (`save_prompts`, `load_prompts`)",
     ]
 
 

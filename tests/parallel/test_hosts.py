@@ -88,7 +88,7 @@ def test_what_the_first_host_cannot_write_ends_both(tiny_checkpoint, tmp_path):
         (("a:1", None, None), "give both"),
         (("a:1", 2, 2), "has a number of its own, from 0"),
         (("a:1", 1, 0), "of two or more hosts"),
-        (("auto", 2, 0), "leave them out"),
+        (("auto", 2, 0), "`coordinator='auto'` finds out `hosts` and `host`; leave them out"),
     ],
 )
 def test_what_is_refused(given, sentence):
