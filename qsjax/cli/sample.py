@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from qsjax.cli.fields import add_fields
 from qsjax.cli.kernels import add_kernels, given_kernels
 from qsjax.cli.options import add_config, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
-from qsjax.errors import InputError
+from qsjax.errors import InputError, QsjaxError, on_command_line
 from qsjax.settings import Settings
 
 _SETTINGS = ("frames", "height", "width", "steps", "shift", "guidance", "true_cfg", "fps")
@@ -165,7 +167,7 @@ def _join_hosts(args: argparse.Namespace) -> bool:
         return True
     from qsjax.parallel import first_agrees, is_first, join
 
-    join(args.coordinator, args.hosts, args.host)
+    join(args.coordinator, args.hosts, args.host, give_up=_end)
     problem = None
     if is_first():
         try:
@@ -175,6 +177,12 @@ def _join_hosts(args: argparse.Namespace) -> bool:
     if not first_agrees(problem is None):
         raise problem or InputError("the first host cannot write its file; its message says why")
     return is_first()
+
+
+def _end(error: QsjaxError) -> None:
+    """Print an error and end the process at once: the main thread waits inside JAX, where no exception reaches it."""
+    print(f"error: {on_command_line(error)}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def _print(args: argparse.Namespace, report: dict) -> None:

@@ -1,10 +1,9 @@
 """Runs on several hosts: one process on each, started by the same command, and one mesh over the devices of all hosts."""
 
 import logging
-import os
 import socket
-import sys
 import time
+from collections.abc import Callable
 from threading import Timer
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from qsjax.errors import InputError, on_command_line
+from qsjax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -20,19 +19,27 @@ AUTOMATIC = "auto"
 PATIENCE = 300
 """Seconds that a host waits for the others."""
 _MARGIN = 30
-"""JAX's own timeout is this many seconds longer, so that ours ends the process first, with a readable message."""
+"""JAX's own timeout is this many seconds longer, so that ours comes first, with a readable message."""
 
 
-def join(coordinator: str, hosts: int | None = None, host: int | None = None) -> None:
+def join(
+    coordinator: str,
+    hosts: int | None = None,
+    host: int | None = None,
+    *,
+    give_up: Callable[[InputError], None] | None = None,
+) -> None:
     """Connect to the other hosts with `jax.distributed`. Call it before the first array is created.
 
-    If the other hosts do not connect in time, JAX would abort the first host's process with a stack trace. Before that, this
-    function prints a message and ends the process with exit status 2.
+    If the other hosts do not connect in time, JAX aborts the first host's process with a stack trace. Nothing can be raised then:
+    the main thread waits inside JAX.
 
     Args:
         coordinator: address and port of the first host; "auto" on Cloud TPUs and under Slurm, which provide everything.
         hosts: number of hosts.
         host: number of this host, from 0.
+        give_up: called on the first host `PATIENCE` seconds after the start if others are missing, in a thread of its own, with
+            the error that says so. It should end the process; if it returns, JAX goes on waiting and aborts a little later.
 
     Raises:
         InputError: hosts and host do not fit together, or the first host cannot be reached.
@@ -51,8 +58,8 @@ def join(coordinator: str, hosts: int | None = None, host: int | None = None) ->
             )
         if host > 0:
             _reach(coordinator)
-        else:
-            alarm = Timer(PATIENCE, _give_up, (coordinator, hosts))
+        elif give_up is not None:
+            alarm = Timer(PATIENCE, give_up, (_missing(coordinator, hosts),))
             alarm.daemon = True
             alarm.start()
         logger.info("host %d of %d, waiting up to %d s for the others", host, hosts, PATIENCE)
@@ -71,13 +78,11 @@ def join(coordinator: str, hosts: int | None = None, host: int | None = None) ->
             alarm.cancel()
 
 
-def _give_up(coordinator: str, hosts: int) -> None:
-    error = InputError(
+def _missing(coordinator: str, hosts: int) -> InputError:
+    return InputError(
         f"`coordinator={coordinator!r}`: not all of {hosts} hosts came in {PATIENCE} s; start the same program on every host,"
         f" each with its own `host`"
     )
-    print(f"error: {on_command_line(error)}", file=sys.stderr, flush=True)
-    os._exit(2)  # the main thread waits inside JAX, where no exception reaches it
 
 
 def _reach(address: str) -> None:
