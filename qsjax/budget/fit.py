@@ -68,10 +68,10 @@ def _changes(run: Run) -> Iterator[tuple[str, Run]]:
     if run.encodes:
         text = "a prompt encoded elsewhere (`save_prompts`, `load_prompts`)"
         yield text, replace(run, encodes=False)
-    if not run.released:
-        yield "`modulation='released'`", replace(run, released=True)
-    if run.chips > 1 and not run.cut:
-        yield "`shard_weights=True`", replace(run, cut=True)
+    if run.modulation == "resident":
+        yield "`modulation='released'`", replace(run, modulation="released")
+    if run.chips > 1 and not run.shard_weights:
+        yield "`shard_weights=True`", replace(run, shard_weights=True)
     if sparse is not None and sparse.residual.rule.order:
         for text, changes in _CACHES.items():
             residual = replace(sparse.residual, **changes)

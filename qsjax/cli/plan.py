@@ -8,7 +8,7 @@ from qsjax.cli.fields import add_fields
 from qsjax.cli.options import add_config, quantizes, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError, on_command_line
-from qsjax.settings import Settings
+from qsjax.settings import MODULATION_WEIGHTS, Settings
 from qsjax.settings.video import TEXT_TOKENS
 
 _VIDEO = ("frames", "height", "width", "steps")
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--modulation",
-        choices=("resident", "released"),
+        choices=MODULATION_WEIGHTS,
         default="released",
         help="whether modulation weights leave the device before the first step",
     )

@@ -12,7 +12,7 @@ from qsjax.cli.kernels import add_kernels, given_kernels
 from qsjax.cli.options import add_config, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError, QsjaxError, on_command_line
-from qsjax.settings import Settings
+from qsjax.settings import MODULATION_WEIGHTS, Settings
 
 _SETTINGS = ("frames", "height", "width", "steps", "shift", "guidance", "true_cfg", "fps")
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--modulation",
-        choices=("resident", "released"),
+        choices=MODULATION_WEIGHTS,
         default="resident",
         help="released: modulation weights are read for a prompt and dropped before its first step; the video is the same",
     )

@@ -41,7 +41,7 @@ def test_the_stages_of_hunyuan_video(run):
 
 
 def test_each_part_is_there_where_it_is_asked_for(run):
-    (_, transformer, _), held = run.stages(), replace(run, released=False).stages()
+    (_, transformer, _), held = run.stages(), replace(run, modulation="resident").stages()
     assert held[1].parts["modulation_weights"] == run.weights.by_part["modulation"]
     assert "modulation_weights" not in transformer.parts
     residual = replace(run.settings.sparse.residual, place="host")
@@ -63,13 +63,15 @@ def test_eight_chips_share_tokens_and_cache(run):
 
 
 def test_eight_chips_may_share_the_weights(run):
-    one, eight = (stage.stages()[1].parts for stage in (run, replace(run, chips=8, cut=True)))
+    one, eight = (
+        stage.stages()[1].parts for stage in (run, replace(run, chips=8, shard_weights=True))
+    )
     # Matrices, of half a byte a value; scales, biases, transforms and what is not of the blocks is everyone's.
     matrices = (20 * 24 + 40 * 12) * 3072**2 // 2
     assert run.weights.matrices["blocks"] == matrices
     assert one["resident_weights"] - eight["resident_weights"] == matrices - matrices // 8
-    assert replace(run, cut=True).stages() == run.stages()  # nobody to share with
-    held = replace(run, chips=8, cut=True, released=False).stages()[1].parts
+    assert replace(run, shard_weights=True).stages() == run.stages()  # nobody to share with
+    held = replace(run, chips=8, shard_weights=True, modulation="resident").stages()[1].parts
     assert held["modulation_weights"] < run.weights.by_part["modulation"] / 7
 
 
