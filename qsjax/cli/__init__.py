@@ -43,7 +43,11 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
             formatter_class=_Help,
         )
         if name == verb:
-            importlib.import_module(f"qsjax.cli.{name}").add_arguments(child)
+            from qsjax.cli.options import Options
+
+            options = Options(child)
+            importlib.import_module(f"qsjax.cli.{name}").add_arguments(options)
+            child.set_defaults(options=options)  # for `--config`
     return parser
 
 
