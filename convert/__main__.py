@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qsjax.errors import InputError, QsjaxError
+from qsjax.errors import InputError, QsjaxError, on_command_line
 
 _PARTS = {
     "transformer": "DiT weights: a .safetensors or .pt file, or a folder",
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(args)
     except QsjaxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_command_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)

@@ -127,7 +127,7 @@ def _check_dtypes(
         if dtype_name not in readable
     ]
     if wrong:
-        cure = "name a --dtype" if dtype is None else "give the unquantized weights"
+        cure = "name a `dtype`" if dtype is None else "give the unquantized weights"
         raise CheckpointError(
             f"{path}: {len(wrong)} tensors of the {TITLES[name]} are not {', '.join(readable)} "
             f"({', '.join(wrong[:3])}); {cure}"

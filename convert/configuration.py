@@ -7,7 +7,6 @@ from typing import Any
 from convert.containers import Source
 from convert.keymaps.detect import TITLES, ComponentConfig
 from convert.sources import read_json
-from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, load_toml, to_mapping
 from qsjax.dit.config import DiTConfig
 from qsjax.errors import InputError
@@ -66,12 +65,6 @@ def configuration(
     raise InputError(
         f"{path}: has no config.json beside the weights of the {TITLES[component]}; put it there"
     )
-
-
-def stored_configuration(manifest: Manifest, component: str) -> ComponentConfig:
-    """The config dataclass of a component in a checkpoint."""
-    values, source = manifest.config(component), f"{manifest.directory}: {component} config"
-    return from_mapping(_KINDS[component], values, source=source)
 
 
 def _read(component: str, path: Path) -> ComponentConfig:

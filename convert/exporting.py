@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.configuration import stored_configuration
 from convert.containers import TensorInfo, write_sharded
 from convert.keymaps import Row, expand
 from qsjax.checkpoint import Manifest, load_item, write_atomically
+from qsjax.config import from_mapping
 from qsjax.dit.config import DiTConfig
 from qsjax.errors import CheckpointError, InputError
 from qsjax.progress import Progress
@@ -19,6 +19,8 @@ from qsjax.vae.config import VAEConfig
 
 FOLDERS = {"dit": ("transformer", "diffusers"), "vae": ("vae", "hunyuan")}
 """Component -> (folder of a diffusers pipeline, layout). The text encoders lack the layers that are not used."""
+
+_CONFIGS: Mapping[str, type[DiTConfig] | type[VAEConfig]] = {"dit": DiTConfig, "vae": VAEConfig}
 
 MARKER = "qsjax_export.json"
 """Marks a folder that an export may replace."""
@@ -60,7 +62,7 @@ def export(
     temporary = destination.with_name(destination.name + ".tmp")
     if destination.exists() and not (overwrite and _is_export(destination)):
         raise InputError(
-            f"{destination}: exists already; pass --overwrite to replace an earlier export or name another folder"
+            f"{destination}: exists already; pass `overwrite=True` to replace an earlier export or name another folder"
         )
     if temporary.exists() and not _is_export(temporary):
         raise InputError(
@@ -106,9 +108,11 @@ class _Tensors:
     """The PyTorch tensors of a component, made from its leaves; one item and one leaf are held at a time."""
 
     def __init__(self, manifest: Manifest, component: str) -> None:
-        config = stored_configuration(manifest, component)
-        assert isinstance(config, DiTConfig | VAEConfig)
-        self.config = config
+        self.config = from_mapping(
+            _CONFIGS[component],
+            manifest.config(component),
+            source=f"{manifest.directory}: {component} config",
+        )
         self.bar: Progress | None = None
         self._manifest, self._component = manifest, component
         rows = {row.leaf: row for row in expand(component, self.config, FOLDERS[component][1])}

@@ -14,7 +14,7 @@ def local_source(source: str | None, *, offline: bool = False) -> tuple[Path | N
         offline: of an address, use what was downloaded.
 
     Raises:
-        InputError: the download is not possible; `--offline` where nothing is of the hub.
+        InputError: the download is not possible; `offline` where nothing is of the hub.
         CheckpointError: a file arrives damaged.
     """
     # Imported late: it brings an HTTP client that paths need not wait for.
@@ -26,6 +26,6 @@ def local_source(source: str | None, *, offline: bool = False) -> tuple[Path | N
         return folder, str(replace(address, revision=commit))
     if offline:
         raise InputError(
-            f"--offline is for a model of the hub (hf://OWNER/NAME), and the source is {source}; leave it out"
+            f"`offline=True` is for a model of the hub (hf://OWNER/NAME), and the source is {source}; leave it out"
         )
     return None if source is None else Path(source), None

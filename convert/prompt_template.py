@@ -54,7 +54,7 @@ def _from_diffusers() -> Mapping[str, Any]:
             }
     raise InputError(
         "the text encoder needs HunyuanVideo's prompt template, which is read from the diffusers package, and that "
-        "is not installed (or is another version); run `pip install diffusers` or pass --prompt-template FILE"
+        "is not installed (or is another version); run `pip install diffusers` or pass a file as `prompt_template`"
     )
 
 

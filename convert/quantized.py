@@ -53,7 +53,7 @@ class Quantization:
         method, _, name = text.partition("-")
         if method not in METHODS or not name:
             raise InputError(
-                f"--quantize {text!r} is not METHOD-RECIPE, as in rtn-w4a8; methods without calibration are {', '.join(METHODS)}"
+                f"`quantize={text!r}` is not METHOD-RECIPE, as in rtn-w4a8; methods without calibration are {', '.join(METHODS)}"
             )
         recipe = replace(Recipe.load(name), smoothing=False, branch=False)
         if method == "rtn":
@@ -202,7 +202,7 @@ def with_quantization(
     if quantization is None:
         return dict(components)
     if "dit" not in components:
-        raise InputError("--quantize is for the transformer, and none is to be converted; name one")
+        raise InputError("`quantize` is for the transformer, and none is to be converted; name one")
     dit = components["dit"]
     values = {field.name: getattr(dit, field.name) for field in fields(dit)}
     return {**components, "dit": QuantizedDiT(**values, quantization=quantization)}
@@ -219,8 +219,8 @@ def require(manifest: Manifest, quantize: str) -> None:
         stored = Quantization.stored(component, str(manifest.directory))
     if stored != Quantization.named(quantize):
         raise InputError(
-            f"{manifest.directory}: exists and its transformer is not {quantize}; leave --quantize out to verify it as it is, "
-            f"or pass --overwrite to write it anew"
+            f"{manifest.directory}: exists and its transformer is not {quantize}; leave `quantize` out to verify it as it is, "
+            f"or pass `overwrite=True` to write it anew"
         )
 
 

@@ -64,7 +64,7 @@ class Sources:
         if not any(getattr(self, part) for part in PARTS):
             raise InputError(
                 "nothing to convert; give a diffusers folder, a transformer file, or one of "
-                "--transformer, --vae, --text-encoder, --text-encoder-2"
+                "`transformer`, `vae`, `text_encoder`, `text_encoder_2`"
             )
         for config, part in (("config", "transformer"), ("vae_config", "vae")):
             if getattr(self, config) is not None and getattr(self, part) is None:
@@ -75,7 +75,7 @@ class Sources:
             if getattr(self, part) is not None and getattr(self, tokenizer) is None:
                 raise InputError(
                     f"{getattr(self, part)}: has no tokenizer beside it; name its folder with "
-                    f"--{tokenizer.replace('_', '-')}"
+                    f"`{tokenizer}`"
                 )
 
     @classmethod
@@ -141,7 +141,7 @@ def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
         return _diffusers(source, named)
     if (source / "manifest.json").is_file():
         raise InputError(
-            f"{source}: is a converted checkpoint already; add --export to write PyTorch files from it"
+            f"{source}: is a converted checkpoint already; write PyTorch files from it with `export`"
         )
     tencent = {part: source / path for part, path in _TENCENT.items() if (source / path).is_file()}
     if tencent:
@@ -153,7 +153,7 @@ def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
             return {_CLASSES[name]: source}
     raise InputError(
         f"{source}: is not a diffusers folder (it has no model_index.json) nor one of Tencent's (no transformers/); "
-        f"name the parts with --transformer, --vae, --text-encoder, --text-encoder-2"
+        f"name the parts with `transformer`, `vae`, `text_encoder`, `text_encoder_2`"
     )
 
 
@@ -171,7 +171,7 @@ def _diffusers(source: Path, named: frozenset[str]) -> dict[str, Path]:
         elif announced and part not in named:
             raise InputError(
                 f"{source}: model_index.json names {part}, but the folder is absent; download it, "
-                f"or name the parts you have (--transformer, --vae, ...) without the folder"
+                f"or name the parts you have (`transformer`, `vae`, ...) without the folder"
             )
     beside = {"prompt_template": TEMPLATE_FILE, "generation": FILE}
     return parts | {

@@ -106,7 +106,7 @@ def convert(
                     raise
                 raise InputError(
                     f"{destination}: writing stopped ({error.strerror}); "
-                    f"make room and run the same command again, it goes on where it stopped"
+                    f"make room and do the same again, it goes on where it stopped"
                 ) from error
 
 

@@ -56,7 +56,7 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
             parts = with_quantization(opened, _quantization(manifest, opened))
         if absent := sorted(set(parts) - set(manifest.components)):
             raise CheckpointError(
-                f"{checkpoint}: has no {', '.join(absent)}, which the sources have; convert them with --overwrite"
+                f"{checkpoint}: has no {', '.join(absent)}, which the sources have; convert them with `overwrite=True`"
             )
         remade = {name: _Remade(part) for name, part in parts.items()}
         total = sum(
@@ -84,7 +84,7 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
     if wrong:
         raise CheckpointError(
             f"{checkpoint}: {len(wrong)} of {leaves} leaves and {len(files)} files differ ({first_few(wrong)}); "
-            f"convert the sources again with --overwrite"
+            f"convert the sources again with `overwrite=True`"
         )
     return Verified(leaves, from_source, nbytes, len(files))
 

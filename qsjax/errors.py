@@ -1,4 +1,22 @@
-"""The errors a user can cause, each one sentence: what was asked, what was found, what to do."""
+"""The errors a user can cause, each one sentence: what was asked, what was found, what to do.
+
+A message names arguments as a Python caller types them, between backticks: "pass `overwrite=True`". Commands print it with
+`on_command_line`, which makes options of them: "pass --overwrite".
+"""
+
+import ast
+import re
+import shlex
+
+_VALUE = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[\w.+-]+"""
+_ARGUMENT = rf"([a-z]\w*(?:\.\w+)*)(?:=({_VALUE}))?"
+_ARGUMENTS = re.compile(rf"`({_ARGUMENT}(?:, {_ARGUMENT})*)`")
+_OTHER_NAMES = {
+    "load_prompts": "encoded_prompt",
+    "plot_to": "plot",
+    "save_prompts": "save_prompt",
+}
+"""Python's name -> the option's, where they differ."""
 
 
 class QsjaxError(Exception):
@@ -20,3 +38,28 @@ class Cancelled(QsjaxError):
         super().__init__(message)
         self.step = step
         self.latents = latents
+
+
+def on_command_line(message: object) -> str:
+    """A message for the user of a command: arguments between backticks become options.
+
+    >>> on_command_line("pass `overwrite=True`, or name one with `text_storage='int8', steps=4`")
+    'pass --overwrite, or name one with --text-storage int8 --steps 4'
+
+    Args:
+        message: an error, or its text. What is between backticks but no arguments, as a command, stays.
+    """
+
+    def options(found: re.Match[str]) -> str:
+        return " ".join(_option(name, value) for name, value in re.findall(_ARGUMENT, found[1]))
+
+    return _ARGUMENTS.sub(options, str(message))
+
+
+def _option(name: str, value: str) -> str:
+    """How an argument is typed in a shell; `value` is Python source, or "" if the message gives none."""
+    option = "--" + _OTHER_NAMES.get(name, name).replace("_", "-")
+    if value in ("", "True"):
+        return option
+    text = ast.literal_eval(value) if value[0] in "'\"" else value
+    return f"{option} {shlex.quote(text)}"

@@ -14,6 +14,7 @@ from pallas_kernels import Kernels
 from qsjax.checkpoint import Manifest, stored_bytes
 from qsjax.dit import DiT, load_dit
 from qsjax.parallel import weight_placement
+from qsjax.settings import ModulationWeights
 from qsjax.text import TextEncoder
 from qsjax.vae import VAE, load_vae
 
@@ -30,10 +31,10 @@ class Models:
         manifest: the checkpoint's manifest.
         dtype: dtype of weights and matmuls.
         text_storage: storage of the text encoders, "int8" or None for `dtype`.
-        released: load the transformer without its modulation weights.
+        modulation: "released" loads the transformer without its modulation weights.
         staged: keep one model in memory at a time; None decides by the device's memory.
         mesh: mesh of devices that run the transformer; None is the default device.
-        cut: shard the weights of the transformer's blocks over the mesh; False replicates them.
+        shard_weights: shard the weights of the transformer's blocks over the mesh; False replicates them.
         kernels: implementations that the transformer runs.
         progress: show progress bars.
         add: called with the stage "load" and the time when it began, after each model is read.
@@ -48,17 +49,18 @@ class Models:
         *,
         dtype: jnp.dtype,
         text_storage: str | None,
-        released: bool,
+        modulation: ModulationWeights,
         staged: bool | None,
         mesh: Mesh | None,
-        cut: bool,
+        shard_weights: bool,
         kernels: Kernels,
         progress: bool,
         add: Callable[[str, float], None],
     ) -> None:
         self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
-        self._released, self._progress, self._add = released, progress, add
-        self._place = None if mesh is None else weight_placement(mesh, cut)
+        self._released = modulation == "released"
+        self._progress, self._add = progress, add
+        self._place = None if mesh is None else weight_placement(mesh, shard_weights)
         self._kernels = kernels
         self._loaded: dict[str, Any] = {}
         self.staged = not self._fits() if staged is None else staged

@@ -19,13 +19,9 @@ from qsjax.dit.kernels import checked_kernels
 from qsjax.errors import InputError
 from qsjax.models import Models, device_room
 from qsjax.parallel import make_mesh
-from qsjax.settings import Settings
+from qsjax.settings import MODULATION_WEIGHTS, ModulationWeights, Settings
 from qsjax.text import TextEncoder
 from qsjax.vae import VAE, Tiling, VAEConfig
-
-MODULATION = ("resident", "released")
-"""Where the modulation weights are while steps run: "resident" in memory, or "released", only on disk."""
-
 
 Opened = TypeVar("Opened", bound="OpenCheckpoint")
 
@@ -54,10 +50,13 @@ class OpenCheckpoint:
         kernels: KernelsLike | None = None,
         progress: bool = True,
     ) -> None:
-        if modulation not in MODULATION:
-            raise InputError(f"no modulation {modulation!r}; {nearest(modulation, MODULATION)}")
+        if modulation not in MODULATION_WEIGHTS:
+            raise InputError(
+                f"no modulation {modulation!r}; {nearest(modulation, MODULATION_WEIGHTS)}"
+            )
         self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
-        self._released, self._progress = modulation == "released", progress
+        self._modulation: ModulationWeights = "released" if modulation == "released" else "resident"
+        self._progress = progress
         source = str(manifest.directory)
         self.dit_config = from_mapping(
             DiTConfig, manifest.config("dit"), source=f"{source}: dit config"
@@ -67,7 +66,7 @@ class OpenCheckpoint:
         )
         if shard_weights and devices == 1:
             raise InputError(
-                "shard_weights is for several devices, and there is one; ask for more (--devices), or leave it out"
+                "`shard_weights=True` is for several devices, and there is one; ask for more with `devices`, or leave it out"
             )
         self.mesh = make_mesh(devices) if devices != 1 else None
         self._shard_weights = shard_weights
@@ -79,10 +78,10 @@ class OpenCheckpoint:
             manifest,
             dtype=dtype,
             text_storage=text_storage,
-            released=self._released,
+            modulation=self._modulation,
             staged=staged,
             mesh=self.mesh,
-            cut=shard_weights,
+            shard_weights=shard_weights,
             kernels=checked_kernels(kernels),
             progress=progress,
             add=self._add,
@@ -203,12 +202,12 @@ class OpenCheckpoint:
             weights=Weights.count(model.dit, model.recipe, clipped=model.clipped),
             settings=settings,
             text_storage=self._text_storage,
-            released=self._released,
+            modulation=self._modulation,
             tiling=self.tiling,
             encodes=encodes,
             backend=jax.default_backend(),
             chips=1 if self.mesh is None else self.mesh.size,
-            cut=self._shard_weights,
+            shard_weights=self._shard_weights,
         )
         require_room(run, room, where=f"this {jax.local_devices()[0].device_kind}")
 

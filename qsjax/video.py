@@ -131,7 +131,7 @@ def check_writable(target: Path, *, overwrite: bool) -> None:
         raise InputError(f"{target}: is a folder; name a file in it")
     if target.exists() and not overwrite:
         raise InputError(
-            f"{target}: exists already; pass --overwrite to replace it or name another file"
+            f"{target}: exists already; pass `overwrite=True` to replace it or name another file"
         )
     probe = target.with_name(f".{target.name}.tmp")
     try:

@@ -84,7 +84,7 @@ class Row:
             if dtype is None and part.dtype != joined.dtype:
                 raise CheckpointError(
                     f"the tensors of {self.leaf} have different dtypes ({names[0]} {joined.dtype}, {name} {part.dtype}); "
-                    f"name one with --dtype"
+                    f"name one with `dtype`"
                 )
             joined[edge : edge + len(part)] = part
             edge += len(part)

@@ -61,23 +61,23 @@ def choose(name: str | None) -> tuple[Target, str]:
     if name is None:
         if here.name not in TARGETS:
             raise InputError(
-                f"the peaks of the default device, {here.name}, are not known; choose a --target of {known}"
+                f"the peaks of the default device, {here.name}, are not known; choose a `target` of {known}"
             )
         return here, "measured"
     if name not in TARGETS or name == "interpret":
-        raise InputError(f"--target {name}: there is no such target; choose one of {known}")
+        raise InputError(f"`target={name!r}`: there is no such target; choose one of {known}")
     target = TARGETS[name]
     if target == here:
         return here, "measured"
     if not estimable(target):
         able = ", ".join(one.name for one in TARGETS.values() if estimable(one))
         raise InputError(
-            f"--target {name}: the default device is {here.name}, and only {able} can be estimated without one;"
+            f"`target={name!r}`: the default device is {here.name}, and only {able} can be estimated without one;"
             f" run it where jax's default device is a {name}"
         )
     if reason := deviceless.missing(target):
         raise InputError(
-            f"--target {name}: the default device is {here.name}, and the compiler that estimates is missing; {reason}"
+            f"`target={name!r}`: the default device is {here.name}, and the compiler that estimates is missing; {reason}"
         )
     return target, "estimated"
 

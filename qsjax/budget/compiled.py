@@ -63,7 +63,7 @@ def compile_steps(
     text_tokens: int = TEXT_TOKENS,
     clipped: bool = True,
     chips: int = 1,
-    cut: bool = False,
+    shard_weights: bool = False,
 ) -> dict[str, CompiledStep]:
     """Compile one step of each kind that the plan has, bfloat16, one prompt, modulation weights released.
 
@@ -76,12 +76,14 @@ def compile_steps(
         text_tokens: tokens of the prompt.
         clipped: whether quantized activations have a learned clip.
         chips: number of chips that share the tokens; the result is for one of them.
-        cut: shard the weights of the blocks over the chips, too.
+        shard_weights: shard the weights of the blocks over the chips, too.
 
     Raises:
         ModuleNotFoundError: the target's compiler is not installed.
     """
-    shapes = _Shapes(config, recipe, plan, target, latents, text_tokens, clipped, chips, cut)
+    shapes = _Shapes(
+        config, recipe, plan, target, latents, text_tokens, clipped, chips, shard_weights
+    )
     return {kind: shapes.compile(kind) for kind in dict.fromkeys(plan.kinds)}
 
 
@@ -96,9 +98,10 @@ class _Shapes:
         text_tokens: int,
         clipped: bool,
         chips: int,
-        cut: bool,
+        shard_weights: bool,
     ) -> None:
-        self.plan, self.target, self.chips, self.cut = plan, target, chips, cut
+        self.plan, self.target = plan, target
+        self.chips, self.shard_weights = chips, shard_weights
         dtype = jnp.dtype(jnp.bfloat16)
 
         def arranged() -> DiT:
@@ -134,7 +137,7 @@ class _Shapes:
         if plan.sparse is not None:
             check_heads(mesh, self.dit.config.num_heads)
         whole = partial(jax.tree.map, lambda _: PartitionSpec())
-        weights = weight_specs(self.dit, self.chips) if self.cut else whole(self.dit)
+        weights = weight_specs(self.dit, self.chips) if self.shard_weights else whole(self.dit)
         function: Callable[..., tuple[Array, Cache | None]] = partial(denoise_step, plan, kind)
         if self.chips > 1:
             function = sharded_step(plan, kind, mesh, cache, weights)

@@ -46,8 +46,8 @@ def advice(run: Run, room: int) -> list[str]:
     changes = [text for text, changed in _changes(run) if changed.largest().total <= room]
     # The run's own video does not fit, so any that fits is smaller.
     if (video := largest_video(run, room)) is not None:
-        options = zip(("--frames", "--height", "--width"), map(str, video), strict=True)
-        changes.append(f"a smaller video ({' '.join(map(' '.join, options))})")
+        frames, height, width = video
+        changes.append(f"a smaller video (`{frames=}, {height=}, {width=}`)")
     return changes
 
 
@@ -64,14 +64,14 @@ def _changes(run: Run) -> Iterator[tuple[str, Run]]:
     """Changes that save memory, each as its text and the changed run."""
     settings, sparse = run.settings, run.settings.sparse
     if run.encodes and run.text_storage is None:
-        yield "--text-storage int8", replace(run, text_storage="int8")
+        yield "`text_storage='int8'`", replace(run, text_storage="int8")
     if run.encodes:
-        text = "a prompt encoded elsewhere (--save-prompt, --encoded-prompt)"
+        text = "a prompt encoded elsewhere (`save_prompts`, `load_prompts`)"
         yield text, replace(run, encodes=False)
-    if not run.released:
-        yield "--modulation released", replace(run, released=True)
-    if run.chips > 1 and not run.cut:
-        yield "--shard-weights", replace(run, cut=True)
+    if run.modulation == "resident":
+        yield "`modulation='released'`", replace(run, modulation="released")
+    if run.chips > 1 and not run.shard_weights:
+        yield "`shard_weights=True`", replace(run, shard_weights=True)
     if sparse is not None and sparse.residual.rule.order:
         for text, changes in _CACHES.items():
             residual = replace(sparse.residual, **changes)
@@ -85,8 +85,8 @@ def _changes(run: Run) -> Iterator[tuple[str, Run]]:
 
 
 _CACHES: dict[str, dict[str, Any]] = {
-    "--residual.store int8": {"store": "int8"},
-    "--residual.store int4": {"store": "int4"},
-    "--residual.place host": {"place": "host"},
-    "--residual.policy none": {"policy": "none"},
+    "`residual.store='int8'`": {"store": "int8"},
+    "`residual.store='int4'`": {"store": "int4"},
+    "`residual.place='host'`": {"place": "host"},
+    "`residual.policy='none'`": {"policy": "none"},
 }

@@ -88,7 +88,7 @@ class PlannedModel:
             if asked is not None and Recipe.load(asked) != recipe:
                 raise InputError(
                     f"recipe {asked} was asked for, but {source} is already quantized by a recipe of its own, {recipe.name};"
-                    f" leave --weights out, or give the checkpoint it was made from"
+                    f" leave `weights` out, or give the checkpoint it was made from"
                 )
         # A checkpoint of the transformer alone has no VAE config: assume HunyuanVideo's.
         vae = manifest.config("vae") if "vae" in components else {}

@@ -8,7 +8,14 @@ from qsjax.budget.models import PlannedModel
 from qsjax.budget.report import DENSITY, EPOCHS, SAMPLES, make_report
 from qsjax.budget.tables import text
 from qsjax.quant.recipe import FLOAT
-from qsjax.settings import RecipeLike, SamplingRecipe, Skip, SparsePlan, choose_settings
+from qsjax.settings import (
+    ModulationWeights,
+    RecipeLike,
+    SamplingRecipe,
+    Skip,
+    SparsePlan,
+    choose_settings,
+)
 from qsjax.settings.video import TEXT_TOKENS
 
 
@@ -32,7 +39,7 @@ def plan_memory(
     skip: Skip | Literal[False] | None = None,
     text_tokens: int = TEXT_TOKENS,
     text_storage: Literal["int8"] | None = None,
-    modulation: Literal["resident", "released"] = "released",
+    modulation: ModulationWeights = "released",
     shard_weights: bool = False,
     density: float = DENSITY,
     calibration_size: tuple[int, int, int] | None = None,
@@ -96,8 +103,8 @@ def plan_memory(
         samples=samples,
         epochs=epochs,
         text_storage=text_storage,
-        released=modulation == "released",
-        cut=shard_weights,
+        modulation=modulation,
+        shard_weights=shard_weights,
         compiled=compile,
     )
     return MemoryPlan(report)

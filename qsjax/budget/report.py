@@ -18,7 +18,7 @@ from qsjax.budget.steps import steps_by_kind
 from qsjax.budget.weights import Weights, modulation_table_bytes
 from qsjax.errors import InputError
 from qsjax.quant import Recipe
-from qsjax.settings import SPARSE, Settings
+from qsjax.settings import SPARSE, ModulationWeights, Settings
 from qsjax.settings.video import TEXT_TOKENS
 
 DENSITY = 0.15
@@ -40,8 +40,8 @@ def make_report(
     samples: int = SAMPLES,
     epochs: int = EPOCHS,
     text_storage: str | None = None,
-    released: bool = True,
-    cut: bool = False,
+    modulation: ModulationWeights = "released",
+    shard_weights: bool = False,
     compiled: bool = False,
 ) -> dict[str, Any]:
     """Plan storage, sampling and calibration of a model. Bytes are whole numbers, a GB is 10^9 of them.
@@ -56,8 +56,8 @@ def make_report(
         calibration_size: frames, height, width of the samples; None is the model's own size, at most 61x544x960.
         samples, epochs: number of calibration samples, and passes over them.
         text_storage: storage of the text encoders, "int8" or None for bfloat16.
-        released: drop the modulation weights from the device before the first step.
-        cut: shard the weights of the blocks over several chips; False replicates them.
+        modulation: "released" drops the modulation weights from the device before the first step.
+        shard_weights: shard the weights of the blocks over several chips; False replicates them.
         compiled: compile a step of each kind for the device, minutes each, and report the compiler's count of bytes.
 
     Raises:
@@ -84,8 +84,8 @@ def make_report(
         settings=settings,
         text_tokens=text_tokens,
         text_storage=text_storage,
-        released=released,
-        cut=cut,
+        modulation=modulation,
+        shard_weights=shard_weights,
     )
     kinds = steps_by_kind(model, weights, size, latents, settings.plan(), devices)
     density = kinds[SPARSE]["executed_density"] if SPARSE in kinds else density
@@ -111,7 +111,7 @@ def _compiled(run: Run, devices: Sequence[Device]) -> dict[str, Any]:
     """The compiler's count for each kind of step, together with our estimate."""
     if len(devices) != 1:
         names = ", ".join(device.name for device in devices)
-        raise InputError(f"compiling is for one device; name it with --device: {names}")
+        raise InputError(f"compiling is for one device; name it with `device`: {names}")
     target, model = devices[0].peaks, run.model
     run = replace(run, backend=target.backend, chips=devices[0].chips)
     plan, latents = run.settings.plan(), run.latents
@@ -125,7 +125,7 @@ def _compiled(run: Run, devices: Sequence[Device]) -> dict[str, Any]:
             text_tokens=run.text_tokens,
             clipped=model.clipped,
             chips=run.chips,
-            cut=run.cut and run.chips > 1,
+            shard_weights=run.shard_weights and run.chips > 1,
         )
     except ModuleNotFoundError as error:
         raise InputError(str(error)) from error

@@ -7,7 +7,7 @@ from qsjax.budget.models import PlannedModel
 from qsjax.budget.size import Size
 from qsjax.budget.stages import decoder_bytes, text_bytes, transformer_bytes
 from qsjax.budget.weights import Weights
-from qsjax.settings import Settings
+from qsjax.settings import ModulationWeights, Settings
 from qsjax.settings.video import TEXT_TOKENS
 from qsjax.vae import Tiling
 
@@ -39,12 +39,12 @@ class Run:
         settings: size and sampling plan.
         text_tokens: largest number of tokens of the prompt, padding included.
         text_storage: storage of the text encoders, "int8" or None for bfloat16.
-        released: whether modulation weights are dropped from the device before the first step.
+        modulation: "released" drops the modulation weights from the device before the first step.
         tiling: tiling of the autoencoder; None is the default.
         encodes: whether the run encodes its prompt, and so needs the text encoders.
         backend: backend of the device: "tpu", "gpu" or "cpu".
         chips: number of chips that share the transformer's tokens.
-        cut: whether the weights of the blocks are sharded over the chips, too.
+        shard_weights: whether the weights of the blocks are sharded over the chips, too.
     """
 
     model: PlannedModel
@@ -52,12 +52,12 @@ class Run:
     settings: Settings
     text_tokens: int = TEXT_TOKENS
     text_storage: str | None = None
-    released: bool = True
+    modulation: ModulationWeights = "released"
     tiling: Tiling | None = None
     encodes: bool = True
     backend: str = "tpu"
     chips: int = 1
-    cut: bool = False
+    shard_weights: bool = False
 
     @property
     def size(self) -> Size:
@@ -85,7 +85,7 @@ class Run:
 
     @property
     def _weight_shards(self) -> int:
-        return self.chips if self.cut else 1
+        return self.chips if self.shard_weights else 1
 
     def stages(self) -> list[Stage]:
         """The estimated memory of each stage."""
@@ -99,7 +99,7 @@ class Run:
         parts = transformer_bytes(
             model, self.resident, self.size, latents, plan, plan.kinds, self.backend, self.chips
         )
-        if not self.released:
+        if self.modulation == "resident":
             parts["modulation_weights"] = self.weights.share("modulation", self._weight_shards)
         stages.append(Stage("transformer", parts))
         tile = decoder_bytes(model.vae, latents, self.tiling or Tiling())

@@ -19,8 +19,8 @@ from qsjax.quant.sites import has_bias, merged_bias, merged_kernel
 KINDS = {"double_blocks": DoubleBlock, "single_blocks": SingleBlock}
 Block = DoubleBlock | SingleBlock
 Leaves = Mapping[str, Array]
-Rows = tuple[Float[Array, "B M"], Float[Array, "B M"]] | Float[Array, "B M"]
-"""A block's modulation vectors: of video and text, or one array of a single block."""
+Rows = tuple[Float[Array, "B M"], ...]
+"""A block's modulation vectors: those of video and of text; a single block has one for both."""
 QueriesAndKeys = tuple[Float[Array, "B L H D"], ...]
 """What the attention slot returns as its state (`qsjax.calibration.attention`)."""
 
@@ -40,10 +40,10 @@ def float_block(kind: str, leaves: Leaves, config: DiTConfig) -> Block:
 
 
 def modulation_rows(block: Block, active: Float[Array, "B D"]) -> Rows:
-    """The block's modulation vectors for conditioning `active`: (video, text), or one array for a single block."""
+    """The block's modulation vectors for conditioning `active`."""
     if isinstance(block, DoubleBlock):
         return block.img.modulation(active), block.txt.modulation(active)
-    return block.modulation(active)
+    return (block.modulation(active),)
 
 
 def run_block(
@@ -52,11 +52,11 @@ def run_block(
     """The block's output, and what the attention slot returned as its state."""
     nothing: QueriesAndKeys = ()
     if isinstance(block, DoubleBlock):
-        assert isinstance(rows, tuple)
-        (img, txt), state = block((tokens.img, tokens.txt), rows, context, nothing)
+        of_img, of_txt = rows
+        (img, txt), state = block((tokens.img, tokens.txt), (of_img, of_txt), context, nothing)
         return Tokens(img, txt), state
-    assert not isinstance(rows, tuple)
-    x, state = block(jnp.concatenate(tokens, axis=1), rows, context, nothing)
+    (of_both,) = rows
+    x, state = block(jnp.concatenate(tokens, axis=1), of_both, context, nothing)
     video = tokens.img.shape[1]
     return Tokens(x[:, :video], x[:, video:]), state
 

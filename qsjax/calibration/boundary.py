@@ -40,12 +40,15 @@ class Boundary:
         return cls(parts, dtype)
 
     @classmethod
-    def open(cls, dtype: DTypeLike, folder: Path, name: str) -> "Boundary":
+    def open(cls, dtype: DTypeLike, folder: Path | None, name: str) -> "Boundary":
         """The tokens of an earlier run.
 
         Raises:
+            ValueError: there is no folder: tokens in memory end with their run.
             CheckpointError: they are not there, or not tokens of this dtype.
         """
+        if folder is None:
+            raise ValueError(f"the activations {name} of an earlier run are in a folder; name it")
         try:
             parts = [np.load(f"{folder / name}.{part}.npy", mmap_mode="r") for part in _PARTS]
         except (OSError, ValueError) as error:

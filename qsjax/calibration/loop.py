@@ -173,11 +173,10 @@ def _front(
             boundary = Boundary.empty(shapes, img.dtype, folder, "float-0")
         boundary.write(index, Tokens(img, txt))
     if boundary is None:
-        assert folder is not None
         boundary = Boundary.open(dit.dtype, folder, f"float-{finished}")
     else:
         boundary.commit(folder, "float-0")
-    assert shared is not None
+    assert shared is not None  # there is at least one sample
     return jnp.concatenate(active), shared, boundary
 
 
@@ -185,7 +184,6 @@ def _resumed(start: Boundary, folder: Path | None, finished: int, name: str) -> 
     """The quantized model's tokens: at the beginning those of the float model."""
     if not finished:
         return start
-    assert folder is not None
     return Boundary.open(start.dtype, folder, f"{name}-{finished}")
 
 

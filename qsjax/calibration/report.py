@@ -71,7 +71,7 @@ def plot(reports: Sequence[dict[str, Any]], path: Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError(
-            f"{path}: plots need matplotlib; pip install 'qsjax[plot]' or leave --plot out"
+            f"{path}: plots need matplotlib; pip install 'qsjax[plot]' or leave `plot_to` out"
         ) from error
     figure = Figure(figsize=(13, 4), layout="constrained")
     curves, errors, layers = figure.subplots(1, 3)

@@ -36,7 +36,7 @@ class CheckpointWriter:
         self._temporary = destination.with_name(destination.name + ".tmp")
         if destination.exists() and not overwrite:
             raise InputError(
-                f"{destination}: exists already; pass --overwrite to replace it or name another folder"
+                f"{destination}: exists already; pass `overwrite=True` to replace it or name another folder"
             )
         if destination.exists() and not (destination / MANIFEST).exists():
             raise InputError(
@@ -62,7 +62,7 @@ class CheckpointWriter:
                 if not overwrite:
                     raise InputError(
                         f"{self._temporary}: holds an unfinished conversion of other sources; "
-                        f"pass --overwrite to discard it or name another folder"
+                        f"pass `overwrite=True` to discard it or name another folder"
                     )
                 shutil.rmtree(self._temporary)
         (self._temporary / _JOURNAL).mkdir(parents=True, exist_ok=True)

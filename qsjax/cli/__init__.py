@@ -43,7 +43,11 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
             formatter_class=_Help,
         )
         if name == verb:
-            importlib.import_module(f"qsjax.cli.{name}").add_arguments(child)
+            from qsjax.cli.options import Options
+
+            options = Options(child)
+            importlib.import_module(f"qsjax.cli.{name}").add_arguments(options)
+            child.set_defaults(options=options)  # for `--config`
     return parser
 
 
@@ -54,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser(verb)
     args = parser.parse_args(arguments)
     from qsjax.cache import keep_programs  # `--help` is printed by now
-    from qsjax.errors import QsjaxError
+    from qsjax.errors import QsjaxError, on_command_line
 
     keep_programs()
     logger = logging.getLogger("qsjax")
@@ -65,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return importlib.import_module(f"qsjax.cli.{args.verb}").run(args)
     except QsjaxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_command_line(error)}", file=sys.stderr)
         return 2
     except NotImplementedError as error:
         from pallas_kernels import UnsupportedError  # imports JAX, which is loaded by now

@@ -4,43 +4,44 @@ import argparse
 import json
 from pathlib import Path
 
+from qsjax.cli.options import Options
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError
 from qsjax.settings import SamplingRecipe
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(options: Options) -> None:
     """The options of `qsjax bench`."""
-    parser.add_argument(
+    options.add_argument(
         "what",
         choices=("dit", "kernels", "sample", "conversion"),
         help="dit: one forward of a mid-size transformer; kernels: every operation of pallas_kernels; sample: a run with sparse"
         " attention and one with dense; conversion: a transformer of 13B parameters made here, in minutes and 33 GB of disk",
     )
-    parser.add_argument(
+    options.add_argument(
         "--against", choices=("torch",), default="torch", help="dit: what to compare with"
     )
-    parser.add_argument(
+    options.add_argument(
         "--target",
         default=argparse.SUPPRESS,
         help="kernels: cpu, v5e, v5p, v6e, h100 or h200; measured on the default device (which is the default),"
         " estimated by the compiler for a TPU that is not here",
     )
-    parser.add_argument(
+    options.add_argument(
         "--pairs", type=int, default=7, help="measurements of each, in alternating order"
     )
-    parser.add_argument("--steps", type=int, default=50, help="sample: of both runs")
-    parser.add_argument(
+    options.add_argument("--steps", type=int, default=50, help="sample: of both runs")
+    options.add_argument(
         "--folder", type=Path, default=Path(), help="conversion: where source and result may lie"
     )
-    parser.add_argument(
+    options.add_argument(
         "--quantize",
         metavar="METHOD-RECIPE",
         default="rtn-w4a8",
         help="conversion: as in qsjax convert",
     )
-    add_sparse_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    add_sparse_options(options)
+    options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> int:

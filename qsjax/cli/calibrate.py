@@ -5,50 +5,52 @@ import json
 from pathlib import Path
 
 from qsjax.cli.fields import add_fields
-from qsjax.cli.options import add_config, with_config
+from qsjax.cli.options import Options, add_config, with_config
 from qsjax.settings import Settings
 
 _SIZES = ("frames", "height", "width", "steps")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(options: Options) -> None:
     """The options of `qsjax calibrate`."""
-    parser.add_argument(
+    options.add_argument(
         "--model", default="tiny", help="float checkpoint, or 'tiny' for the bundled model"
     )
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument(
+    options.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    options.add_argument(
         "--weights",
         default="w4a8",
         help="quantization recipe: w4a8, w6a6, w8a8, w4a16, or a TOML file with the bits of all layers",
     )
     # The option's name until 0.1; now --recipe names sampling recipes.
-    parser.add_argument("--recipe", dest="weights", default="w4a8", help=argparse.SUPPRESS)
-    parser.add_argument(
+    options.add_argument("--recipe", dest="weights", default="w4a8", help=argparse.SUPPRESS)
+    options.add_argument(
         "--method", default="msad", help="msad, or another of qsjax.calibration.METHODS"
     )
-    parser.add_argument(
+    options.add_argument(
         "--captions",
         type=Path,
         help="text file, one caption per line (default: those of configs/captions)",
     )
-    parser.add_argument(
+    options.add_argument(
         "--samples", type=int, default=20, help="sampling steps whose inputs are trained on"
     )
-    parser.add_argument("--epochs", type=int, help="passes over them (default: the method's)")
-    add_fields(parser, Settings, only=_SIZES, default="the checkpoint's, at most 61x544x960 and 50")
-    parser.add_argument(
+    options.add_argument("--epochs", type=int, help="passes over them (default: the method's)")
+    add_fields(
+        options, Settings, only=_SIZES, default="the checkpoint's, at most 61x544x960 and 50"
+    )
+    options.add_argument(
         "--seed", type=int, default=0, help="seed of the noise and of the order of samples"
     )
-    parser.add_argument(
+    options.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
         help="dtype of activations (default: bfloat16 on TPU and GPU, float32 on CPU)",
     )
-    parser.add_argument("--plot", type=Path, help="PNG of curves and errors to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
-    add_config(parser)
+    options.add_argument("--plot", type=Path, help="PNG of curves and errors to write")
+    options.add_argument("--overwrite", action="store_true", help="replace the checkpoint")
+    options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    add_config(options)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,9 +59,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         QsjaxError: an error that the user can fix.
     """
-    options = argparse.ArgumentParser(add_help=False)
-    add_arguments(options)
-    args = with_config(options, args)
+    args = with_config(args.options, args)
     from qsjax.calibrating import calibrate
 
     calibrated = calibrate(

@@ -1,4 +1,11 @@
 """`qsjax convert`: the converter's own command line as a verb."""
 
-from convert.__main__ import add_arguments as add_arguments
-from convert.__main__ import run as run
+from convert import __main__ as converter
+from qsjax.cli.options import Options
+
+run = converter.run
+
+
+def add_arguments(options: Options) -> None:
+    """The options of `qsjax convert`."""
+    converter.add_arguments(options.parser)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qsjax.cli.options import Options
+
 CAPTIONS = (
     "a red circle moves left over dark stripes",
     "a green square moves up over a light background",
@@ -17,13 +19,13 @@ CAPTIONS = (
 _SAMPLES, _EPOCHS = 8, 4
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(options: Options) -> None:
     """The options of `qsjax demo`."""
-    parser.add_argument("--out", type=Path, default=Path("qsjax-demo"), help="folder to write")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same videos")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo's files")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    options.add_argument("--out", type=Path, default=Path("qsjax-demo"), help="folder to write")
+    options.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    options.add_argument("--seed", type=int, default=0, help="same seed, same videos")
+    options.add_argument("--overwrite", action="store_true", help="replace an earlier demo's files")
+    options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> int:

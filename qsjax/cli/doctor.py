@@ -6,6 +6,7 @@ import platform
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from qsjax.cli.options import Options
 from qsjax.versions import EVERYTHING, versions
 
 if TYPE_CHECKING:
@@ -17,9 +18,9 @@ _BLOCK = 128
 _RECIPES = ("bf16", "w4a8", "quantsparse-w4a8-d15")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(options: Options) -> None:
     """The options of `qsjax doctor`."""
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> int:

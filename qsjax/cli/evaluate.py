@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsjax.cli.options import add_config, with_config
+from qsjax.cli.options import Options, add_config, with_config
 from qsjax.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,47 +20,49 @@ _SIZES = {
 _DEFAULT_OUT = Path("outputs/quantization")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(options: Options) -> None:
     """The options of `qsjax evaluate`."""
-    parser.add_argument(
+    options.add_argument(
         "what",
         choices=("compare", "quantization", "sparse"),
         help="compare: checkpoints against a full-precision one; quantization: calibrate the bundled model in many"
         " ways and compare them; sparse: sample it with sparse attention in many ways; hours for all rows",
     )
-    parser.add_argument(
+    options.add_argument(
         "--reference", default="tiny", help="full-precision checkpoint, or 'tiny' for the bundle"
     )
-    parser.add_argument(
+    options.add_argument(
         "--model", nargs="+", default=[], help="compare: checkpoints of the same architecture"
     )
-    parser.add_argument(
+    options.add_argument(
         "--captions",
         type=str,
         help="number of held-out captions of the tiny model (default: 8 for compare, else 32); for compare also a"
         " text file, one caption per line",
     )
-    parser.add_argument(
+    options.add_argument(
         "--rows",
         default="",
         help="quantization, sparse: only rows whose name matches this regular expression, as in W4A8/",
     )
-    parser.add_argument(
+    options.add_argument(
         "--samples", type=int, default=20, help="quantization, sparse: samples of the calibration"
     )
-    parser.add_argument("--batch", type=int, default=8, help="compare: clips at once")
+    options.add_argument("--batch", type=int, default=8, help="compare: clips at once")
     for name, text in _SIZES.items():
-        parser.add_argument(f"--{name}", type=int, help=f"{text} (default: the checkpoint's)")
-    parser.add_argument("--seed", type=int, default=0, help="clip i has the noise of seed + i")
-    parser.add_argument(
+        options.add_argument(f"--{name}", type=int, help=f"{text} (default: the checkpoint's)")
+    options.add_argument("--seed", type=int, default=0, help="clip i has the noise of seed + i")
+    options.add_argument(
         "--out",
         type=Path,
         help=f"folder for tables, contact sheets and plots (default: {_DEFAULT_OUT} or its neighbour sparse, where a stopped"
         " run goes on; compare writes nothing)",
     )
-    parser.add_argument("--plots", action="store_true", help="plots too: pip install 'qsjax[plot]'")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
-    add_config(parser)
+    options.add_argument(
+        "--plots", action="store_true", help="plots too: pip install 'qsjax[plot]'"
+    )
+    options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
+    add_config(options)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         QsjaxError: an error that the user can fix.
     """
-    options = argparse.ArgumentParser(add_help=False)
-    add_arguments(options)
-    args = with_config(options, args)
+    args = with_config(args.options, args)
     if args.plots:
         from qsjax.evaluate.plots import require_matplotlib
 

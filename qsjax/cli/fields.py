@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable, Collection
 from typing import Any, Literal
 
+from qsjax.cli.options import Options
 from qsjax.settings.recipe import SECTIONS
 
 _OLD = {"sparsity": "sparse"}
@@ -16,7 +17,7 @@ _OLD = {"sparsity": "sparse"}
 
 
 def add_fields(
-    parser: argparse._ActionsContainer,
+    options: Options,
     config: type[Any],
     section: str = "",
     *,
@@ -26,7 +27,7 @@ def add_fields(
     """Add an option `--section.field-name` for every field of a dataclass; its value is None if it is not given.
 
     Args:
-        parser: a parser, or an argument group.
+        options: the verb's options, or a group of them.
         config: the dataclass; fields that are dataclasses themselves are left out, they have sections of their own.
         section: prefix of option and dest; "" is no prefix.
         only: names of the fields to add; None is all.
@@ -44,7 +45,7 @@ def add_fields(
         if section in _OLD:
             spellings[f"--{_OLD[section]}.{name}"] = argparse.SUPPRESS
         for option, help_text in spellings.items():
-            parser.add_argument(
+            options.add_argument(
                 option,
                 dest=f"{prefix}{field.name}",
                 type=convert,
@@ -54,10 +55,10 @@ def add_fields(
             )
 
 
-def add_sections(parser: argparse._ActionsContainer) -> None:
+def add_sections(options: Options) -> None:
     """Add the options of every section of a sampling recipe."""
     for section, config in SECTIONS.items():
-        add_fields(parser, config, section)
+        add_fields(options, config, section)
 
 
 def given_sections(args: argparse.Namespace) -> dict[str, dict[str, Any]]:

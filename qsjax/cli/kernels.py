@@ -2,6 +2,8 @@
 
 import argparse
 
+from qsjax.cli.options import Options
+
 _KEYS = {
     "attention": "dense attention: cudnn, tpu, xla_per_head, xla_chunked",
     "sparse_attention": "block-sparse attention: tpu, gpu, xla, reference",
@@ -11,9 +13,9 @@ _KEYS = {
 """The fields of `pallas_kernels.Kernels`, repeated here because importing it loads JAX; tests compare them."""
 
 
-def add_kernels(parser: argparse.ArgumentParser) -> None:
+def add_kernels(options: Options) -> None:
     """Add the options."""
-    group = parser.add_argument_group(
+    group = options.group(
         "kernels",
         "which implementation of an operation is run; `qsjax doctor` lists those that this machine can run",
     )

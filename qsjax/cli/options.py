@@ -1,15 +1,45 @@
 """Options from a TOML file, which typed options override; and the meaning of `--recipe` in older versions."""
 
 import argparse
+from collections.abc import Callable
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 from qsjax.config import configs_directory, load_toml, nearest
 from qsjax.errors import InputError
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add `--config FILE`; call it after all other options of the verb."""
-    parser.add_argument(
+class Options:
+    """Adds options to a parser and keeps a list of them: argparse has one, but not for others to read.
+
+    Attributes:
+        parser: the parser.
+        actions: option without "--" -> what the parser does with it.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+        self.actions: dict[str, argparse.Action] = {}
+        self._add: Callable[..., argparse.Action] = parser.add_argument
+
+    def add_argument(self, *names: str, **settings: Any) -> None:
+        """Add an option or a positional argument; the arguments are argparse's."""
+        action = self._add(*names, **settings)
+        for name in names:
+            if name.startswith("--"):
+                self.actions[name.removeprefix("--")] = action
+
+    def group(self, title: str, description: str) -> "Options":
+        """Options that the help shows under a title of their own; they are added to the same list."""
+        group = copy(self)
+        group._add = self.parser.add_argument_group(title, description).add_argument
+        return group
+
+
+def add_config(options: Options) -> None:
+    """Add `--config FILE`."""
+    options.add_argument(
         "--config",
         metavar="FILE",
         type=Path,
@@ -17,23 +47,23 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def with_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+def with_config(options: Options, args: argparse.Namespace) -> argparse.Namespace:
     """Set the options that were left at their default to the values in the file of `--config`.
+
+    Args:
+        options: all options of the verb.
+        args: the parsed arguments; they are modified.
 
     Raises:
         InputError: the file is missing or not TOML, or has a key that is not an option, or a value that does not fit.
     """
     if args.config is None:
         return args
-    options = {
-        action.option_strings[-1].removeprefix("--"): action
-        for action in parser._actions
-        if action.option_strings and action.dest not in ("help", "config")
-    }
+    actions = {name: action for name, action in options.actions.items() if name != "config"}
     for key, value in load_toml(args.config).items():
-        if key not in options:
-            raise InputError(f"{args.config}: unknown option {key!r}; {nearest(key, options)}")
-        action = options[key]
+        if key not in actions:
+            raise InputError(f"{args.config}: unknown option {key!r}; {nearest(key, actions)}")
+        action = actions[key]
         if getattr(args, action.dest) != action.default:
             continue
         try:

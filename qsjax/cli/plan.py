@@ -5,70 +5,70 @@ import json
 import re
 
 from qsjax.cli.fields import add_fields
-from qsjax.cli.options import add_config, quantizes, with_config
+from qsjax.cli.options import Options, add_config, quantizes, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
-from qsjax.errors import InputError
-from qsjax.settings import Settings
+from qsjax.errors import InputError, on_command_line
+from qsjax.settings import MODULATION_WEIGHTS, Settings
 from qsjax.settings.video import TEXT_TOKENS
 
 _VIDEO = ("frames", "height", "width", "steps")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(options: Options) -> None:
     """The options of `qsjax plan`."""
-    parser.add_argument(
+    options.add_argument(
         "--model",
         default="hunyuan-13b",
         help="preset of configs/models, 'tiny' for the bundled model, or a checkpoint folder",
     )
-    parser.add_argument(
+    options.add_argument(
         "--weights",
         help="quantization recipe: preset of configs/recipes or TOML file (default: what the sampling recipe is for, else the"
         " checkpoint's own, else w4a8)",
     )
-    add_fields(parser, Settings, only=_VIDEO, default="the model's")
-    parser.add_argument(
+    add_fields(options, Settings, only=_VIDEO, default="the model's")
+    options.add_argument(
         "--text-tokens",
         type=int,
         default=TEXT_TOKENS,
         help="tokens of the prompt, padding included",
     )
-    parser.add_argument(
+    options.add_argument(
         "--text-storage", choices=("int8",), help="dtype of the text encoders (default: bfloat16)"
     )
-    parser.add_argument(
+    options.add_argument(
         "--modulation",
-        choices=("resident", "released"),
+        choices=MODULATION_WEIGHTS,
         default="released",
         help="whether modulation weights leave the device before the first step",
     )
-    parser.add_argument(
+    options.add_argument(
         "--shard-weights",
         action="store_true",
         help="shard the transformer's weights over the chips of a device; without it each chip has all of them",
     )
-    parser.add_argument(
+    options.add_argument(
         "--density",
         type=float,
         default=0.15,
         help="share of attention that is computed; a sampling recipe has its own",
     )
-    parser.add_argument(
+    options.add_argument(
         "--calibration-size",
         metavar="FxHxW",
         help="frames x height x width of calibration samples (default: the model's, at most 61x544x960)",
     )
-    parser.add_argument("--samples", type=int, default=20, help="calibration samples")
-    parser.add_argument("--epochs", type=int, default=15, help="passes over them, for every block")
-    parser.add_argument("--device", help="preset of configs/devices (default: all of them)")
-    parser.add_argument(
+    options.add_argument("--samples", type=int, default=20, help="calibration samples")
+    options.add_argument("--epochs", type=int, default=15, help="passes over them, for every block")
+    options.add_argument("--device", help="preset of configs/devices (default: all of them)")
+    options.add_argument(
         "--compile",
         action="store_true",
         help="compile a step of each kind for --device, which need not be here, and print the compiler's count of bytes; minutes",
     )
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON on stdout")
-    add_sparse_options(parser)
-    add_config(parser)
+    options.add_argument("--json", action="store_true", help="print the plan as JSON on stdout")
+    add_sparse_options(options)
+    add_config(options)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,9 +77,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         QsjaxError: no such model or recipe, or a value that the model cannot have.
     """
-    options = argparse.ArgumentParser(add_help=False)
-    add_arguments(options)
-    args = with_config(options, args)
+    args = with_config(args.options, args)
     from qsjax.budget import plan_memory
 
     # Until 0.1, --recipe could also name a quantization recipe.
@@ -108,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         compile=args.compile,
     )
+    for row in plan["sampling"]["devices"]:
+        row["fits_with"] = list(map(on_command_line, row["fits_with"]))
     print(json.dumps(plan, indent=1) if args.json else plan)
     return 0
 

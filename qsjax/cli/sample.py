@@ -2,83 +2,85 @@
 
 import argparse
 import json
+import os
+import sys
 import time
 from pathlib import Path
 
 from qsjax.cli.fields import add_fields
 from qsjax.cli.kernels import add_kernels, given_kernels
-from qsjax.cli.options import add_config, with_config
+from qsjax.cli.options import Options, add_config, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
-from qsjax.errors import InputError
-from qsjax.settings import Settings
+from qsjax.errors import InputError, QsjaxError, on_command_line
+from qsjax.settings import MODULATION_WEIGHTS, Settings
 
 _SETTINGS = ("frames", "height", "width", "steps", "shift", "guidance", "true_cfg", "fps")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(options: Options) -> None:
     """The options of `qsjax sample`."""
-    parser.add_argument(
+    options.add_argument(
         "--model", default="tiny", help="checkpoint folder, or 'tiny' for the bundled model"
     )
-    parser.add_argument("--prompt", default="", help="what the video shows")
-    parser.add_argument(
+    options.add_argument("--prompt", default="", help="what the video shows")
+    options.add_argument(
         "--negative-prompt", help="with --true-cfg above 1 (default: the checkpoint's)"
     )
-    parser.add_argument(
+    options.add_argument(
         "--encoded-prompt",
         metavar="FILE",
         type=Path,
         help="encoded prompt saved by --save-prompt; then no text encoder is loaded",
     )
-    parser.add_argument(
+    options.add_argument(
         "--save-prompt",
         metavar="FILE",
         type=Path,
         help="save the encoded prompt (safetensors) and stop before sampling",
     )
-    add_fields(parser, Settings, only=_SETTINGS, default="the checkpoint's")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same video")
-    parser.add_argument(
+    add_fields(options, Settings, only=_SETTINGS, default="the checkpoint's")
+    options.add_argument("--seed", type=int, default=0, help="same seed, same video")
+    options.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
         help="dtype of weights and matmuls (default: bfloat16 on TPU and GPU, float32 on CPU)",
     )
-    parser.add_argument(
+    options.add_argument(
         "--text-storage", choices=("int8",), help="hold the text encoders in 8 bits"
     )
-    parser.add_argument(
+    options.add_argument(
         "--modulation",
-        choices=("resident", "released"),
+        choices=MODULATION_WEIGHTS,
         default="resident",
         help="released: modulation weights are read for a prompt and dropped before its first step; the video is the same",
     )
-    parser.add_argument(
+    options.add_argument(
         "--devices",
         type=int,
         default=1,
         help="number of devices that share the transformer's tokens and heads",
     )
-    parser.add_argument(
+    options.add_argument(
         "--shard-weights",
         action="store_true",
         help="shard the transformer's weights over the devices too; without it each has all of them",
     )
-    parser.add_argument(
+    options.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="to run on several hosts: address of the first host, or 'auto' on Cloud TPUs and under Slurm. Start the same command"
         " on each host; --devices counts the devices of all hosts, and the first host writes the file",
     )
-    parser.add_argument("--hosts", type=int, help="with --coordinator HOST:PORT: number of hosts")
-    parser.add_argument(
+    options.add_argument("--hosts", type=int, help="with --coordinator HOST:PORT: number of hosts")
+    options.add_argument(
         "--host", type=int, help="with --coordinator HOST:PORT: number of this host, from 0"
     )
-    add_sparse_options(parser)
-    add_kernels(parser)
-    parser.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file")
-    parser.add_argument("--json", action="store_true", help="print a report as JSON on stdout")
-    add_config(parser)
+    add_sparse_options(options)
+    add_kernels(options)
+    options.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
+    options.add_argument("--overwrite", action="store_true", help="replace the output file")
+    options.add_argument("--json", action="store_true", help="print a report as JSON on stdout")
+    add_config(options)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,9 +89,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         QsjaxError: an error that the user can fix.
     """
-    options = argparse.ArgumentParser(add_help=False)
-    add_arguments(options)
-    args = with_config(options, args)
+    args = with_config(args.options, args)
     if bool(args.prompt.strip()) == (args.encoded_prompt is not None):
         raise InputError("give either --prompt (not empty) or --encoded-prompt FILE")
     from qsjax.pipeline import Pipeline
@@ -165,7 +165,7 @@ def _join_hosts(args: argparse.Namespace) -> bool:
         return True
     from qsjax.parallel import first_agrees, is_first, join
 
-    join(args.coordinator, args.hosts, args.host)
+    join(args.coordinator, args.hosts, args.host, give_up=_end)
     problem = None
     if is_first():
         try:
@@ -175,6 +175,12 @@ def _join_hosts(args: argparse.Namespace) -> bool:
     if not first_agrees(problem is None):
         raise problem or InputError("the first host cannot write its file; its message says why")
     return is_first()
+
+
+def _end(error: QsjaxError) -> None:
+    """Print an error and end the process at once: the main thread waits inside JAX, where no exception reaches it."""
+    print(f"error: {on_command_line(error)}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def _print(args: argparse.Namespace, report: dict) -> None:

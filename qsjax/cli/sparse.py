@@ -4,15 +4,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from qsjax.cli.fields import add_sections, given_sections
+from qsjax.cli.options import Options
 
 if TYPE_CHECKING:
     from qsjax.sample import SamplingPlan
     from qsjax.settings import SamplingRecipe
 
 
-def add_sparse_options(parser: argparse.ArgumentParser) -> None:
+def add_sparse_options(options: Options) -> None:
     """Add `--recipe`, and `--section.field` for every field of a sampling recipe."""
-    group = parser.add_argument_group(
+    group = options.group(
         "sparse attention, residual reuse and step skipping",
         "any of these switches them on; fields that are not given come from the recipe, else from the checkpoint, else from the"
         " defaults of qsjax.settings.SparsePlan",

@@ -118,24 +118,24 @@ def compare_checkpoints(
     return Checkpoints(run, results)
 
 
-def read_captions(source: str) -> list[str]:
+def read_captions(captions: str) -> list[str]:
     """Captions from a text file, one a line; or, of a number, that many held-out captions of the tiny model.
 
     Raises:
         InputError: no such file, or none in it.
     """
-    if source.isdecimal() and int(source):
-        return [scene.caption for scene in held_out(HELD_OUT, int(source))]
+    if captions.isdecimal() and int(captions):
+        return [scene.caption for scene in held_out(HELD_OUT, int(captions))]
     try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
+        lines = Path(captions).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"--captions {source}: neither a number above 0 nor a text file that can be read ({error})"
+            f"`captions={captions!r}`: neither a number above 0 nor a text file that can be read ({error})"
         ) from error
-    captions = [line.strip() for line in lines if line.strip()]
-    if not captions:
-        raise InputError(f"--captions {source}: the file holds no captions; write one a line")
-    return captions
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise InputError(f"`captions={captions!r}`: the file holds no captions; write one a line")
+    return texts
 
 
 def _clips(comparison: Comparison) -> dict[str, Any]:

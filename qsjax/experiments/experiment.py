@@ -44,7 +44,7 @@ class Outcome(Protocol):
         """Why there is no result; None where there is one."""
 
     def headline(self) -> str:
-        """The main figure, for the log."""
+        """The main figure for the log, or why there is none."""
 
     def to_record(self) -> dict[str, Any]:
         """Plain data to store."""
@@ -180,10 +180,8 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         forget_programs()
         outcome = self._measure(row)
         self._results.add(row.key, outcome.to_record())
-        if outcome.failure is None:
-            logger.info("%s %s: %s", number, row.name, outcome.headline())
-        else:
-            logger.warning("%s %s: failed, %s", number, row.name, outcome.failure)
+        level = logging.INFO if outcome.failure is None else logging.WARNING
+        logger.log(level, "%s %s: %s", number, row.name, outcome.headline())
         return outcome
 
     def _stored_videos(self, name: str) -> UInt8[np.ndarray, "shown F Y X 3"] | None:

@@ -72,6 +72,6 @@ class Results:
                 f"{name} {run.get(name)} there and {self._run.get(name)} now" for name in changed
             )
             raise InputError(
-                f"{self.path}: holds the rows of another run ({differences}); name another --out"
+                f"{self.path}: holds the rows of another run ({differences}); name another folder"
             )
         self._rows = rows

@@ -55,10 +55,10 @@ def select(rows: Sequence[RowT], pattern: str) -> tuple[RowT, ...]:
     try:
         chosen = tuple(row for row in rows if re.search(pattern, row.name))
     except re.error as error:
-        raise InputError(f"--rows {pattern!r}: is no regular expression ({error})") from error
+        raise InputError(f"rows {pattern!r}: is no regular expression ({error})") from error
     if not chosen:
         groups = ", ".join(dict.fromkeys(row.group for row in rows))
         raise InputError(
-            f"--rows {pattern!r}: is found in no row; they are named GROUP/METHOD, of the groups {groups}"
+            f"rows {pattern!r}: is found in no row; they are named GROUP/METHOD, of the groups {groups}"
         )
     return chosen

@@ -48,7 +48,7 @@ def explained(address: Address, name: str = "") -> Generator[None, None, None]:
     except OSError as error:
         if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
             raise InputError(
-                f"{where} cannot be written ({error.strerror}); make room and run the same command again, "
+                f"{where} cannot be written ({error.strerror}); make room and do the same again, "
                 f"it goes on where it stopped"
             ) from error
         raise _unreachable(where, error) from error
@@ -63,5 +63,5 @@ def _unreachable(where: str, error: Exception) -> InputError:
     lines = str(error).strip().splitlines()
     return InputError(
         f"{where} the hub cannot be reached ({lines[0] if lines else type(error).__name__}); "
-        f"run the same command again, it goes on where it stopped, or with --offline if all of it is here"
+        f"do the same again, it goes on where it stopped, or pass `offline=True` if all of it is here"
     )

@@ -45,7 +45,7 @@ def download(address: Address, *, offline: bool = False) -> tuple[Path, str]:
     if missing and (offline or constants.HF_HUB_OFFLINE):
         raise InputError(
             f"{address}: {len(missing)} of {len(files)} files are not here ({next(iter(missing))}, ...); "
-            f"run the same command once with a network"
+            f"do the same once with a network"
         )
     for name in list(missing):
         if _linked(address, commit, name, root / name, missing[name]):

@@ -102,8 +102,8 @@ def remembered(address: Address, home: Path) -> tuple[str, dict[str, File]]:
         content = json.loads(_record(address, home).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{address}: was not downloaded, and no network may be used (--offline or HF_HUB_OFFLINE); "
-            f"run the same command once with one"
+            f"{address}: was not downloaded, and no network may be used (`offline=True` or HF_HUB_OFFLINE); "
+            f"do the same once with one"
         ) from error
     return content["commit"], {name: File(**file) for name, file in content["files"].items()}
 

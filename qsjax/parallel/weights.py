@@ -21,16 +21,18 @@ MATRICES = ("kernel", "packed", "low_bits")
 """Leaves of linear layers that are sharded, quantized or not; scales, biases and transforms are small in comparison."""
 
 
-def weight_placement(mesh: Mesh, cut: bool) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+def weight_placement(
+    mesh: Mesh, shard_weights: bool
+) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     """The sharding of a parameter by its dotted name and shape, for `qsjax.dit.load_dit`.
 
     Args:
         mesh: a mesh from `make_mesh`.
-        cut: shard the matrices of the blocks; False replicates everything.
+        shard_weights: shard the matrices of the blocks; False replicates everything.
     """
 
     def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
-        return NamedSharding(mesh, _spec(name, shape, mesh.size) if cut else P())
+        return NamedSharding(mesh, _spec(name, shape, mesh.size) if shard_weights else P())
 
     return place
 

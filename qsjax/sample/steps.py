@@ -51,13 +51,13 @@ def denoise_step(
     memories = (Memory(), Memory()) if cache is None else where_it_belongs(plan, cache)
     attention = None
     if kind != DENSE:
-        assert plan.sparse is not None
-        assert step.gains is not None
+        assert plan.sparse is not None  # the only plans with other kinds
+        assert step.gains is not None  # `schedule` makes them for such a plan
         attention = _attention(plan.sparse, kind, dit, latents.shape, step.gains, axis)
     writes = kind == REFRESH
     blocks = _blocks(dit, opens=attention is not None)
     if plan.skip is not None:
-        assert step.allowed is not None
+        assert step.allowed is not None  # `schedule` makes it for such a plan
         blocks = skipping(blocks, plan.skip, step.allowed, writes=writes, axis=axis)
     latents, memories = euler_step(
         plan,

@@ -3,6 +3,8 @@
 Nothing here imports jax, so that `--help` is immediate.
 """
 
+from qsjax.settings.memory import MODULATION_WEIGHTS as MODULATION_WEIGHTS
+from qsjax.settings.memory import ModulationWeights as ModulationWeights
 from qsjax.settings.plan import SamplingPlan as SamplingPlan
 from qsjax.settings.precedence import choose_settings as choose_settings
 from qsjax.settings.recipe import RecipeLike as RecipeLike

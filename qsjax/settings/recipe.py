@@ -114,7 +114,7 @@ class SamplingRecipe:
             precision = f"in {weights}" if weights else "in full precision"
             raise InputError(
                 f"this recipe is for a checkpoint in {self.weights}, this one is {precision};"
-                f" make one with qsjax calibrate --weights {self.weights}, or name another recipe"
+                f" make one with `qsjax calibrate --weights {self.weights}`, or name another recipe"
             )
 
 

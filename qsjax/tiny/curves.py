@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qsjax.errors import InputError, QsjaxError
+from qsjax.errors import InputError, QsjaxError, on_command_line
 from qsjax.tiny.training import loop
 
 # Stage -> (figure in its log, label of the axis).
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(f"wrote {draw(options.work, options.out)}")
     except QsjaxError as error:
-        print(f"qsjax.tiny.curves: {error}", file=sys.stderr)
+        print(f"qsjax.tiny.curves: {on_command_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from qsjax.calibration import SettingsChanges
-from qsjax.errors import InputError, QsjaxError
+from qsjax.errors import InputError, QsjaxError, on_command_line
 from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
 from qsjax.tiny import checker, data, sheets
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report = _report(options)
     except QsjaxError as error:
-        print(f"qsjax.tiny.evaluate: {error}", file=sys.stderr)
+        print(f"qsjax.tiny.evaluate: {on_command_line(error)}", file=sys.stderr)
         return 2
     print(json.dumps(report, indent=1))
     return 0
@@ -103,9 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(options: argparse.Namespace) -> dict[str, Any]:
     if options.pairs < 1 or options.batch < 1:
-        raise InputError(
-            f"--pairs {options.pairs}, --batch {options.batch}: both must be 1 or more"
-        )
+        raise InputError(f"`pairs={options.pairs}, batch={options.batch}`: both must be 1 or more")
     pipeline = (
         Pipeline.tiny(progress=False)
         if options.model == "tiny"

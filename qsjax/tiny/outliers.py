@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from qsjax.dit import DiT, load_dit
-from qsjax.errors import InputError, QsjaxError
+from qsjax.errors import InputError, QsjaxError, on_command_line
 
 CHANNELS, FACTOR = 4, 16.0
 """4 of 128 channels, 16 times louder: the figures of docs/tiny_model.md."""
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
             defaults=Settings.stored(Manifest.read(source).generation),
         )
     except QsjaxError as error:
-        print(f"qsjax.tiny.outliers: {error}", file=sys.stderr)
+        print(f"qsjax.tiny.outliers: {on_command_line(error)}", file=sys.stderr)
         return 2
     print(f"wrote {options.folder} ({size} bytes)")
     return 0

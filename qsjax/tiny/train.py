@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from qsjax.errors import QsjaxError
+from qsjax.errors import QsjaxError, on_command_line
 from qsjax.tiny.training import stages
 from qsjax.tiny.training.phases import Phase
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         for stage in stages.STAGES if options.stage == "all" else (options.stage,):
             stages.STAGES[stage](chosen)
     except QsjaxError as error:
-        print(f"qsjax.tiny.train: {error}", file=sys.stderr)
+        print(f"qsjax.tiny.train: {on_command_line(error)}", file=sys.stderr)
         return 2
     return 0
 

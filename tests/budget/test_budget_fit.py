@@ -41,7 +41,7 @@ def test_the_stages_of_hunyuan_video(run):
 
 
 def test_each_part_is_there_where_it_is_asked_for(run):
-    (_, transformer, _), held = run.stages(), replace(run, released=False).stages()
+    (_, transformer, _), held = run.stages(), replace(run, modulation="resident").stages()
     assert held[1].parts["modulation_weights"] == run.weights.by_part["modulation"]
     assert "modulation_weights" not in transformer.parts
     residual = replace(run.settings.sparse.residual, place="host")
@@ -63,13 +63,15 @@ def test_eight_chips_share_tokens_and_cache(run):
 
 
 def test_eight_chips_may_share_the_weights(run):
-    one, eight = (stage.stages()[1].parts for stage in (run, replace(run, chips=8, cut=True)))
+    one, eight = (
+        stage.stages()[1].parts for stage in (run, replace(run, chips=8, shard_weights=True))
+    )
     # Matrices, of half a byte a value; scales, biases, transforms and what is not of the blocks is everyone's.
     matrices = (20 * 24 + 40 * 12) * 3072**2 // 2
     assert run.weights.matrices["blocks"] == matrices
     assert one["resident_weights"] - eight["resident_weights"] == matrices - matrices // 8
-    assert replace(run, cut=True).stages() == run.stages()  # nobody to share with
-    held = replace(run, chips=8, cut=True, released=False).stages()[1].parts
+    assert replace(run, shard_weights=True).stages() == run.stages()  # nobody to share with
+    held = replace(run, chips=8, shard_weights=True, modulation="resident").stages()[1].parts
     assert held["modulation_weights"] < run.weights.by_part["modulation"] / 7
 
 
@@ -77,8 +79,8 @@ def test_sharing_is_proposed_where_it_is_what_fits():
     model = PlannedModel.find("hunyuan-13b", "bf16")
     weights = Weights.count(model.dit, model.recipe)
     run = Run(model=model, weights=weights, settings=model.settings, encodes=False, chips=8)
-    assert "--shard-weights" in advice(run, 16 * GB)
-    assert "--shard-weights" not in advice(replace(run, chips=1), 16 * GB)
+    assert "`shard_weights=True`" in advice(run, 16 * GB)
+    assert "`shard_weights=True`" not in advice(replace(run, chips=1), 16 * GB)
 
 
 def test_a_tile_is_no_larger_than_the_video(run):
@@ -96,10 +98,10 @@ def test_a_run_that_does_not_fit_is_refused_with_changes_that_would_do(run, back
         require_room(run, room * GB, where="this chip")
     message = str(caught.value)
     assert f"does not fit this chip with {room}.0 GB: the stage of the transformer" in message
-    assert ("--residual.place host" in message) == (backend == "tpu")
-    for change in ("--residual.store int4", "--residual.policy none", "--frames 61 --height 720"):
+    assert ("`residual.place='host'`" in message) == (backend == "tpu")
+    for change in ("residual.store='int4'", "residual.policy='none'", "frames=61, height=720"):
         assert change in message
-    assert "--residual.store int8" not in message  # it has that
+    assert "residual.store='int8'" not in message  # it has that
 
 
 def test_advice_names_the_largest_video_that_fits(run):
@@ -114,8 +116,8 @@ def test_text_encoders_may_be_what_does_not_fit(run):
     small = replace(run, settings=replace(run.settings, frames=5, height=64, width=64))
     assert small.largest().name == "text encoders"
     assert advice(small, 10 * GB)[:2] == [
-        "--text-storage int8",
-        "a prompt encoded elsewhere (--save-prompt, --encoded-prompt)",
+        "`text_storage='int8'`",
+        "a prompt encoded elsewhere (`save_prompts`, `load_prompts`)",
     ]
 
 

@@ -151,7 +151,7 @@ def test_a_cache_on_the_host_takes_no_room_on_a_tpu():
 @pytest.mark.usefixtures("optimized")
 def test_eight_tpus_share_integer_weights():
     config = replace(SMALL, num_heads=8, rope_axes_dim=(8, 12, 12), num_single_blocks=3)
-    size = {"latents": (2, 16, 32), "text_tokens": 32, "chips": 8, "cut": True}
+    size = {"latents": (2, 16, 32), "text_tokens": 32, "chips": 8, "shard_weights": True}
     made = compile_steps(config, Recipe.load("w4a8"), SamplingPlan(steps=1), V5E, **size)["dense"]
     weights = Weights.count(config, Recipe.load("w4a8"))
     # Embedders of time and pooled text are not among a step's arguments.

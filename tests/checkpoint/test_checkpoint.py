@@ -113,7 +113,7 @@ def test_nothing_appears_before_finish_and_work_resumes(tmp_path):
 def test_overwrite_is_explicit_and_only_for_checkpoints(tmp_path):
     tree = leaves()
     write(tmp_path / "ckpt", tree)
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="pass `overwrite=True`"):
         CheckpointWriter(tmp_path / "ckpt", identity="one")
     tree["tail.0.bias"] += 1
     write(tmp_path / "ckpt", tree, overwrite=True)

@@ -126,7 +126,7 @@ def test_other_sources_do_not_continue_the_work(source, tmp_path, monkeypatch):
 def test_existing_output_needs_overwrite(source, tmp_path):
     (tmp_path / "checkpoint").mkdir()
     for options, message in (
-        ({}, "pass --overwrite"),
+        ({}, "pass `overwrite=True`"),
         ({"overwrite": True}, "is not a checkpoint"),
     ):
         with pytest.raises(InputError, match=message):

@@ -86,7 +86,7 @@ def test_file_is_a_transformer(tmp_path):
 
 
 def test_tokenizer_beside_the_text_encoder(tmp_path):
-    with pytest.raises(InputError, match=r"has no tokenizer beside it; .* --tokenizer-2"):
+    with pytest.raises(InputError, match=r"has no tokenizer beside it; .* `tokenizer_2`"):
         Sources.find(text_encoder_2=tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     assert Sources.find(text_encoder_2=tmp_path).tokenizer_2 == tmp_path
@@ -105,7 +105,10 @@ def test_sources_that_are_none(tmp_path):
     with pytest.raises(InputError, match="describes a transformer, and none is to be converted"):
         Sources(vae=tmp_path, config=tmp_path / "config.json")
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(InputError, match="is a converted checkpoint already; add --export"):
+    with pytest.raises(
+        InputError,
+        match="is a converted checkpoint already; write PyTorch files from it with `export`",
+    ):
         Sources.find(tmp_path)
 
 
@@ -125,7 +128,9 @@ def test_template_out_of_diffusers_source():
 
 def test_without_diffusers(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install diffusers` or pass --prompt-template"):
+    with pytest.raises(
+        InputError, match="pip install diffusers` or pass a file as `prompt_template`"
+    ):
         find_prompt_template(None)
 
 

@@ -235,7 +235,7 @@ def test_parts_of_different_dtypes_need_a_dtype(tmp_path):
     name = "single_transformer_blocks.0.attn.to_k.weight"
     tensors = models.diffusers() | {name: models.diffusers()[name].float()}
     path = models.save_dit(tmp_path / "transformer", tensors)
-    with pytest.raises(CheckpointError, match=r"different dtypes .*--dtype"):
+    with pytest.raises(CheckpointError, match=r"different dtypes .*`dtype`"):
         convert_dit(path, tmp_path / "checkpoint")
     manifest = convert_dit(path, tmp_path / "checkpoint", dtype="float32", overwrite=True)
     assert {spec[1] for spec in models.digests(manifest).values()} == {"float32"}

@@ -88,7 +88,7 @@ def test_what_the_first_host_cannot_write_ends_both(tiny_checkpoint, tmp_path):
         (("a:1", None, None), "give both"),
         (("a:1", 2, 2), "has a number of its own, from 0"),
         (("a:1", 1, 0), "of two or more hosts"),
-        (("auto", 2, 0), "leave them out"),
+        (("auto", 2, 0), "`coordinator='auto'` finds out `hosts` and `host`; leave them out"),
     ],
 )
 def test_what_is_refused(given, sentence):
@@ -104,12 +104,28 @@ def test_a_first_host_that_is_not_there(monkeypatch):
         join("nowhere.invalid:1", 2, 1)
 
 
-def test_hosts_that_do_not_come():
-    code = f"from qsjax.parallel import hosts; hosts.PATIENCE = 1; hosts.join({address()!r}, 2, 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def alone(code, *words):
+    """A program on the first of two hosts, the other of which does not come."""
+    code = f"import sys; from qsjax.parallel import hosts; hosts.PATIENCE = 1; {code}"
+    command = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_hosts_that_do_not_come(tmp_path):
+    words = ("sample", "--prompt", "a", "--out", tmp_path / "a.mp4")
+    meeting = ("--coordinator", there := address(), "--hosts", 2, "--host", 0)
+    done = alone("from qsjax.cli import main; main(sys.argv[1:])", *words, *meeting)
     assert done.returncode == 2
+    assert f"error: --coordinator {there}: not all of 2 hosts came in 1 s" in done.stderr
     assert done.stderr.endswith("each with its own --host\n")
-    assert "not all of 2 hosts came in 1 s" in done.stderr
+
+
+def test_a_caller_decides_what_happens_if_hosts_do_not_come():
+    end = "give_up=lambda error: (print(error, flush=True), os._exit(7))"
+    done = alone(f"import os; hosts.join(there := {address()!r}, 2, 0, {end})")
+    assert done.returncode == 7
+    assert "not all of 2 hosts came in 1 s" in done.stdout
+    assert done.stdout.endswith("each with its own `host`\n")
 
 
 def test_hosts_without_an_address(capsys, tmp_path):

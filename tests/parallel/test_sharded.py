@@ -118,5 +118,5 @@ def test_what_is_refused():
 def test_one_device_shares_its_weights_with_nobody(tiny_checkpoint, tmp_path, capsys):
     words = ("sample", "--model", str(tiny_checkpoint), "--prompt", "a", "--shard-weights", "--out", str(tmp_path / "out.mp4"))  # fmt: skip
     assert main([*words]) == 2
-    assert "shard_weights is for several devices" in capsys.readouterr().err
+    assert "--shard-weights is for several devices" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -57,7 +57,7 @@ def test_what_is_no_video_is_refused_and_leaves_nothing(tmp_path, video, message
 def test_existing_and_unwritable_places_are_refused(tmp_path):
     target = tmp_path / "a.mp4"
     target.write_bytes(b"mine")
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="pass `overwrite=True`"):
         write_video(gradient(), target, overwrite=False)
     assert target.read_bytes() == b"mine"
     with pytest.raises(InputError, match="cannot be written"):

@@ -8,7 +8,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from qsjax.cli.fields import meanings
-from qsjax.cli.options import add_config, with_config
+from qsjax.cli.options import Options, add_config, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.config import check_choices, configs_directory
 from qsjax.errors import InputError
@@ -31,14 +31,14 @@ PRESETS = {path.stem for path in (configs_directory() / "sampling").glob("*.toml
 SKIPPING = {"teacache"}
 
 
-def parser():
-    made = argparse.ArgumentParser()
+def options():
+    made = Options(argparse.ArgumentParser())
     add_sparse_options(made)
     return made
 
 
 def parsed(*arguments):
-    return parser().parse_args(arguments)
+    return options().parser.parse_args(arguments)
 
 
 def chosen(*arguments, weights=None, stored=None):
@@ -75,7 +75,7 @@ def test_options_of_skipping_leave_attention_alone():
 
 
 def test_every_field_has_an_option_a_meaning_and_a_place_in_a_file():
-    help_text = " ".join(parser().format_help().split())
+    help_text = " ".join(options().parser.format_help().split())
     for section, config in SECTIONS.items():
         texts = meanings(config)
         for one in fields(config):
@@ -182,9 +182,9 @@ def test_what_the_parser_refuses(arguments, message, capsys):
 def from_file(path, text):
     """The recipe of options in a file of `--config`."""
     path.write_text(text)
-    made = parser()
+    made = options()
     add_config(made)
-    return chosen_recipe(with_config(made, made.parse_args(["--config", str(path)])))
+    return chosen_recipe(with_config(made, made.parser.parse_args(["--config", str(path)])))
 
 
 def test_options_in_a_file_are_read_as_if_they_were_typed(tmp_path):

@@ -37,8 +37,9 @@ class QuantizationOutcome(NamedTuple):
     shift: tuple[float, float] | None = None
 
     def headline(self) -> str:
-        """PSNR and seconds."""
-        assert self.comparison is not None
+        """PSNR and seconds, or the failure."""
+        if self.comparison is None:
+            return f"failed, {self.failure}"
         return f"PSNR {shown(summary(self.comparison)['psnr'], 2)} dB, seconds {self.seconds}"
 
     def to_record(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
             seconds["compare"] = round(time.perf_counter() - start, 1)
         except QsjaxError as error:
             return QuantizationOutcome(row, None, str(error), seconds)
-        assert comparison.videos is not None
+        assert comparison.videos is not None  # because `show` is not 0
         self._keep_videos(row.key, comparison.videos)
         return QuantizationOutcome(row, comparison, None, seconds, attention_shift(blocks))
 

@@ -112,7 +112,7 @@ def load(path: Path) -> Basis:
         CheckpointError: the file is absent.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: does not exist; run --stage data first")
+        raise CheckpointError(f"{path}: does not exist; run `stage='data'` first")
     with np.load(path) as arrays:
         return Basis(**{name: arrays[name] for name in Basis._fields})
 

@@ -97,7 +97,7 @@ def restore(directory: Path, state: State, *, required: str | None = None) -> tu
     checkpoints = _checkpoints(directory)
     if not checkpoints:
         if required is not None:
-            raise CheckpointError(f"{directory}: no checkpoint; run --stage {required} first")
+            raise CheckpointError(f"{directory}: no checkpoint; run `stage={required!r}` first")
         return state, 0
     leaves, form = jax.tree.flatten(state)
     abstract = {
