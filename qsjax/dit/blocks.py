@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels import rotary_heads
+from pallas_kernels.dispatch import AUTO
 from qsjax.dit.config import DiTConfig
 from qsjax.dit.norms import EPSILON
-from qsjax.dit.rope import apply_rope
 from qsjax.dit.slot import activated_input, gated_sum, joined_input, modulated_input
 from qsjax.layers.norms import RMSNorm
 
@@ -38,17 +39,48 @@ class Attention(Protocol[State]):
 
 @dataclass(frozen=True)
 class Context(Generic[State]):
-    """What all blocks share: rotary tables of the video tokens, the valid keys, the attention slot."""
+    """What all blocks share.
+
+    Attributes:
+        cos, sin: rotary tables of the video's tokens, [N, D].
+        kv_valid: the valid keys, [B, L].
+        attention: the attention slot.
+        rotary: the implementation of `pallas_kernels.rotary_heads`.
+    """
 
     cos: Array
     sin: Array
     kv_valid: Array
     attention: Attention[State]
+    rotary: str = AUTO
 
 
-def _heads(x: Array, parts: int, head_dim: int) -> list[Array]:
-    """Split [B, L, parts * H * D] into `parts` arrays [B, L, H, D]."""
-    return [part.reshape(*x.shape[:2], -1, head_dim) for part in jnp.split(x, parts, axis=-1)]
+def _heads(
+    projected: Array, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, context: Context, rotated: int
+) -> tuple[Array, Array, Array]:
+    """q, k, v [B, H, L, D] from the first 3 H D channels; the first `rotated` tokens are rotated."""
+    return rotary_heads(
+        projected,
+        q_norm.scale[...],
+        k_norm.scale[...],
+        context.cos[:rotated],
+        context.sin[:rotated],
+        heads=heads,
+        epsilon=q_norm.epsilon,
+        implementation=context.rotary,
+    )
+
+
+def _attend(
+    q: Array, k: Array, v: Array, context: Context[State], state: State
+) -> tuple[Array, State]:
+    """The attention slot on head-major q, k, v; its output is [B, L, H, D].
+
+    The slot takes tokens first. A kernel that wants heads first begins with the inverse transposition, and both vanish.
+    """
+    with jax.named_scope("attention"):
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        return context.attention(q, k, v, context.kv_valid, state)
 
 
 class Stream(nnx.Module):
@@ -56,7 +88,7 @@ class Stream(nnx.Module):
 
     def __init__(self, config: DiTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         width, mlp = config.hidden_size, config.mlp_size
-        self.head_dim = config.head_dim
+        self.heads = config.num_heads
         # Zero modulation makes a new block the identity, from which diffusion transformers train well.
         self.modulation = nnx.Linear(
             width, 6 * width, param_dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros
@@ -68,12 +100,14 @@ class Stream(nnx.Module):
         self.fc1 = nnx.Linear(width, mlp, param_dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(mlp, width, param_dtype=dtype, rngs=rngs)
 
-    def heads(self, x: Array, modulation: list[Array]) -> tuple[Array, Array, Array]:
-        """Normed queries and keys, and values, [B, L, H, D] each."""
+    def q_k_v(
+        self, x: Array, modulation: list[Array], context: Context, *, rotated: int
+    ) -> tuple[Array, Array, Array]:
+        """Queries and keys, normed, the first `rotated` tokens rotated, and values, [B, H, L, D] each."""
         shift, scale = modulation[:2]
         with jax.named_scope("qkv"):
-            q, k, v = _heads(self.qkv(modulated_input(self.qkv, x, shift, scale)), 3, self.head_dim)
-            return self.q_norm(q), self.k_norm(k), v
+            projected = self.qkv(modulated_input(self.qkv, x, shift, scale))
+            return _heads(projected, self.q_norm, self.k_norm, self.heads, context, rotated)
 
     def update(self, x: Array, attended: Array, modulation: list[Array]) -> Array:
         """Add the projected attention output, then the MLP's, each through its gate."""
@@ -102,21 +136,18 @@ class DoubleBlock(nnx.Module):
         """Update (video, text); `modulation` holds shift, scale, gate twice for each, concatenated."""
         img, txt = streams
         img_modulation, txt_modulation = (jnp.split(row, 6, axis=-1) for row in modulation)
-        img_q, img_k, img_v = self.img.heads(img, img_modulation)
-        txt_q, txt_k, txt_v = self.txt.heads(txt, txt_modulation)
-        img_q = apply_rope(img_q, context.cos, context.sin)
-        img_k = apply_rope(img_k, context.cos, context.sin)
-        with jax.named_scope("attention"):
-            attended, state = context.attention(
-                jnp.concatenate([img_q, txt_q], axis=1),
-                jnp.concatenate([img_k, txt_k], axis=1),
-                jnp.concatenate([img_v, txt_v], axis=1),
-                context.kv_valid,
-                state,
+        video = img.shape[1]
+        q, k, v = (
+            jnp.concatenate(parts, axis=2)
+            for parts in zip(
+                self.img.q_k_v(img, img_modulation, context, rotated=video),
+                self.txt.q_k_v(txt, txt_modulation, context, rotated=0),
+                strict=True,
             )
-        split = img.shape[1]
-        img = self.img.update(img, attended[:, :split], img_modulation)
-        txt = self.txt.update(txt, attended[:, split:], txt_modulation)
+        )
+        attended, state = _attend(q, k, v, context, state)
+        img = self.img.update(img, attended[:, :video], img_modulation)
+        txt = self.txt.update(txt, attended[:, video:], txt_modulation)
         return (img, txt), state
 
 
@@ -125,7 +156,7 @@ class SingleBlock(nnx.Module):
 
     def __init__(self, config: DiTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         width, mlp = config.hidden_size, config.mlp_size
-        self.head_dim, self.width = config.head_dim, width
+        self.heads, self.width = config.num_heads, width
         self.modulation = nnx.Linear(
             width, 3 * width, param_dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros
         )
@@ -145,17 +176,9 @@ class SingleBlock(nnx.Module):
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         with jax.named_scope("linear1"):
             projected = self.linear1(modulated_input(self.linear1, x, shift, scale))
-        q, k, v = _heads(projected[..., : 3 * self.width], 3, self.head_dim)
-        q, k = self.q_norm(q), self.k_norm(k)
         video = context.cos.shape[0]
-        q, k = (
-            jnp.concatenate(
-                [apply_rope(part[:, :video], context.cos, context.sin), part[:, video:]], axis=1
-            )
-            for part in (q, k)
-        )
-        with jax.named_scope("attention"):
-            attended, state = context.attention(q, k, v, context.kv_valid, state)
+        q, k, v = _heads(projected, self.q_norm, self.k_norm, self.heads, context, video)
+        attended, state = _attend(q, k, v, context, state)
         hidden = projected[..., 3 * self.width :]
         with jax.named_scope("linear2"):
             joined = joined_input(self.linear2, attended.reshape(x.shape), hidden)

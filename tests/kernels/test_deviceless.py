@@ -17,6 +17,7 @@ from pallas_kernels import (
     block_sparse_attention,
     quantize_tokens,
     quantized_matmul,
+    rotary_heads,
 )
 from pallas_kernels.deviceless import compile_for, missing
 from pallas_kernels.targets import TARGETS
@@ -92,6 +93,25 @@ def test_quantize_tokens(channels, target):
         TARGETS[target], program, spec(25216, channels, dtype=jnp.bfloat16), vector, vector,
         vector, spec(128, 128, dtype=jnp.bfloat16),
     )  # fmt: skip
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**20
+
+
+@pytest.mark.parametrize(
+    ("blocks", "target"),
+    chosen([("double", "v5e"), ("single", "v6e")], ("double", "single"), TPUS),
+)
+def test_rotary_heads(blocks, target):
+    """A single block's layer has the MLP's channels at its end, and text among its tokens."""
+    length, more = {"double": (24960, 0), "single": (25216, 12288)}[blocks]
+
+    def program(projected, q_scale, k_scale, cos, sin):
+        return rotary_heads(
+            projected, q_scale, k_scale, cos, sin, heads=24, implementation=f"tpu@{target}"
+        )
+
+    projected = spec(1, length, 9216 + more, dtype=jnp.bfloat16)
+    scale, table = spec(128, dtype=jnp.bfloat16), spec(24960, 128)
+    compiled = compile_for(TARGETS[target], program, projected, scale, scale, table, table)
     assert compiled.memory_analysis().temp_size_in_bytes < 2**20
 
 
