@@ -16,7 +16,13 @@ from pallas_kernels import rotary_heads
 from pallas_kernels.dispatch import AUTO
 from qsjax.dit.config import DiTConfig
 from qsjax.dit.norms import EPSILON
-from qsjax.dit.slot import activated_input, gated_sum, joined_input, modulated_input
+from qsjax.dit.slot import (
+    activated_input,
+    gated_sum,
+    joined_input,
+    modulated_input,
+    split_output,
+)
 from qsjax.layers.norms import RMSNorm
 
 State = TypeVar("State")
@@ -175,11 +181,11 @@ class SingleBlock(nnx.Module):
         """Update video and text tokens, video first; `modulation` is shift, scale, gate concatenated."""
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         with jax.named_scope("linear1"):
-            projected = self.linear1(modulated_input(self.linear1, x, shift, scale))
+            prepared = modulated_input(self.linear1, x, shift, scale)
+            projected, hidden = split_output(self.linear1, prepared, 3 * self.width)
         video = context.cos.shape[0]
         q, k, v = _heads(projected, self.q_norm, self.k_norm, self.heads, context, video)
         attended, state = _attend(q, k, v, context, state)
-        hidden = projected[..., 3 * self.width :]
         with jax.named_scope("linear2"):
             joined = joined_input(self.linear2, attended.reshape(x.shape), hidden)
             return gated_sum(x, gate, self.linear2, joined), state
