@@ -2,3 +2,4 @@
 
 from pallas_kernels.rotary_heads.api import ROTARY_HEADS as ROTARY_HEADS
 from pallas_kernels.rotary_heads.api import rotary_heads as rotary_heads
+from pallas_kernels.rotary_heads.reference import Projection as Projection

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from pallas_kernels.roofline import Program, Work, random_like, spec
 from pallas_kernels.rotary_heads.api import rotary_heads
+from pallas_kernels.rotary_heads.reference import Heads, Projection
 from pallas_kernels.targets import Target
 
 
@@ -58,7 +59,20 @@ class RotaryCase:
 
     def call(self, implementation: str) -> Callable[..., Any]:
         """The operation."""
-        return partial(rotary_heads, heads=self.heads, implementation=implementation)
+
+        def heads(
+            projected: Float[Array, "B L C"],
+            q_scale: Float[Array, " D"],
+            k_scale: Float[Array, " D"],
+            cos: Float[Array, "N D"],
+            sin: Float[Array, "N D"],
+        ) -> Heads:
+            projections = [Projection(projected, q_scale, k_scale)]
+            return rotary_heads(
+                projections, cos, sin, heads=self.heads, implementation=implementation
+            )
+
+        return heads
 
     def program(self, target: Target) -> Program:
         """The whole call."""

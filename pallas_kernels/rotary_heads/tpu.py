@@ -14,14 +14,13 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.refs import Operand, Ref
 from pallas_kernels.rotary_heads import xla
+from pallas_kernels.rotary_heads.reference import Heads, Projection
 from pallas_kernels.targets import Target
 from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs_tpu
 
 _BLOCK = 1024
 # bfloat16 tiles have 16 rows.
 _ROWS = 16
-
-Heads = tuple[Float[Array, "B H L D"], Float[Array, "B H L D"], Float[Array, "B H L D"]]
 
 
 def objection(*, backend: str, head_dim: int, **_: object) -> str | None:
@@ -32,9 +31,7 @@ def objection(*, backend: str, head_dim: int, **_: object) -> str | None:
 
 
 def rotary_heads(
-    projected: Float[Array, "B L C"],
-    q_scale: Float[Array, " D"],
-    k_scale: Float[Array, " D"],
+    projections: tuple[Projection, ...],
     cos: Float[Array, "N D"],
     sin: Float[Array, "N D"],
     *,
@@ -50,13 +47,11 @@ def rotary_heads(
         lambda *operands: (launch(*operands), operands),
         lambda operands, slopes: jax.vjp(plain, *operands)[1](slopes),
     )
-    return differentiable(projected, q_scale, k_scale, cos, sin)
+    return differentiable(projections, cos, sin)
 
 
 def _launch(
-    projected: Array,
-    q_scale: Array,
-    k_scale: Array,
+    projections: tuple[Projection, ...],
     cos: Array,
     sin: Array,
     *,
@@ -64,8 +59,52 @@ def _launch(
     epsilon: float,
     target: Target,
 ) -> Heads:
+    """Each projection writes its rows of one result; XLA joins those that do not begin and end with a tile."""
+    lengths = [projection.projected.shape[1] for projection in projections]
+    starts = [sum(lengths[:n]) for n in range(len(lengths))]
+    together = all(
+        (start | length) % _ROWS == 0
+        for start, length in zip(starts, lengths, strict=True)
+        if start
+    )
+    parts: list[Heads] = []
+    for projection, length, start in zip(projections, lengths, starts, strict=True):
+        tables = (cos[start : start + length], sin[start : start + length])
+        made = _write(
+            projection,
+            *tables,
+            into=parts[-1] if together and parts else None,
+            start=start if together else 0,
+            total=sum(lengths) if together else length,
+            heads=heads,
+            epsilon=epsilon,
+            target=target,
+        )
+        parts.append(made)
+    if together:
+        return parts[-1]
+    q, k, v = (jnp.concatenate(part, axis=2) for part in zip(*parts, strict=True))
+    return q, k, v
+
+
+def _write(
+    projection: Projection,
+    cos: Array,
+    sin: Array,
+    *,
+    into: Heads | None,
+    start: int,
+    total: int,
+    heads: int,
+    epsilon: float,
+    target: Target,
+) -> Heads:
+    """Rows `start` and following of q, k, v with `total` rows; the rows before are those of `into`, in place."""
+    projected, q_scale, k_scale = projection
     (samples, length, _), size, tokens = projected.shape, q_scale.shape[0], len(cos)
     block = min(_BLOCK, -(-length // _ROWS) * _ROWS)
+    if start:  # Blocks are counted from row 0: a power of two that divides what is before and what is written.
+        block = min(_BLOCK, (start | length) & -(start | length))
     row = pl.BlockSpec((1, size), lambda i, b, h: (0, 0))
 
     def column(part: int) -> pl.BlockSpec:
@@ -83,7 +122,14 @@ def _launch(
         rows = pl.BlockSpec((block, size), lambda i, b, h: (jnp.minimum(i, last), 0))
         operands |= {"cos": (cos, rows), "sin": (sin, rows)}
         scratch = [pltpu.VMEM((block, size), jnp.float32)] * 2
-    shape = jax.ShapeDtypeStruct((samples, heads, length, size), projected.dtype)
+    aliases = {}
+    if into is not None:
+        aliases = {len(operands) + n: n for n in range(3)}
+        anywhere = pl.BlockSpec(memory_space=pl.ANY)
+        operands |= {f"into_{n}": (array, anywhere) for n, array in enumerate(into)}
+    first = start // block
+    by_head = pl.BlockSpec((None, None, block, size), lambda i, b, h: (b, h, first + i, 0))
+    shape = jax.ShapeDtypeStruct((samples, heads, total, size), projected.dtype)
     kernel = partial(
         _kernel,
         names=(*operands, "q_out", "k_out", "v_out", "cosines", "sines"),
@@ -96,8 +142,9 @@ def _launch(
         # Tokens are outermost: all heads of all samples share a block of the tables.
         grid=(pl.cdiv(length, block), samples, heads),
         in_specs=[spec for _, spec in operands.values()],
-        out_specs=[pl.BlockSpec((None, None, block, size), lambda i, b, h: (b, h, i, 0))] * 3,
+        out_specs=[by_head] * 3,
         scratch_shapes=scratch,
+        input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),

@@ -8,18 +8,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pallas_kernels.rotary_heads.reference import Heads, Projection
+
 
 def rotary_heads(
-    projected: Float[Array, "B L C"],
-    q_scale: Float[Array, " D"],
-    k_scale: Float[Array, " D"],
+    projections: tuple[Projection, ...],
     cos: Float[Array, "N D"],
     sin: Float[Array, "N D"],
     *,
     heads: int,
     epsilon: float,
-) -> tuple[Float[Array, "B H L D"], Float[Array, "B H L D"], Float[Array, "B H L D"]]:
+) -> Heads:
     """See `api.rotary_heads`."""
+    parts, start = [], 0
+    for projection in projections:
+        stop = start + projection.projected.shape[1]
+        parts.append(_heads(projection, cos[start:stop], sin[start:stop], heads, epsilon))
+        start = stop
+    q, k, v = (jnp.concatenate(part, axis=2) for part in zip(*parts, strict=True))
+    return q, k, v
+
+
+def _heads(
+    projection: Projection, cos: Array, sin: Array, heads: int, epsilon: float
+) -> tuple[Array, Array, Array]:
+    projected, q_scale, k_scale = projection
     batch, length, _ = projected.shape
     size = q_scale.shape[0]
     q, k, v = (

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels import rotary_heads
+from pallas_kernels import Projection, rotary_heads
 from pallas_kernels.dispatch import AUTO
 from qsjax.dit.config import DiTConfig
 from qsjax.dit.norms import EPSILON
@@ -61,31 +61,24 @@ class Context(Generic[State]):
     rotary: str = AUTO
 
 
-def _heads(
-    projected: Array, q_norm: RMSNorm, k_norm: RMSNorm, heads: int, context: Context, rotated: int
-) -> tuple[Array, Array, Array]:
-    """q, k, v [B, H, L, D] from the first 3 H D channels; the first `rotated` tokens are rotated."""
-    return rotary_heads(
-        projected,
-        q_norm.scale[...],
-        k_norm.scale[...],
-        context.cos[:rotated],
-        context.sin[:rotated],
-        heads=heads,
-        epsilon=q_norm.epsilon,
-        implementation=context.rotary,
-    )
-
-
 def _attend(
-    q: Array, k: Array, v: Array, context: Context[State], state: State
+    projections: list[Projection], heads: int, context: Context[State], state: State
 ) -> tuple[Array, State]:
-    """The attention slot on head-major q, k, v; its output is [B, L, H, D].
+    """Norms, rotation and the attention slot; its output is [B, L, H, D].
 
     The slot takes tokens first. A kernel that wants heads first begins with the inverse transposition, and both vanish.
     """
+    with jax.named_scope("heads"):
+        made = rotary_heads(
+            projections,
+            context.cos,
+            context.sin,
+            heads=heads,
+            epsilon=EPSILON,
+            implementation=context.rotary,
+        )
     with jax.named_scope("attention"):
-        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        q, k, v = (x.swapaxes(1, 2) for x in made)
         return context.attention(q, k, v, context.kv_valid, state)
 
 
@@ -94,7 +87,6 @@ class Stream(nnx.Module):
 
     def __init__(self, config: DiTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         width, mlp = config.hidden_size, config.mlp_size
-        self.heads = config.num_heads
         # Zero modulation makes a new block the identity, from which diffusion transformers train well.
         self.modulation = nnx.Linear(
             width, 6 * width, param_dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros
@@ -106,14 +98,12 @@ class Stream(nnx.Module):
         self.fc1 = nnx.Linear(width, mlp, param_dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(mlp, width, param_dtype=dtype, rngs=rngs)
 
-    def q_k_v(
-        self, x: Array, modulation: list[Array], context: Context, *, rotated: int
-    ) -> tuple[Array, Array, Array]:
-        """Queries and keys, normed, the first `rotated` tokens rotated, and values, [B, H, L, D] each."""
+    def project(self, x: Array, modulation: list[Array]) -> Projection:
+        """The queries, keys and values of these tokens, as one product makes them."""
         shift, scale = modulation[:2]
         with jax.named_scope("qkv"):
             projected = self.qkv(modulated_input(self.qkv, x, shift, scale))
-            return _heads(projected, self.q_norm, self.k_norm, self.heads, context, rotated)
+        return Projection(projected, self.q_norm.scale[...], self.k_norm.scale[...])
 
     def update(self, x: Array, attended: Array, modulation: list[Array]) -> Array:
         """Add the projected attention output, then the MLP's, each through its gate."""
@@ -129,6 +119,7 @@ class DoubleBlock(nnx.Module):
     """Video and text have weights of their own and meet in one joint attention."""
 
     def __init__(self, config: DiTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.heads = config.num_heads
         self.img = Stream(config, dtype=dtype, rngs=rngs)
         self.txt = Stream(config, dtype=dtype, rngs=rngs)
 
@@ -142,16 +133,12 @@ class DoubleBlock(nnx.Module):
         """Update (video, text); `modulation` holds shift, scale, gate twice for each, concatenated."""
         img, txt = streams
         img_modulation, txt_modulation = (jnp.split(row, 6, axis=-1) for row in modulation)
+        projections = [
+            self.img.project(img, img_modulation),
+            self.txt.project(txt, txt_modulation),
+        ]
+        attended, state = _attend(projections, self.heads, context, state)
         video = img.shape[1]
-        q, k, v = (
-            jnp.concatenate(parts, axis=2)
-            for parts in zip(
-                self.img.q_k_v(img, img_modulation, context, rotated=video),
-                self.txt.q_k_v(txt, txt_modulation, context, rotated=0),
-                strict=True,
-            )
-        )
-        attended, state = _attend(q, k, v, context, state)
         img = self.img.update(img, attended[:, :video], img_modulation)
         txt = self.txt.update(txt, attended[:, video:], txt_modulation)
         return (img, txt), state
@@ -183,9 +170,8 @@ class SingleBlock(nnx.Module):
         with jax.named_scope("linear1"):
             prepared = modulated_input(self.linear1, x, shift, scale)
             projected, hidden = split_output(self.linear1, prepared, 3 * self.width)
-        video = context.cos.shape[0]
-        q, k, v = _heads(projected, self.q_norm, self.k_norm, self.heads, context, video)
-        attended, state = _attend(q, k, v, context, state)
+        projection = Projection(projected, self.q_norm.scale[...], self.k_norm.scale[...])
+        attended, state = _attend([projection], self.heads, context, state)
         with jax.named_scope("linear2"):
             joined = joined_input(self.linear2, attended.reshape(x.shape), hidden)
             return gated_sum(x, gate, self.linear2, joined), state

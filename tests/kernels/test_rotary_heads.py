@@ -1,5 +1,6 @@
 """Queries, keys and values from a fused projection, against numpy in float64."""
 
+from functools import partial
 from inspect import unwrap
 
 import jax
@@ -9,11 +10,17 @@ import pytest
 from tolerances import BFLOAT16_CAST, float32_sum
 
 from pallas_kernels import UnsupportedError
-from pallas_kernels.rotary_heads import ROTARY_HEADS, rotary_heads
+from pallas_kernels.rotary_heads import ROTARY_HEADS, Projection, rotary_heads
 
 ALL = ["reference", "xla", "tpu@interpret"]
 HEADS, SIZE = 2, 128
-split = jax.jit(rotary_heads, static_argnames=("heads", "epsilon", "implementation"))
+
+
+@partial(jax.jit, static_argnames="implementation")
+def split(projected, q_scale, k_scale, cos, sin, *, implementation):
+    """One projection of all tokens."""
+    projections = [Projection(projected, q_scale, k_scale)]
+    return rotary_heads(projections, cos, sin, heads=HEADS, implementation=implementation)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +71,7 @@ def by_hand(projected, q_scale, k_scale, cos, sin):
 )  # fmt: skip
 def test_every_channel(implementation, length, tokens, more):
     given = operands(length, tokens, more=more)
-    found = split(*given, heads=HEADS, implementation=implementation)
+    found = split(*given, implementation=implementation)
     expected = by_hand(*given)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=4 * float32_sum(SIZE))
@@ -74,7 +81,7 @@ def test_every_channel(implementation, length, tokens, more):
 @pytest.mark.parametrize("size", [2, 6, 64])
 def test_other_sizes_of_heads(size):
     given = operands(20, 15, size=size)
-    found = split(*given, heads=HEADS, implementation="auto")
+    found = split(*given, implementation="auto")
     for one, other in zip(found, by_hand(*given), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=4 * float32_sum(SIZE))
 
@@ -82,7 +89,7 @@ def test_other_sizes_of_heads(size):
 @pytest.mark.parametrize("implementation", ALL)
 def test_bfloat16_is_rounded_after_the_norm_its_scale_and_the_rotation(implementation):
     given = operands(40, 29, dtype=jnp.bfloat16)
-    found = split(*given, heads=HEADS, implementation=implementation)
+    found = split(*given, implementation=implementation)
     for one, other in zip(found, by_hand(*given), strict=True):
         assert one.dtype == jnp.bfloat16
         # Two roundings reach both channels of a pair, the third one: relative to the pair.
@@ -99,9 +106,7 @@ def test_gradients(implementation, tokens):
     wanted = np.random.default_rng(1).normal(size=(3, 2, HEADS, 40, SIZE)).astype(np.float32)
 
     def loss(projected, q_scale, k_scale, implementation):
-        parts = split(
-            projected, q_scale, k_scale, *given[3:], heads=HEADS, implementation=implementation
-        )
+        parts = split(projected, q_scale, k_scale, *given[3:], implementation=implementation)
         return sum((one * w).sum() for one, w in zip(parts, wanted, strict=True))
 
     found, expected = (
@@ -112,21 +117,49 @@ def test_gradients(implementation, tokens):
         np.testing.assert_allclose(one, other, rtol=0, atol=4 * float32_sum(80) * size)
 
 
+# The text begins at a block or inside a tile, ends inside one; three parts, of which the second is rotated in part.
+@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize(
+    ("lengths", "tokens"), [((256, 48), 256), ((48, 300), 48), ((45, 32), 45), ((32, 16, 48), 40)]
+)
+def test_projections_that_follow_one_another(implementation, lengths, tokens):
+    projections, expected, start = [], [], 0
+    for n, length in enumerate(lengths):
+        rotated = min(max(tokens - start, 0), length)
+        given = operands(length, rotated, more=64 * n)
+        projections.append((Projection(*given[:3]), given[3:]))
+        expected.append(by_hand(*given))
+        start += length
+    cos, sin = (
+        jnp.concatenate(tables) for tables in zip(*(t for _, t in projections), strict=True)
+    )
+
+    @jax.jit
+    def run(projections, cos, sin):
+        return rotary_heads(projections, cos, sin, heads=HEADS, implementation=implementation)
+
+    found = run([projection for projection, _ in projections], cos, sin)
+    for one, other in zip(found, np.concatenate(expected, axis=3), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=4 * float32_sum(SIZE))
+
+
 def test_arguments_that_do_not_go_together():
     projected, q_scale, k_scale, cos, sin = operands(20, 15)
-    for wrong, message in (
-        ((projected[..., 1:], q_scale, k_scale, cos, sin), "767 channels are fewer"),
-        ((projected, q_scale, k_scale[:2], cos, sin), "k_scale"),
-        ((projected, q_scale, k_scale, cos, sin[:3]), "sin has shape"),
-        ((projected, q_scale, k_scale, cos[:, :64], sin), "cos has shape"),
-        ((projected[:, :3], q_scale, k_scale, cos, sin), "up to 3 tokens"),
-        ((projected, q_scale[:1], k_scale[:1], cos[:, :1], sin[:, :1]), "no pairs"),
+    one = Projection(projected, q_scale, k_scale)
+    for projections, tables, message in (
+        ([one._replace(projected=projected[..., 1:])], (cos, sin), "767.*2 heads of 128"),
+        ([one, one._replace(projected=projected[:1])], (cos, sin), "expected 2 samples"),
+        ([one._replace(k_scale=k_scale[:2])], (cos, sin), "q_scale and k_scale"),
+        ([one], (cos, sin[:3]), "sin has shape"),
+        ([one], (cos[:, :64], sin), "cos has shape"),
+        ([one._replace(projected=projected[:, :3])], (cos, sin), "up to 3 tokens"),
+        ([Projection(projected, q_scale[:1], k_scale[:1])], (cos[:, :1], sin[:, :1]), "no pairs"),
     ):
         # Unwrapped: outside of this suite nothing checks annotations.
         with pytest.raises(ValueError, match=message):
-            unwrap(rotary_heads)(*wrong, heads=HEADS)
+            unwrap(rotary_heads)(projections, *tables, heads=HEADS)
     with pytest.raises(UnsupportedError, match="tpu head size 64 is not 128"):
-        rotary_heads(*operands(20, 15, size=64), heads=HEADS, implementation="tpu@v5e")
+        split(*operands(20, 15, size=64), implementation="tpu@v5e")
     facts = {"dtype": jnp.bfloat16, "head_dim": 128}
     assert ROTARY_HEADS.choose(backend="tpu", **facts) == "tpu"
     assert ROTARY_HEADS.choose(backend="gpu", **facts) == "xla"
