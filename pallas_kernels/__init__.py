@@ -13,3 +13,5 @@ from pallas_kernels.quantized_matmul import PackedWeight as PackedWeight
 from pallas_kernels.quantized_matmul import pack as pack
 from pallas_kernels.quantized_matmul import quantized_matmul as quantized_matmul
 from pallas_kernels.quantized_matmul import unpack as unpack
+from pallas_kernels.rotary_heads import Projection as Projection
+from pallas_kernels.rotary_heads import rotary_heads as rotary_heads

@@ -15,12 +15,14 @@ class Kernels:
         sparse_attention: block-sparse attention: tpu, gpu, xla, reference
         matmul: products with packed weights: tpu, gpu, jax_triton, xla, reference
         quantize: quantization of tokens: tpu, gpu, xla, reference
+        rotary: norm, rotation and layout of queries and keys: tpu, xla, reference
     """
 
     attention: str = AUTO
     sparse_attention: str = AUTO
     matmul: str = AUTO
     quantize: str = AUTO
+    rotary: str = AUTO
 
     @classmethod
     def of(cls, names: "KernelsLike | None") -> "Kernels":

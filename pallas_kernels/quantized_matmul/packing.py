@@ -10,13 +10,14 @@ A byte holds rows that are far apart, not neighbours: a 4-bit byte holds rows k 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int8
 
@@ -50,6 +51,12 @@ class PackedWeight:
     def shape(self) -> tuple[int, int]:
         """(K, N)."""
         return self.rows, self.planes[0].shape[-2 if self.layout == "bytes_transposed" else -1]
+
+    def columns(self, start: int, stop: int) -> "PackedWeight":
+        """Columns `start` to `stop` of the matrix, packed as the whole is."""
+        axis = -2 if self.layout == "bytes_transposed" else -1
+        planes = tuple(lax.slice_in_dim(plane, start, stop, axis=axis) for plane in self.planes)
+        return replace(self, planes=planes)
 
     @property
     def nbytes(self) -> int:

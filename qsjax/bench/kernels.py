@@ -13,6 +13,7 @@ from pallas_kernels.estimate import estimable
 from pallas_kernels.quantize_tokens import bench as tokens_bench
 from pallas_kernels.quantized_matmul import bench as matmul_bench
 from pallas_kernels.roofline import Peaks
+from pallas_kernels.rotary_heads import bench as rotary_bench
 from pallas_kernels.targets import TARGETS, Target
 from qsjax.bench.kernel_rows import estimated, measured, rows
 from qsjax.bench.timing import measured_peaks
@@ -22,6 +23,7 @@ from qsjax.versions import KERNELS, versions
 OPERATIONS = {
     "quantized_matmul": matmul_bench.CASES,
     "quantize_tokens": tokens_bench.CASES,
+    "rotary_heads": rotary_bench.CASES,
     "block_sparse_attention": attention_bench.CASES,
 }
 """Operation -> backend -> cases."""

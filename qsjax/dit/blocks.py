@@ -12,10 +12,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels import Projection, rotary_heads
+from pallas_kernels.dispatch import AUTO
 from qsjax.dit.config import DiTConfig
 from qsjax.dit.norms import EPSILON
-from qsjax.dit.rope import apply_rope
-from qsjax.dit.slot import activated_input, gated_sum, joined_input, modulated_input
+from qsjax.dit.slot import (
+    activated_input,
+    gated_sum,
+    joined_input,
+    modulated_input,
+    split_output,
+)
 from qsjax.layers.norms import RMSNorm
 
 State = TypeVar("State")
@@ -38,17 +45,41 @@ class Attention(Protocol[State]):
 
 @dataclass(frozen=True)
 class Context(Generic[State]):
-    """What all blocks share: rotary tables of the video tokens, the valid keys, the attention slot."""
+    """What all blocks share.
+
+    Attributes:
+        cos, sin: rotary tables of the video's tokens, [N, D].
+        kv_valid: the valid keys, [B, L].
+        attention: the attention slot.
+        rotary: the implementation of `pallas_kernels.rotary_heads`.
+    """
 
     cos: Array
     sin: Array
     kv_valid: Array
     attention: Attention[State]
+    rotary: str = AUTO
 
 
-def _heads(x: Array, parts: int, head_dim: int) -> list[Array]:
-    """Split [B, L, parts * H * D] into `parts` arrays [B, L, H, D]."""
-    return [part.reshape(*x.shape[:2], -1, head_dim) for part in jnp.split(x, parts, axis=-1)]
+def _attend(
+    projections: list[Projection], heads: int, context: Context[State], state: State
+) -> tuple[Array, State]:
+    """Norms, rotation and the attention slot; its output is [B, L, H, D].
+
+    The slot takes tokens first. A kernel that wants heads first begins with the inverse transposition, and both vanish.
+    """
+    with jax.named_scope("heads"):
+        made = rotary_heads(
+            projections,
+            context.cos,
+            context.sin,
+            heads=heads,
+            epsilon=EPSILON,
+            implementation=context.rotary,
+        )
+    with jax.named_scope("attention"):
+        q, k, v = (x.swapaxes(1, 2) for x in made)
+        return context.attention(q, k, v, context.kv_valid, state)
 
 
 class Stream(nnx.Module):
@@ -56,7 +87,6 @@ class Stream(nnx.Module):
 
     def __init__(self, config: DiTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         width, mlp = config.hidden_size, config.mlp_size
-        self.head_dim = config.head_dim
         # Zero modulation makes a new block the identity, from which diffusion transformers train well.
         self.modulation = nnx.Linear(
             width, 6 * width, param_dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros
@@ -68,12 +98,12 @@ class Stream(nnx.Module):
         self.fc1 = nnx.Linear(width, mlp, param_dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(mlp, width, param_dtype=dtype, rngs=rngs)
 
-    def heads(self, x: Array, modulation: list[Array]) -> tuple[Array, Array, Array]:
-        """Normed queries and keys, and values, [B, L, H, D] each."""
+    def project(self, x: Array, modulation: list[Array]) -> Projection:
+        """The queries, keys and values of these tokens, as one product makes them."""
         shift, scale = modulation[:2]
         with jax.named_scope("qkv"):
-            q, k, v = _heads(self.qkv(modulated_input(self.qkv, x, shift, scale)), 3, self.head_dim)
-            return self.q_norm(q), self.k_norm(k), v
+            projected = self.qkv(modulated_input(self.qkv, x, shift, scale))
+        return Projection(projected, self.q_norm.scale[...], self.k_norm.scale[...])
 
     def update(self, x: Array, attended: Array, modulation: list[Array]) -> Array:
         """Add the projected attention output, then the MLP's, each through its gate."""
@@ -89,6 +119,7 @@ class DoubleBlock(nnx.Module):
     """Video and text have weights of their own and meet in one joint attention."""
 
     def __init__(self, config: DiTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.heads = config.num_heads
         self.img = Stream(config, dtype=dtype, rngs=rngs)
         self.txt = Stream(config, dtype=dtype, rngs=rngs)
 
@@ -102,21 +133,14 @@ class DoubleBlock(nnx.Module):
         """Update (video, text); `modulation` holds shift, scale, gate twice for each, concatenated."""
         img, txt = streams
         img_modulation, txt_modulation = (jnp.split(row, 6, axis=-1) for row in modulation)
-        img_q, img_k, img_v = self.img.heads(img, img_modulation)
-        txt_q, txt_k, txt_v = self.txt.heads(txt, txt_modulation)
-        img_q = apply_rope(img_q, context.cos, context.sin)
-        img_k = apply_rope(img_k, context.cos, context.sin)
-        with jax.named_scope("attention"):
-            attended, state = context.attention(
-                jnp.concatenate([img_q, txt_q], axis=1),
-                jnp.concatenate([img_k, txt_k], axis=1),
-                jnp.concatenate([img_v, txt_v], axis=1),
-                context.kv_valid,
-                state,
-            )
-        split = img.shape[1]
-        img = self.img.update(img, attended[:, :split], img_modulation)
-        txt = self.txt.update(txt, attended[:, split:], txt_modulation)
+        projections = [
+            self.img.project(img, img_modulation),
+            self.txt.project(txt, txt_modulation),
+        ]
+        attended, state = _attend(projections, self.heads, context, state)
+        video = img.shape[1]
+        img = self.img.update(img, attended[:, :video], img_modulation)
+        txt = self.txt.update(txt, attended[:, video:], txt_modulation)
         return (img, txt), state
 
 
@@ -125,7 +149,7 @@ class SingleBlock(nnx.Module):
 
     def __init__(self, config: DiTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         width, mlp = config.hidden_size, config.mlp_size
-        self.head_dim, self.width = config.head_dim, width
+        self.heads, self.width = config.num_heads, width
         self.modulation = nnx.Linear(
             width, 3 * width, param_dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros
         )
@@ -144,19 +168,10 @@ class SingleBlock(nnx.Module):
         """Update video and text tokens, video first; `modulation` is shift, scale, gate concatenated."""
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         with jax.named_scope("linear1"):
-            projected = self.linear1(modulated_input(self.linear1, x, shift, scale))
-        q, k, v = _heads(projected[..., : 3 * self.width], 3, self.head_dim)
-        q, k = self.q_norm(q), self.k_norm(k)
-        video = context.cos.shape[0]
-        q, k = (
-            jnp.concatenate(
-                [apply_rope(part[:, :video], context.cos, context.sin), part[:, video:]], axis=1
-            )
-            for part in (q, k)
-        )
-        with jax.named_scope("attention"):
-            attended, state = context.attention(q, k, v, context.kv_valid, state)
-        hidden = projected[..., 3 * self.width :]
+            prepared = modulated_input(self.linear1, x, shift, scale)
+            projected, hidden = split_output(self.linear1, prepared, 3 * self.width)
+        projection = Projection(projected, self.q_norm.scale[...], self.k_norm.scale[...])
+        attended, state = _attend([projection], self.heads, context, state)
         with jax.named_scope("linear2"):
             joined = joined_input(self.linear2, attended.reshape(x.shape), hidden)
             return gated_sum(x, gate, self.linear2, joined), state

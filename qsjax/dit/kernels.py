@@ -9,6 +9,7 @@ from pallas_kernels.block_sparse_attention import BLOCK_SPARSE_ATTENTION
 from pallas_kernels.dispatch import AUTO, parse
 from pallas_kernels.quantize_tokens import QUANTIZE_TOKENS
 from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL
+from pallas_kernels.rotary_heads import ROTARY_HEADS
 from qsjax.config import nearest
 from qsjax.dit.attention import DENSE_ATTENTION
 from qsjax.dit.model import DiT
@@ -20,6 +21,7 @@ OPERATIONS = {
     "sparse_attention": BLOCK_SPARSE_ATTENTION,
     "matmul": QUANTIZED_MATMUL,
     "quantize": QUANTIZE_TOKENS,
+    "rotary": ROTARY_HEADS,
 }
 """Field of `Kernels` -> the operation whose implementation it names."""
 

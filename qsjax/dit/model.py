@@ -241,7 +241,8 @@ class DiT(nnx.Module):
             patches = own_share(patches, axis, along=1)
             cos, sin = (own_share(table, axis, along=0) for table in (cos, sin))
         img = self.patch_embed(patches.astype(self.dtype))
-        return img, txt, Context(cos, sin, kv_valid, attention or self.dense_attention)
+        attention = attention or self.dense_attention
+        return img, txt, Context(cos, sin, kv_valid, attention, self.kernels.rotary)
 
     def modulation(
         self,

@@ -6,9 +6,7 @@ the last bit, and a last bit of frequency is a visible angle at large positions.
 
 from functools import lru_cache
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from qsjax.dit.config import DiTConfig
 
@@ -33,8 +31,9 @@ def rope_tables(config: DiTConfig, grid: tuple[int, int, int]) -> tuple[np.ndarr
         grid: tokens along (time, height, width).
 
     Returns:
-        Two float32 arrays [L, head_dim / 2], tokens in (time, height, width) order, width fastest;
-        one column per rotated pair of channels.
+        Two float32 arrays [L, head_dim], tokens in (time, height, width) order, width fastest; both
+        channels of a rotated pair have the same column. A TPU stores half as many columns in no less
+        memory.
     """
     positions = np.indices(grid, dtype=np.float32).reshape(3, -1)
     angles = np.concatenate(
@@ -44,18 +43,5 @@ def rope_tables(config: DiTConfig, grid: tuple[int, int, int]) -> tuple[np.ndarr
         ],
         axis=1,
     ).astype(np.float64)
+    angles = np.repeat(angles, 2, axis=1)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
-def apply_rope(
-    x: Float[Array, "B L H D"], cos: Float[Array, "L D2"], sin: Float[Array, "L D2"]
-) -> Float[Array, "B L H D"]:
-    """Rotate adjacent channel pairs (2k, 2k+1) in float32 and return the input's dtype.
-
-    HunyuanVideo interleaves the pair, unlike LLaMA, which rotates halves.
-    """
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = cos[None, :, None, :], sin[None, :, None, :]
-    rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-    return rotated.reshape(x.shape).astype(x.dtype)

@@ -63,6 +63,20 @@ def joined_input(
     return prepare(attended, hidden)
 
 
+def split_output(
+    layer: Callable[[Prepared | Array], Array], prepared: Prepared | Array, at: int
+) -> tuple[Float[Array, "B L C"], Float[Array, "B L F"]]:
+    """A layer's output in two: channels 0 to `at`, after which more may follow, and the channels from `at` on.
+
+    Cutting an array costs a copy before a kernel, so a layer that can computes two arrays instead.
+    """
+    split = getattr(layer, "split_output", None)
+    if split is not None:
+        return split(prepared, at)
+    whole = layer(prepared)
+    return whole, whole[..., at:]
+
+
 def gated_sum(
     x: Float[Array, "B L N"],
     gate: Float[Array, "B N"],

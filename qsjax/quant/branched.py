@@ -37,6 +37,10 @@ class BranchedLinear(QuantizedLinear):
         """None: the branch takes the modulated norm in floating point."""
 
     @property
+    def split_output(self) -> None:
+        """None: the branch is added to the whole."""
+
+    @property
     def activated_input(self) -> None:
         """None: the branch takes the GELU in floating point."""
 

@@ -100,6 +100,11 @@ class QuantizedLinear(nnx.Module):
         )
         return QuantizedTokens(values.reshape(x.shape), scale.reshape(x.shape[:-1]))
 
+    @property
+    def split_output(self) -> Callable[[Array | QuantizedTokens, int], tuple[Array, Array]] | None:
+        """Two products with the columns before and after a place; None where the product is not a kernel of its own."""
+        return None if self.precision.group else self._split
+
     def gated_sum(
         self,
         x: Float[Array, "B L N"],
@@ -132,6 +137,13 @@ class QuantizedLinear(nnx.Module):
         if self.low_bits is not None:
             planes = (*planes, self.low_bits[...])
         return PackedWeight(planes, self.precision.container, self.layout, self.rows)
+
+    def _split(self, prepared: Array | QuantizedTokens, at: int) -> tuple[Array, Array]:
+        if not isinstance(prepared, QuantizedTokens):
+            prepared = self.prepare(prepared)
+        _, columns = self.weight.shape
+        left, right = (self._multiply(prepared, columns=part) for part in ((0, at), (at, columns)))
+        return left, right
 
     def _modulated(self, x: Array, shift: Array, scale: Array) -> QuantizedTokens:
         return self._quantize(x, norm="layer", shift=shift, scale=scale)
@@ -169,19 +181,26 @@ class QuantizedLinear(nnx.Module):
         residual: Array | None = None,
         gate: Array | None = None,
         dtype: DTypeLike | None = None,
+        columns: tuple[int, int] | None = None,
     ) -> Array:
+        """The product and what is fused into it; `columns`, from and to, are a part of the output."""
         values, scale = prepared if isinstance(prepared, QuantizedTokens) else (prepared, None)
+        weight, w_scale = self.weight, self.scale[...]
         bias = None if self.bias is None else self.bias[...]
+        if columns is not None:
+            start, stop = columns
+            weight, w_scale = weight.columns(start, stop), w_scale[:, start:stop]
+            bias = None if bias is None else bias[start:stop]
         flat, dtype = values.reshape(-1, self.rows), dtype or self.dtype
         if self.precision.group:
-            y = _grouped(flat, self.weight, self.scale[...])
+            y = _grouped(flat, weight, w_scale)
             y = (y if bias is None else y + bias[None]).astype(dtype)
         else:
             y = quantized_matmul(
                 flat,
                 None if scale is None else scale.reshape(-1),
-                self.weight,
-                self.scale[0],
+                weight,
+                w_scale[0],
                 bias,
                 residual=None if residual is None else residual.reshape(len(flat), -1),
                 gate=gate,

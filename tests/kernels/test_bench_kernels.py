@@ -20,6 +20,7 @@ from pallas_kernels.estimate import NoEstimateError, estimate, instruction_cycle
 from pallas_kernels.quantize_tokens.bench import TokensCase
 from pallas_kernels.quantized_matmul.bench import MatmulCase
 from pallas_kernels.roofline import Peaks, Work, random_like
+from pallas_kernels.rotary_heads.bench import RotaryCase
 from pallas_kernels.targets import TARGETS
 from qsjax.bench import kernel_rows, kernels
 from qsjax.bench.attention import _DENSE, against_dense
@@ -79,6 +80,13 @@ def test_work_of_token_quantization():
     work = TokensCase(4096, 3072, 128, "tpu").work
     assert (work.operations, work.bytes) == (2 * 4096 * 3072 * 128, 3 * 4096 * 3072 + 4 * 4096)
     assert work.bound(Peaks.of(V5E)) == "memory"
+
+
+def test_work_of_rotary_heads():
+    # q, k, v of 24 heads in and out in bfloat16; cosine and sine of 24,960 tokens in float32. The MLP's channels are not read.
+    work = RotaryCase(25216, 256, 24, 128, 12288, "tpu").work
+    assert work.bytes == 2 * 2 * 25216 * 9216 + 2 * 4 * 24960 * 128
+    assert work.seconds(Peaks.of(V5E)) == work.bytes / 819e9
 
 
 def test_work_and_steps_of_attention():

@@ -14,9 +14,11 @@ from pallas_kernels import (
     BlockLists,
     Complement,
     PackedWeight,
+    Projection,
     block_sparse_attention,
     quantize_tokens,
     quantized_matmul,
+    rotary_heads,
 )
 from pallas_kernels.deviceless import compile_for, missing
 from pallas_kernels.targets import TARGETS
@@ -94,6 +96,24 @@ def test_quantize_tokens(channels, target):
         TARGETS[target], program, spec(25216, channels, dtype=jnp.bfloat16), vector, vector,
         vector, spec(128, 128, dtype=jnp.bfloat16),
     )  # fmt: skip
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**20
+
+
+@pytest.mark.parametrize(
+    ("blocks", "target"),
+    chosen([("double", "v5e"), ("single", "v6e")], ("double", "single"), TPUS),
+)
+def test_rotary_heads(blocks, target):
+    """A double block's text is written behind its video; a single block's layer may have the MLP's channels at its end."""
+    lengths, more = {"double": ((24960, 256), 0), "single": ((25216,), 12288)}[blocks]
+
+    def program(projected, scale, cos, sin):
+        projections = [Projection(part, scale, scale) for part in projected]
+        return rotary_heads(projections, cos, sin, heads=24, implementation=f"tpu@{target}")
+
+    projected = [spec(1, length, 9216 + more, dtype=jnp.bfloat16) for length in lengths]
+    scale, table = spec(128, dtype=jnp.bfloat16), spec(24960, 128)
+    compiled = compile_for(TARGETS[target], program, projected, scale, table, table)
     assert compiled.memory_analysis().temp_size_in_bytes < 2**20
 
 

@@ -35,6 +35,15 @@ def test_any_shape(form, rows, columns):
         np.testing.assert_array_equal(opened(pack(values, bits=bits, layout=layout)), values)
 
 
+@pytest.mark.parametrize(("bits", "layout"), FORMS)
+def test_some_of_the_columns(bits, layout):
+    limit = 2 ** (bits - 1)
+    values = np.random.default_rng(0).integers(-limit, limit, (9, 20), np.int8)
+    part = jax.jit(lambda weight: weight.columns(3, 17))(pack(values, bits=bits, layout=layout))
+    assert part.shape == (9, 14)
+    np.testing.assert_array_equal(unpack(part), values[:, 3:17])
+
+
 def test_bytes_are_what_the_format_says():
     low, high = -3, 5
     packed = pack(np.array([[low], [high]], np.int8), bits=4)

@@ -26,6 +26,7 @@ NAMES = {
     "sparse_attention": "reference",
     "matmul": "reference",
     "quantize": "reference",
+    "rotary": "reference",
 }
 PLAN = SamplingPlan(
     steps=4, sparse=SparsePlan(sparsity=Sparsity(density=0.5), dense_steps=2, dense_layers=(1,))
@@ -62,7 +63,8 @@ def test_a_choice_reaches_every_call(w4a8, monkeypatch):
         step = partial(denoise_step, PLAN, kind)
         latents = jax.ShapeDtypeStruct(shape, jnp.float32)
         jax.eval_shape(step, dit, latents, cache, step_at(schedule(PLAN), 0), conditions)
-        layers = {(OPERATIONS[key].name, NAMES[key]) for key in ("attention", "matmul", "quantize")}
+        everywhere = ("attention", "matmul", "quantize", "rotary")
+        layers = {(OPERATIONS[key].name, NAMES[key]) for key in everywhere}
         lists = {("block_sparse_attention", "reference")}
         assert asked == (layers if kind == "dense" else layers | lists)
 

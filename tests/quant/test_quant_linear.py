@@ -9,7 +9,14 @@ from quant_models import OnPaper, distance
 from tolerances import FLOAT32_NETWORK, bfloat16_tokens
 
 from qsjax.dit.norms import modulate
-from qsjax.dit.slot import activated_input, gated_sum, gelu, joined_input, modulated_input
+from qsjax.dit.slot import (
+    activated_input,
+    gated_sum,
+    gelu,
+    joined_input,
+    modulated_input,
+    split_output,
+)
 from qsjax.quant import JoinedLinear, Precision, QuantizedLinear, QuantizedTokens, Transform
 from qsjax.quant.branched import BranchedLinear
 from qsjax.quant.quantizer import fake_weight
@@ -151,6 +158,20 @@ def test_joined(name, dtype):
     tolerance = FLOAT32_NETWORK if exact else bfloat16_tokens(precision.activations)
     assert distance(found, expected) < tolerance
     assert distance(in_two_steps, expected) < tolerance
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_an_output_in_two(name):
+    """One array for each part, equal to the columns of the whole; a layer that cannot do that gives the whole and a part."""
+    packed, paper = both(PRECISIONS[name])
+    x, at = normal(2, 5, ROWS, seed=3), 10
+    for layer in (packed, paper):
+        whole = layer(x)
+        first, second = split_output(layer, x, at)
+        assert first.shape[-1] == (at if getattr(layer, "split_output", None) else COLUMNS)
+        assert distance(first[..., :at], whole[..., :at]) < FLOAT32_NETWORK
+        assert distance(second, whole[..., at:]) < FLOAT32_NETWORK
+    assert (packed.split_output is None) == ("groups" in name)
 
 
 def test_weights_take_the_bytes_they_should():
