@@ -5,6 +5,7 @@ cases are useful. Tiles of one token give the model's own order (frame-major). T
 token-major order. Boxes keep neighbours in space and time together.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,33 +20,37 @@ Sizes = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """An order of the tokens of a video, padded to whole tiles and whole blocks.
+    """An order of the tokens of a video, padded to whole tiles, whole blocks of queries and whole blocks of keys.
 
     Attributes:
         grid: tokens along time, height and width.
         tile: tokens of a tile along the same axes; the order of the tiles is frame by frame, row by row.
-        block: tokens in a block of the sequence.
+        block_q: queries in a block of the sequence.
+        block_kv: keys in a block; 0 takes as many as `block_q`.
     """
 
     grid: Sizes
     tile: Sizes = (1, 1, 1)
-    block: int = 128
+    block_q: int = 128
+    block_kv: int = 0
 
     def __post_init__(self) -> None:
-        if min(*self.grid, *self.tile, self.block) < 1:
+        if not self.block_kv:
+            object.__setattr__(self, "block_kv", self.block_q)
+        if min(*self.grid, *self.tile, self.block_q, self.block_kv) < 1:
             raise InputError(
-                f"grid {self.grid}, tile {self.tile}, block {self.block}: all sizes must be 1 or more"
+                f"grid {self.grid}, tile {self.tile}, blocks of {self.block_q} x {self.block_kv}: all sizes must be 1 or more"
             )
 
     @classmethod
-    def frame_major(cls, grid: Sizes, block: int) -> "Layout":
+    def frame_major(cls, grid: Sizes, block_q: int, block_kv: int = 0) -> "Layout":
         """The model's own order."""
-        return cls(grid, (1, 1, 1), block)
+        return cls(grid, (1, 1, 1), block_q, block_kv)
 
     @classmethod
-    def token_major(cls, grid: Sizes, block: int) -> "Layout":
+    def token_major(cls, grid: Sizes, block_q: int, block_kv: int = 0) -> "Layout":
         """All frames of one position, then the next position."""
-        return cls(grid, (grid[0], 1, 1), block)
+        return cls(grid, (grid[0], 1, 1), block_q, block_kv)
 
     @cached_property
     def tokens(self) -> int:
@@ -59,14 +64,25 @@ class Layout:
         return t, h, w
 
     @cached_property
-    def blocks(self) -> int:
-        """Number of blocks in the sequence."""
-        return -(-int(np.prod(self.tiles) * np.prod(self.tile)) // self.block)
-
-    @cached_property
     def slots(self) -> int:
         """Length of the sequence, padding included."""
-        return self.blocks * self.block
+        whole = math.lcm(self.block_q, self.block_kv)
+        return -(-int(np.prod(self.tiles) * np.prod(self.tile)) // whole) * whole
+
+    @cached_property
+    def q_blocks(self) -> int:
+        """Blocks of queries in the sequence."""
+        return self.slots // self.block_q
+
+    @cached_property
+    def kv_blocks(self) -> int:
+        """Blocks of keys in the sequence."""
+        return self.slots // self.block_kv
+
+    @cached_property
+    def pairs(self) -> int:
+        """Pairs of blocks that the video fills, whatever the padding of its tiles: a density is a share of these."""
+        return -(-self.tokens // self.block_q) * -(-self.tokens // self.block_kv)
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -83,6 +99,13 @@ class Layout:
     def valid(self) -> np.ndarray:
         """Which slots hold a token, bool [slots]."""
         return self.order >= 0
+
+    @cached_property
+    def filled(self) -> np.ndarray:
+        """Pairs of blocks of which both hold a token, bool [q_blocks, kv_blocks]; the others need not be computed."""
+        rows = np.any(self.valid.reshape(self.q_blocks, -1), axis=1, keepdims=True)
+        columns = np.any(self.valid.reshape(self.kv_blocks, -1), axis=1, keepdims=True)
+        return rows & columns.T
 
     def arrange(self, x: Shaped[Array, "B N ..."]) -> Shaped[Array, "B S ..."]:
         """Reorder from the model's order to this one; padding is 0. Only slices and transpositions: a gather would be slow."""

@@ -20,7 +20,7 @@ def test_scores_are_products_of_means_without_padding():
     random = np.random.default_rng(0)
     q, k = (random.standard_normal((1, 12, 2, 4)).astype(np.float32) for _ in range(2))
     valid = np.arange(12) < 9  # the last block of 4 holds one token
-    found = pooled_scores(*map(jnp.asarray, (q, k, valid)), 4)
+    found = pooled_scores(*map(jnp.asarray, (q, k, valid)), 4, 4)
     means = [[x[0, 4 * n : min(4 * n + 4, 9)].mean(axis=0) for n in range(3)] for x in (q, k)]
     expected = np.einsum("nhd,mhd->hnm", *map(np.array, means)) / 2
     np.testing.assert_allclose(found[0], expected, atol=FLOAT32_NETWORK)
@@ -28,7 +28,7 @@ def test_scores_are_products_of_means_without_padding():
 
 def test_a_block_of_padding_is_never_chosen():
     x = jnp.ones((1, 12, 1, 4))
-    found = pooled_scores(x, x, jnp.arange(12) < 8, 4)
+    found = pooled_scores(x, x, jnp.arange(12) < 8, 4, 4)
     assert not np.asarray(best(found, 2, jnp.zeros((1, 3), jnp.bool_)))[..., :2, 2].any()
 
 
@@ -69,7 +69,9 @@ def test_a_share_has_a_limit(scores):
 
 
 def test_text_is_in_every_list(scores):
-    lists = jax.jit(lambda s: lists_of(best(s, 2, NOTHING), 2, block=4, longest=2))(scores)
+    lists = jax.jit(lambda s: lists_of(best(s, 2, NOTHING), 2, block_q=4, block_kv=4, longest=2))(
+        scores
+    )
     assert lists.indices.shape == (2, 3, 6, 4)
     np.testing.assert_array_equal(lists.indices[..., 2:], np.broadcast_to([6, 7], (2, 3, 6, 2)))
     assert (lists.counts == 4).all()
