@@ -18,12 +18,11 @@ from qsjax.sparse.layout import Layout
 BlockMap = Bool[np.ndarray, "Q K"]
 
 
-def own(q_blocks: int, kv_blocks: int) -> BlockMap:
-    """The blocks of keys that hold tokens of a block of queries, in sequences of equal length."""
-    rows, columns = np.arange(q_blocks)[:, None], np.arange(kv_blocks)[None]
-    return (rows * kv_blocks < (columns + 1) * q_blocks) & (
-        columns * q_blocks < (rows + 1) * kv_blocks
-    )
+def own(layout: Layout) -> BlockMap:
+    """The blocks of keys that hold tokens of a block of queries."""
+    q = np.arange(layout.q_blocks)[:, None] * layout.block_q
+    k = np.arange(layout.kv_blocks)[None] * layout.block_kv
+    return (q < k + layout.block_kv) & (k < q + layout.block_q)
 
 
 def share_for(layout: Layout, density: float) -> float:
@@ -116,7 +115,7 @@ def radial(layout: Layout, density: float) -> BlockMap:
 
 def sink(layout: Layout, frames: int) -> BlockMap:
     """Blocks of keys that hold a token of the video's first frames, [1, K] for all rows; works for any order of tokens."""
-    early = layout.valid & (layout.order < frames * layout.grid[1] * layout.grid[2])
+    early = layout.kv_valid & (layout.kv_order < frames * layout.grid[1] * layout.grid[2])
     return np.any(early.reshape(layout.kv_blocks, -1), axis=1, keepdims=True).T
 
 
@@ -139,7 +138,7 @@ def _from_middle_to_middle(layout: Layout) -> Float[np.ndarray, "Q K"]:
 
 def _nearest(layout: Layout, distance: Float[np.ndarray, "Q K"], density: float) -> BlockMap:
     """All blocks up to the distance that gives a density closest to `density`; a block of queries always sees its own tokens."""
-    distance = np.where(own(*distance.shape), 0.0, distance)
+    distance = np.where(own(layout), 0.0, distance)
     levels, wanted = np.unique(distance), share_for(layout, density)
     listed = np.searchsorted(np.sort(distance[layout.filled]), levels, side="right")
     shares = listed / layout.pairs

@@ -1,5 +1,7 @@
 """A mask family for one size of video: the order of the tokens, the block lists, and what is chosen while sampling."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, overload
 
 import jax
@@ -10,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from pallas_kernels import BlockLists, targets
 from qsjax.settings.sparsity import CHOSEN, Sparsity
 from qsjax.sparse import masks, pooled
+from qsjax.sparse.heads import followed, permuted
 from qsjax.sparse.layout import Layout, Sizes
 from qsjax.sparse.profile import nearest_order, profile_rows, seen_keys
 
@@ -82,20 +85,20 @@ class Pattern:
         if self.frozen:
             return Choice()
         config, (layout,) = self.config, self.layouts
-        video, valid = layout.tokens, jnp.asarray(layout.valid)
-        q, k = (layout.arrange(x[:, :video]) for x in (q, k))
-        scores = pooled.pooled_scores(q, k, valid, config.block_q, config.block_kv)
-        forced = jnp.asarray(masks.sink(layout, config.sink_frames))
+        q, k = (x[:, : layout.tokens].swapaxes(1, 2) for x in (q, k))
+        scores = pooled.pooled_scores(q, k, layout)
+        forced = masks.sink(layout, config.sink_frames) | (masks.own(layout) & layout.filled)
         if config.mask == "topk":
-            seen = pooled.best(scores, self._longest, forced)
+            seen = pooled.best(scores, self._longest, jnp.asarray(forced))
         else:
-            sizes = valid.reshape(-1, config.block_kv).sum(axis=1).astype(jnp.float32)
-            seen = pooled.share(scores, config.mass, self._longest, forced, sizes)
+            sizes = layout.kv_valid.reshape(layout.kv_blocks, -1).sum(axis=1)
+            sizes = jnp.asarray(sizes, jnp.float32)
+            seen = pooled.share(scores, config.mass, self._longest, jnp.asarray(forced), sizes)
         lists = self._lists_of(seen, self._longest)
         return Choice(lists.indices, lists.counts)
 
     def lists(self, choice: Choice) -> BlockLists:
-        """Block lists of the video queries over all keys: video in the order of `arrange`, then text."""
+        """Block lists of the video queries over all keys: video in the order of `keys`, then text."""
         if self._lists is not None:
             return self._lists
         return BlockLists(
@@ -122,19 +125,44 @@ class Pattern:
             jnp.zeros((batch, heads, blocks), jnp.int32),
         )
 
-    def arrange(self, x: Shaped[Array, "B N H ..."], choice: Choice) -> Shaped[Array, "B S H ..."]:
-        """Video tokens in the order of each head."""
-        arranged = [layout.arrange(x) for layout in self.layouts]
-        return self._by_head(arranged, choice)
+    def queries(self, q: Shaped[Array, "B H L D"], choice: Choice) -> Shaped[Array, "B H S D"]:
+        """The video's queries in the order of each head, in whole blocks; the text after them is left out."""
+        first = self.layouts[0]
+        flat = q.reshape(-1, *q.shape[2:])
+        video = first.arrange(flat[:, : first.tokens])
+        video = self._reordered(
+            video, choice, partial(self.layouts[-1].arrange, slots=first.tokens)
+        )
+        return video.reshape(*q.shape[:2], *video.shape[1:])
 
-    def restore(self, x: Shaped[Array, "B S H ..."], choice: Choice) -> Shaped[Array, "B N H ..."]:
-        """Inverse of `arrange`."""
-        return self._by_head([layout.restore(x) for layout in self.layouts], choice)
+    def keys(self, k: Shaped[Array, "B H L D"], choice: Choice) -> Shaped[Array, "B H K D"]:
+        """The video's keys, or values, in the order of each head, in whole blocks, and the text after them."""
+        first = self.layouts[0]
+        flat, tokens = k.reshape(-1, *k.shape[2:]), first.tokens
+        if first.tile != (1, 1, 1):
+            video = first.arrange(flat[:, :tokens], first.kv_slots)
+            flat = jnp.concatenate([video, flat[:, tokens:]], axis=1)
+        elif first.kv_slots != tokens:
+            flat = followed(flat, tokens, flat[:, tokens:], first.kv_slots)
+        flat = self._reordered(flat, choice, partial(self.layouts[-1].arrange, slots=tokens))
+        return flat.reshape(*k.shape[:2], *flat.shape[1:])
 
-    def valid(self, kv_valid: Bool[Array, "B L"]) -> Bool[Array, "B S"]:
+    def restore(
+        self, out: Shaped[Array, "B H S D"], text: Shaped[Array, "B H T D"], choice: Choice
+    ) -> Shaped[Array, "B H L D"]:
+        """The inverse of `queries` for the video's output, and the text's after it."""
+        first = self.layouts[0]
+        flat, rest = (x.reshape(-1, *x.shape[2:]) for x in (out, text))
+        flat = self._reordered(flat, choice, self.layouts[-1].restore)
+        if first.tile != (1, 1, 1):
+            flat = first.restore(flat)
+        flat = followed(flat, first.tokens, rest, first.tokens)
+        return flat.reshape(*out.shape[:2], *flat.shape[1:])
+
+    def valid(self, kv_valid: Bool[Array, "B L"]) -> Bool[Array, "B K"]:
         """Which keys are valid, in the order of the lists."""
         layout = self.layouts[0]
-        video = layout.arrange(kv_valid[:, : layout.tokens])
+        video = layout.arrange(kv_valid[:, : layout.tokens], layout.kv_slots)
         return jnp.concatenate([video, kv_valid[:, layout.tokens :]], axis=1)
 
     @overload
@@ -152,7 +180,7 @@ class Pattern:
         layout, block_kv = self.layouts[0], self.config.block_kv
         text = self.text_blocks * block_kv
         video = -(-layout.tokens // block_kv) * block_kv
-        computed = listed * layout.block_q * block_kv + text * (layout.slots + text)
+        computed = listed * layout.block_q * block_kv + text * (layout.kv_slots + text)
         return computed / (video + text) ** 2
 
     @property
@@ -189,12 +217,11 @@ class Pattern:
         seen = masks.STATIC[name](layout, config.density) | masks.sink(layout, config.sink_frames)
         return seen & layout.filled
 
-    def _by_head(self, arranged: list[Array], choice: Choice) -> Array:
-        if len(arranged) == 1:
-            return arranged[0]
-        first, second = arranged
+    def _reordered(
+        self, x: Shaped[Array, "N L D"], choice: Choice, permutation: Callable[[Array], Array]
+    ) -> Shaped[Array, "N L D"]:
+        """Permute the heads that chose the second order; the first one of two is the model's own."""
+        if len(self.layouts) == 1:
+            return x
         assert choice.second is not None  # `choose` decides it for patterns of two orders
-        which = choice.second[:, None, :].reshape(
-            choice.second.shape[0], 1, -1, *(1,) * (first.ndim - 3)
-        )
-        return jnp.where(which, second, first)
+        return permuted(x, choice.second.reshape(-1), permutation, self.layouts[0].tokens)

@@ -16,8 +16,12 @@ SIZES = st.tuples(*[st.integers(1, 5)] * 3)
 def test_every_token_has_one_slot(grid, tile, block_q, block_kv):
     layout = Layout(grid, tile, block_q, block_kv)
     assert sorted(layout.order[layout.valid]) == list(range(layout.tokens))
-    assert layout.q_blocks * block_q == layout.kv_blocks * block_kv == layout.slots
-    assert len(layout.order) == layout.slots
+    assert len(layout.order) == layout.slots == layout.q_blocks * block_q
+    assert len(layout.kv_order) == layout.kv_slots == layout.kv_blocks * block_kv
+    shorter = min(layout.slots, layout.kv_slots)
+    np.testing.assert_array_equal(layout.order[:shorter], layout.kv_order[:shorter])
+    assert (layout.order[shorter:] < 0).all()
+    assert (layout.kv_order[shorter:] < 0).all()
 
 
 # Each compiles: one token, the model's own order, tiles that fit, that do not along one or all of three, or hold all.
@@ -73,11 +77,15 @@ def test_at_720p_text_blocks_cost_nothing_more():
     assert layout.kv_blocks + 2 == -(-(118_800 + 256) // 128) == 931
 
 
-def test_padding_is_whole_blocks_of_both_sizes():
-    layout = Layout.frame_major((3, 2, 2), 8, 2)
-    assert (layout.slots, layout.q_blocks, layout.kv_blocks) == (16, 2, 8)
-    assert layout.pairs == 2 * 6  # the last two blocks of keys are padding
-    np.testing.assert_array_equal(layout.filled, np.arange(8)[None].repeat(2, axis=0) < 6)
+def test_queries_and_keys_are_padded_to_blocks_of_their_own():
+    layout = Layout.frame_major((3, 2, 2), 8, 5)
+    assert (layout.slots, layout.q_blocks) == (16, 2)
+    assert (layout.kv_slots, layout.kv_blocks) == (15, 3)
+    assert layout.pairs == 2 * 3
+    assert layout.filled.all()
+    tiled = Layout((3, 1, 1), (8, 1, 1), 4, 2)  # five of eight slots of its tile are padding
+    expected = np.array([[True, True, False, False], [False] * 4])
+    np.testing.assert_array_equal(tiled.filled, expected)
 
 
 def test_empty_sizes_are_refused():

@@ -115,8 +115,9 @@ def test_blocks_of_queries_may_be_larger_than_those_of_keys():
     for name, first, last in (("window", 8, 20), ("band", 7, 21)):
         seen = STATIC[name](layout, 0.375)
         np.testing.assert_array_equal(np.flatnonzero(seen[3]), np.arange(first, last))
-    np.testing.assert_array_equal(own(8, 32), np.kron(np.eye(8, dtype=bool), np.ones(4, bool)))
-    assert own(3, 2).tolist() == [[True, False], [True, True], [False, True]]
+    np.testing.assert_array_equal(own(layout), np.kron(np.eye(8, dtype=bool), np.ones(4, bool)))
+    uneven = Layout.frame_major((1, 1, 6), 2, 3)
+    assert own(uneven).tolist() == [[True, False], [True, True], [False, True]]
 
 
 @pytest.mark.parametrize("name", STATIC)

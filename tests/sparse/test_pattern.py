@@ -44,15 +44,18 @@ def attend(pattern, q, k, v, kv_valid):
     """Attention of the video's queries as a sampler runs it."""
     choice = pattern.choose(q, k, v, kv_valid)
     video = pattern.layouts[0].tokens
-    q = pattern.arrange(q[:, :video], choice)
-    k, v = (
-        jnp.concatenate([pattern.arrange(x[:, :video], choice), x[:, video:]], axis=1)
-        for x in (k, v)
+    heads_first = [x.swapaxes(1, 2) for x in (q, k, v)]
+    text = heads_first[0][:, :, video:]
+    arranged = (
+        pattern.queries(heads_first[0], choice),
+        *(pattern.keys(x, choice) for x in heads_first[1:]),
     )
+    q, k, v = (x.swapaxes(1, 2) for x in arranged)
     out = block_sparse_attention(
         q, k, v, pattern.lists(choice), kv_valid=pattern.valid(kv_valid), implementation="reference"
     )
-    return pattern.restore(out, choice)
+    out = pattern.restore(out.swapaxes(1, 2), text, choice).swapaxes(1, 2)
+    return out[:, :video]
 
 
 @pytest.mark.parametrize("mask", FAMILIES)
@@ -105,11 +108,15 @@ def test_profiling_tells_spatial_heads_from_temporal_ones():
     pattern = Pattern(Sparsity(mask="svg", density=0.2, block=16), grid, 8)
     choice = jax.jit(pattern.choose)(q, q, v, jnp.arange(520)[None] < 515)
     assert choice.second.tolist() == [[False, True]]
-    video = q[:, :512]
-    arranged = pattern.arrange(video, choice)
-    np.testing.assert_array_equal(arranged[:, :, 0], video[:, :, 0])
-    np.testing.assert_array_equal(pattern.layouts[1].arrange(video)[:, :, 1], arranged[:, :, 1])
-    np.testing.assert_array_equal(pattern.restore(arranged, choice), video)
+    q = q.swapaxes(1, 2)
+    video, text = q[:, :, :512], q[:, :, 512:]
+    arranged = pattern.queries(q, choice)
+    np.testing.assert_array_equal(arranged[:, 0], video[:, 0])
+    np.testing.assert_array_equal(arranged[:, 1], pattern.layouts[1].arrange(video[:, 1]))
+    np.testing.assert_array_equal(pattern.restore(arranged, text, choice), q)
+    keys = pattern.keys(q, choice)
+    np.testing.assert_array_equal(keys[:, :, :512], arranged)
+    np.testing.assert_array_equal(keys[:, :, 512:], text)
 
 
 def test_a_sink_is_in_every_list():
@@ -214,5 +221,5 @@ def test_chosen_lists_of_wide_blocks_hold_their_own_and_no_more_than_density(mas
     lists = pattern.lists(jax.jit(pattern.choose)(*tensors(), validity([5, 2])))
     seen = np.asarray(lists.block_map())[..., :24]  # 6 blocks of queries, 24 of keys
     assert seen.shape == (2, 2, 6, 24)
-    assert seen[..., masks.own(6, 24)].all()
+    assert seen[..., masks.own(pattern.layouts[0])].all()
     assert seen.sum(axis=-1).max() == round(0.34 * 24)
