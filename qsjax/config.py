@@ -39,6 +39,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
 
     Args:
         cls: dataclass; fields may be bool, int, float, str, a `Literal` of words, tuples of these, nested dataclasses or `X | None`.
+            An `InitVar` with a default is an old spelling: it is understood, but no message names it.
         values: keys are field names; fields with defaults may be absent.
         source: where the values come from, for messages ("configs/models/tiny.toml").
 
@@ -50,8 +51,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
         raise TypeError(f"{cls.__name__} is not a dataclass")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    old = old_spellings(cls)
     for key in values:
-        if key not in fields:
+        if key not in fields and key not in old:
             raise InputError(f"{source}: unknown key {key!r}; {nearest(key, fields)}")
     missing = [
         name
@@ -63,9 +65,18 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
     if missing:
         raise InputError(f"{source}: missing {', '.join(missing)} for {cls.__name__}")
     converted = {
-        key: _convert(hints[key], value, source=f"{source}: {key}") for key, value in values.items()
+        key: _convert(old.get(key, hints[key]), value, source=f"{source}: {key}")
+        for key, value in values.items()
     }
     return cls(**converted)
+
+
+def old_spellings(cls: type) -> dict[str, Any]:
+    """Names that a configuration class had for its fields, and their types: its `InitVar`s, which its `__post_init__` translates."""
+    hints = typing.get_type_hints(cls)
+    return {
+        name: hint.type for name, hint in hints.items() if isinstance(hint, dataclasses.InitVar)
+    }
 
 
 def check_choices(config: object) -> None:

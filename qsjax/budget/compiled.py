@@ -127,9 +127,10 @@ class _Shapes:
         cache, spaces = None, []
         if plan.remembers:
             make = partial(empty_cache, plan, latents=self.latents.shape)
-            traced = jax.jit(lambda dit, known: make(dit, conditions=known)).trace(
-                self.dit, self.conditions
-            )
+            with targets.assumed(self.target):
+                traced = jax.jit(lambda dit, known: make(dit, conditions=known)).trace(
+                    self.dit, self.conditions
+                )
             cache = traced.out_info
             spaces = [leaf.memory_space for leaf in traced.jaxpr.out_avals]
         devices = deviceless.devices(self.target, self.chips)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels import targets
+from pallas_kernels.targets import Target
 from qsjax.budget.models import PlannedModel
 from qsjax.budget.sampling import sampling_bytes
 from qsjax.budget.size import Size
@@ -49,7 +51,8 @@ def transformer_bytes(
     evaluations = plan.steps * (2 if plan.uses_negative else 1)
     parts = sampling_bytes(model.dit, resident, size, evaluations, kinds, backend, chips)
     if plan.sparse is not None and plan.sparse.residual.place == "device":
-        cached = cache_bytes(model.dit, plan, (1, 0, *latents), size.text_tokens)
+        with targets.assumed(Target(backend, backend)):
+            cached = cache_bytes(model.dit, plan, (1, 0, *latents), size.text_tokens)
         parts["lists_and_residual_cache"] = -(-cached // chips)
     return parts
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pallas_kernels import targets
 from qsjax.budget.devices import Device
 from qsjax.budget.flops import StepFlops
 from qsjax.budget.models import PlannedModel
@@ -21,17 +22,16 @@ from qsjax.sparse import Pattern
 
 
 def executed_density(pattern: Pattern) -> float:
-    """Share of the pairs of blocks that a sparse step computes: those in the video's lists, and all pairs with text queries.
+    """Share of the pairs of tokens that a sparse step computes (`Pattern.density`).
 
     Lists that are chosen while sampling count with their full length, which is exact for topk and an upper bound for topp.
     """
-    video, text = pattern.layouts[0].blocks, pattern.text_blocks
     choice = pattern.empty(1, 1)
     if choice.indices is None:
         listed = int(jnp.sum(pattern.lists(choice).counts))
     else:
-        listed = video * choice.indices.shape[-1]
-    return (listed + text * (video + text)) / (video + text) ** 2
+        listed = pattern.layouts[0].q_blocks * choice.indices.shape[-1]
+    return pattern.density(listed)
 
 
 def describe(config: DiTConfig, plan: SamplingPlan, latents: tuple[int, ...], text: int) -> str:
@@ -80,7 +80,8 @@ def steps_by_kind(
 
     The floor is the larger of two times. One is all matrix products at peak rate: 8-bit linear layers at the int8 peak, attention
     at the bfloat16 peak. The other is memory traffic at full bandwidth: resident weights and cache read once, the activations of
-    all blocks written and read once.
+    all blocks written and read once. Lists depend on the device: of several, the one that computes most gives density, operations
+    and bytes.
 
     Args:
         model: the model with its recipe.
@@ -91,35 +92,55 @@ def steps_by_kind(
         devices: the devices to estimate for.
     """
     flops, prompts = StepFlops.count(model.dit, size), 2 if plan.uses_negative else 1
-    density, cached = 1.0, 0
-    if plan.sparse is not None:
-        pattern = pattern_for(plan.sparse, model.dit, (1, 0, *latents), size.text_tokens)
-        density = executed_density(pattern)
-        cached = cache_bytes(model.dit, plan, (1, 0, *latents), size.text_tokens)
+    lists = {device.name: _lists_on(device, model, size, latents, plan) for device in devices}
+    most = max(lists.values(), default=(1.0, 0))
     moved = 2 * model.dit.num_blocks * activation_bytes(model.dit, size)
     integers = model.recipe.blocks.activations != UNQUANTIZED
     rows = {}
     for kind in dict.fromkeys(plan.kinds):
-        share = density if kind == SPARSE else 1.0
-        memory = prompts * (weights.resident + moved) + (0 if kind == "dense" else cached)
+
+        def share(density: float, kind: str = kind) -> float:
+            return density if kind == SPARSE else 1.0
+
+        def memory(cached: int, kind: str = kind) -> int:
+            return prompts * (weights.resident + moved) + (0 if kind == DENSE else cached)
+
+        density, cached = most
         row: dict[str, Any] = {
             "steps": plan.kinds.count(kind),
-            "executed_density": round(share, 4),
-            "flops": prompts * flops.total(share),
-            "bytes": memory,
+            "executed_density": round(share(density), 4),
+            "flops": prompts * flops.total(share(density)),
+            "bytes": memory(cached),
             "cache_bytes": cached,
         }
         row["floor_seconds"] = {}
         for device in devices:
-            peaks = device.peaks
+            peaks, (density, cached) = device.peaks, lists[device.name]
             linears = flops.linears / (
                 peaks.int8_ops if integers and peaks.int8_ops else peaks.bfloat16_flops
             )
-            others = (flops.attention_at(share) + flops.rest) / peaks.bfloat16_flops
+            others = (flops.attention_at(share(density)) + flops.rest) / peaks.bfloat16_flops
             # Several chips share tokens and cache; each reads all weights.
-            own = prompts * weights.resident + (memory - prompts * weights.resident) / device.chips
+            own = prompts * weights.resident
+            own += (memory(cached) - prompts * weights.resident) / device.chips
             products = prompts * (linears + others) / device.chips
             floor = max(products, own / peaks.bandwidth)
             row["floor_seconds"][device.name] = round(floor, 3)
         rows[kind] = row
     return rows
+
+
+def _lists_on(
+    device: Device,
+    model: PlannedModel,
+    size: Size,
+    latents: tuple[int, int, int],
+    plan: SamplingPlan,
+) -> tuple[float, int]:
+    """Executed density of a sparse step, and bytes of the cache, with the lists that a device gets."""
+    if plan.sparse is None:
+        return 1.0, 0
+    shape = (1, 0, *latents)
+    with targets.assumed(device.peaks):
+        pattern = pattern_for(plan.sparse, model.dit, shape, size.text_tokens)
+        return executed_density(pattern), cache_bytes(model.dit, plan, shape, size.text_tokens)

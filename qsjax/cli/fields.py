@@ -10,10 +10,12 @@ from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 from qsjax.cli.options import Options
+from qsjax.config import old_spellings
 from qsjax.settings.recipe import SECTIONS
 
 _OLD = {"sparsity": "sparse"}
-"""Section -> the prefix that its options had in older versions; still accepted, but hidden in the help."""
+"""Section -> the prefix that its options had in older versions; still accepted, but hidden in the help. So are options that have
+the old name of a field."""
 
 
 def add_fields(
@@ -35,24 +37,32 @@ def add_fields(
     """
     texts, hints = meanings(config), typing.get_type_hints(config)
     prefix = f"{section}." if section else ""
-    for field in dataclasses.fields(config):
-        read = _reader(hints[field.name])
-        if read is None or (only is not None and field.name not in only):
-            continue
+
+    def add(dest: str, hint: object, spellings: dict[str, str]) -> None:
+        if (read := _reader(hint)) is None:
+            return
         convert, metavar, choices = read
-        name, text = field.name.replace("_", "-"), texts[field.name]
-        spellings = {f"--{prefix}{name}": f"{text} (default: {default})" if default else text}
-        if section in _OLD:
-            spellings[f"--{_OLD[section]}.{name}"] = argparse.SUPPRESS
         for option, help_text in spellings.items():
             options.add_argument(
                 option,
-                dest=f"{prefix}{field.name}",
+                dest=f"{prefix}{dest}",
                 type=convert,
                 choices=choices,
                 metavar=metavar,
                 help=help_text.replace("%", "%%"),
             )
+
+    for field in dataclasses.fields(config):
+        if only is not None and field.name not in only:
+            continue
+        name, text = field.name.replace("_", "-"), texts.get(field.name, "")
+        spellings = {f"--{prefix}{name}": f"{text} (default: {default})" if default else text}
+        if section in _OLD:
+            spellings[f"--{_OLD[section]}.{name}"] = argparse.SUPPRESS
+        add(field.name, hints[field.name], spellings)
+    for name, hint in old_spellings(config).items():
+        prefixes = (prefix, *(f"{_OLD[old]}." for old in _OLD if old == section))
+        add(name, hint, {f"--{before}{name}": argparse.SUPPRESS for before in prefixes})
 
 
 def add_sections(options: Options) -> None:

@@ -115,13 +115,13 @@ class _Arranged(NamedTuple):
 def _arranged(
     pattern: Pattern, choice: Choice, q: Array, k: Array, v: Array, kv_valid: Array
 ) -> _Arranged:
-    tokens = pattern.layouts[0].tokens
-    keys, values = (
-        jnp.concatenate([pattern.arrange(x[:, :tokens], choice), x[:, tokens:]], axis=1)
-        for x in (k, v)
-    )
-    video = pattern.arrange(q[:, :tokens], choice)
-    return _Arranged(video, keys, values, pattern.valid(kv_valid), q[:, tokens:])
+    """Orders are made with heads before tokens, as kernels want them: the kernel's first transposition undoes the last one here,
+    and the compiler leaves out both."""
+    video = pattern.queries(q.swapaxes(1, 2), choice)
+    keys, values = (pattern.keys(x.swapaxes(1, 2), choice) for x in (k, v))
+    video, keys, values = (x.swapaxes(1, 2) for x in (video, keys, values))
+    text = q[:, pattern.layouts[0].tokens :]
+    return _Arranged(video, keys, values, pattern.valid(kv_valid), text)
 
 
 def _with_text(
@@ -143,4 +143,4 @@ def _with_text(
         implementation=implementation,
     )
     assert not isinstance(rows, tuple)
-    return jnp.concatenate([pattern.restore(video, choice), rows], axis=1)
+    return pattern.restore(video.swapaxes(1, 2), rows.swapaxes(1, 2), choice).swapaxes(1, 2)

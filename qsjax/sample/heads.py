@@ -59,8 +59,7 @@ def heads_of(
     if counts is None:
         counts = pattern.lists(layer.choice).counts[None]
     listed = np.broadcast_to(np.asarray(counts).sum(axis=-1).mean(axis=1), recall.shape)
-    video, rows = pattern.layouts[0].blocks, pattern.text_blocks
-    density = (listed + rows * (video + rows)) / (video + rows) ** 2
+    density = pattern.density(listed)
     if plan.dense_layers:
         # Refreshes write lists for these layers too, but no step uses them.
         density, recall = density.copy(), recall.copy()

@@ -1,7 +1,9 @@
 """The sparsity pattern of a run: a mask family at the video's size."""
 
+import math
 from functools import lru_cache
 
+from pallas_kernels import targets
 from qsjax.dit import DiTConfig
 from qsjax.settings import SparsePlan
 from qsjax.sparse import Pattern, Sparsity
@@ -24,7 +26,7 @@ def token_grid(config: DiTConfig, latents: tuple[int, ...]) -> Sizes:
 def pattern_for(
     plan: SparsePlan, config: DiTConfig, latents: tuple[int, ...], text: int
 ) -> Pattern:
-    """The pattern for a size of video and text.
+    """The pattern for a size of video and text, on the current target (`pallas_kernels.targets`).
 
     Args:
         plan: the plan of sparse attention, which names the mask.
@@ -32,7 +34,10 @@ def pattern_for(
         latents: shape of the latents, [B, C, T, H, W].
         text: tokens of the prompt, padding included.
     """
-    return _pattern(plan.sparsity, token_grid(config, latents), text)
+    grid = token_grid(config, latents)
+    # The target decides sizes of blocks: they must be part of the key.
+    sparsity = plan.sparsity.sized(math.prod(grid), targets.current().backend)
+    return _pattern(sparsity, grid, text)
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,7 @@
 """Which pairs of tokens are computed."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import InitVar, dataclass, replace
 from typing import Literal, get_args
 
 from qsjax.config import check_choices
@@ -11,6 +12,8 @@ Mask = Literal["svg", "svg-window", "dense", "band", "window", "sta", "radial", 
 static masks; topk and topp choose blocks by content."""
 FAMILIES: tuple[Mask, ...] = get_args(Mask)
 CHOSEN = ("topk", "topp")
+_TPU_ROWS = 512, 384, 256
+"""Queries of a block on a TPU, largest first: its matrix unit wants many rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,36 +23,49 @@ class Sparsity:
     Attributes:
         mask: mask family: svg and svg-window choose an order for each head, within frames or across them; topk and topp choose
             blocks by content.
-        density: share of the pairs of video blocks; for topp an upper bound. Text sees all tokens, and all tokens see text.
-        block: tokens of a block; accelerators need 128 or a multiple. 0 takes 128, or less (64, 32, 16) for a video of fewer than
-            32 such blocks.
+        density: share of the video's pairs of tokens that is computed, padding included; for topp an upper bound. Text sees all
+            tokens, and all tokens see text.
+        block_q: queries of a block, which share a list; a TPU needs 128 or a multiple. 0 takes 512 on a TPU for a video of 8,192
+            tokens or more, else as many as block_kv.
+        block_kv: keys of a block, which are computed or left out together; a TPU needs 128 or a multiple. 0 takes 128, or less
+            (64, 32, 16) for a video of fewer than 32 such blocks.
         tile: tokens of a tile along time, height and width, for all but svg and radial; 1 x 1 x 1 is the model's order.
         mass: for topp, the share of the pooled softmax that a list must reach.
         sink_frames: number of first frames that all queries see in addition.
         profiled_rows: for svg, the number of rows that decide a head's order.
         every_step: for topk and topp, choose new lists in every sparse step; else lists stay from refresh to refresh, and match
             what is cached.
+
+    `block` is an old spelling: it sets block_q and block_kv.
     """
 
     mask: Mask = "svg"
     density: float = 0.15
-    block: int = 0
+    block_q: int = 0
+    block_kv: int = 0
     tile: tuple[int, int, int] = (1, 1, 1)
     mass: float = 0.9
     sink_frames: int = 0
     profiled_rows: int = 64
     every_step: bool = False
+    block: InitVar[int] = 0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, block: int) -> None:
         check_choices(self)
+        if block:
+            object.__setattr__(self, "block_q", block)
+            object.__setattr__(self, "block_kv", block)
         if not 0 < self.density <= 1 or not 0 < self.mass <= 1:
             raise InputError(
                 f"density={self.density}, mass={self.mass}: both are shares above 0, up to 1"
             )
-        if min(*self.tile, self.profiled_rows) < 1 or min(self.block, self.sink_frames) < 0:
+        if (
+            min(*self.tile, self.profiled_rows) < 1
+            or min(self.block_q, self.block_kv, self.sink_frames) < 0
+        ):
             raise InputError(
-                f"tile={self.tile}, profiled_rows={self.profiled_rows} must be 1 or more, block={self.block},"
-                f" sink_frames={self.sink_frames} 0 or more"
+                f"tile={self.tile}, profiled_rows={self.profiled_rows} must be 1 or more, block_q={self.block_q},"
+                f" block_kv={self.block_kv}, sink_frames={self.sink_frames} 0 or more"
             )
         if self.mask.startswith(("svg", "radial")) and self.tile != (1, 1, 1):
             raise InputError(f"tile={self.tile}: {self.mask} has orders of its own; leave it out")
@@ -63,9 +79,18 @@ class Sparsity:
                 " frames; take band, window, sta or topk"
             )
 
-    def sized(self, tokens: int) -> "Sparsity":
-        """The same with `block` set for a video of this many tokens."""
-        if self.block:
-            return self
+    def sized(self, tokens: int, backend: str = "cpu") -> "Sparsity":
+        """The same with `block_q` and `block_kv` set.
+
+        Args:
+            tokens: of the video.
+            backend: of the device that computes attention: "tpu", or another.
+        """
         fitting = (block for block in (128, 64, 32) if tokens >= 32 * block)
-        return replace(self, block=next(fitting, 16))
+        block_kv = self.block_kv or next(fitting, 16)
+        block_q = self.block_q or block_kv
+        if not self.block_q and backend == "tpu" and tokens >= 16 * _TPU_ROWS[0]:
+            # The tiles of sta are made of whole blocks.
+            whole = math.prod(self.tile) if self.mask == "sta" else _TPU_ROWS[0]
+            block_q = next((rows for rows in _TPU_ROWS if whole % rows == 0), block_kv)
+        return replace(self, block_q=block_q, block_kv=block_kv)

@@ -19,33 +19,37 @@ Sizes = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """An order of the tokens of a video, padded to whole tiles and whole blocks.
+    """An order of the tokens of a video, padded to whole tiles; queries and keys are padded to whole blocks of their own.
 
     Attributes:
         grid: tokens along time, height and width.
         tile: tokens of a tile along the same axes; the order of the tiles is frame by frame, row by row.
-        block: tokens in a block of the sequence.
+        block_q: queries in a block of the sequence.
+        block_kv: keys in a block; 0 takes as many as `block_q`.
     """
 
     grid: Sizes
     tile: Sizes = (1, 1, 1)
-    block: int = 128
+    block_q: int = 128
+    block_kv: int = 0
 
     def __post_init__(self) -> None:
-        if min(*self.grid, *self.tile, self.block) < 1:
+        if not self.block_kv:
+            object.__setattr__(self, "block_kv", self.block_q)
+        if min(*self.grid, *self.tile, self.block_q, self.block_kv) < 1:
             raise InputError(
-                f"grid {self.grid}, tile {self.tile}, block {self.block}: all sizes must be 1 or more"
+                f"grid {self.grid}, tile {self.tile}, blocks of {self.block_q} x {self.block_kv}: all sizes must be 1 or more"
             )
 
     @classmethod
-    def frame_major(cls, grid: Sizes, block: int) -> "Layout":
+    def frame_major(cls, grid: Sizes, block_q: int, block_kv: int = 0) -> "Layout":
         """The model's own order."""
-        return cls(grid, (1, 1, 1), block)
+        return cls(grid, (1, 1, 1), block_q, block_kv)
 
     @classmethod
-    def token_major(cls, grid: Sizes, block: int) -> "Layout":
+    def token_major(cls, grid: Sizes, block_q: int, block_kv: int = 0) -> "Layout":
         """All frames of one position, then the next position."""
-        return cls(grid, (grid[0], 1, 1), block)
+        return cls(grid, (grid[0], 1, 1), block_q, block_kv)
 
     @cached_property
     def tokens(self) -> int:
@@ -59,33 +63,81 @@ class Layout:
         return t, h, w
 
     @cached_property
-    def blocks(self) -> int:
-        """Number of blocks in the sequence."""
-        return -(-int(np.prod(self.tiles) * np.prod(self.tile)) // self.block)
+    def q_blocks(self) -> int:
+        """Blocks of queries in the sequence."""
+        return -(-self._placed // self.block_q)
+
+    @cached_property
+    def kv_blocks(self) -> int:
+        """Blocks of keys in the sequence."""
+        return -(-self._placed // self.block_kv)
 
     @cached_property
     def slots(self) -> int:
-        """Length of the sequence, padding included."""
-        return self.blocks * self.block
+        """Length of the sequence of queries, padding included."""
+        return self.q_blocks * self.block_q
+
+    @cached_property
+    def kv_slots(self) -> int:
+        """Length of the sequence of keys, padding included."""
+        return self.kv_blocks * self.block_kv
+
+    @cached_property
+    def pairs(self) -> int:
+        """Pairs of blocks that the video fills, whatever the padding of its tiles: a density is a share of these."""
+        return -(-self.tokens // self.block_q) * -(-self.tokens // self.block_kv)
 
     @cached_property
     def order(self) -> np.ndarray:
-        """Token of every slot, int32 [slots]; -1 is padding."""
+        """Token of every slot of the queries, int32 [slots]; -1 is padding."""
+        return self._padded(self.slots)
+
+    @cached_property
+    def kv_order(self) -> np.ndarray:
+        """Token of every slot of the keys, int32 [kv_slots]; -1 is padding."""
+        return self._padded(self.kv_slots)
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """Which slots of the queries hold a token, bool [slots]."""
+        return self.order >= 0
+
+    @cached_property
+    def kv_valid(self) -> np.ndarray:
+        """Which slots of the keys hold a token, bool [kv_slots]."""
+        return self.kv_order >= 0
+
+    @cached_property
+    def filled(self) -> np.ndarray:
+        """Pairs of blocks of which both hold a token, bool [q_blocks, kv_blocks]; the others need not be computed."""
+        rows = np.any(self.valid.reshape(self.q_blocks, -1), axis=1, keepdims=True)
+        columns = np.any(self.kv_valid.reshape(self.kv_blocks, -1), axis=1, keepdims=True)
+        return rows & columns.T
+
+    @cached_property
+    def _placed(self) -> int:
+        """Slots of whole tiles."""
+        return int(np.prod(self.tiles) * np.prod(self.tile))
+
+    def _padded(self, slots: int) -> np.ndarray:
         count, tile = self.tiles, self.tile
         padding = [(0, n * t - size) for n, t, size in zip(count, tile, self.grid, strict=True)]
         index = np.arange(self.tokens, dtype=np.int32).reshape(self.grid)
         index = np.pad(index, padding, constant_values=-1)
         parts = [size for pair in zip(count, tile, strict=True) for size in pair]
         index = index.reshape(parts).transpose(0, 2, 4, 1, 3, 5).reshape(-1)
-        return np.pad(index, (0, self.slots - len(index)), constant_values=-1)
+        return np.pad(index, (0, slots - len(index)), constant_values=-1)
 
-    @cached_property
-    def valid(self) -> np.ndarray:
-        """Which slots hold a token, bool [slots]."""
-        return self.order >= 0
+    def arrange(
+        self, x: Shaped[Array, "B N ..."], slots: int | None = None
+    ) -> Shaped[Array, "B S ..."]:
+        """Reorder from the model's order to this one; padding is 0. Only slices and transpositions: a gather would be slow.
 
-    def arrange(self, x: Shaped[Array, "B N ..."]) -> Shaped[Array, "B S ..."]:
-        """Reorder from the model's order to this one; padding is 0. Only slices and transpositions: a gather would be slow."""
+        Args:
+            x: the video's tokens.
+            slots: length of the result; None is that of the queries.
+        """
+        slots = self.slots if slots is None else slots
         rest = x.shape[2:]
         flat = [(0, 0)] * len(rest)
         if self.tile != (1, 1, 1):
@@ -99,14 +151,14 @@ class Layout:
             x = x.reshape(-1, *parts, *rest)
             x = x.transpose(0, 1, 3, 5, 2, 4, 6, *range(7, x.ndim))
             x = x.reshape(x.shape[0], -1, *rest)
-        return jnp.pad(x, [(0, 0), (0, self.slots - x.shape[1]), *flat])
+        return jnp.pad(x, [(0, 0), (0, slots - x.shape[1]), *flat])
 
     def restore(self, x: Shaped[Array, "B S ..."]) -> Shaped[Array, "B N ..."]:
         """Inverse of `arrange`."""
         rest = x.shape[2:]
         if self.tile == (1, 1, 1):
             return x[:, : self.tokens]
-        x = x[:, : int(np.prod(self.tiles) * np.prod(self.tile))]
+        x = x[:, : self._placed]
         x = x.reshape(-1, *self.tiles, *self.tile, *rest)
         x = x.transpose(0, 1, 4, 2, 5, 3, 6, *range(7, x.ndim))
         padded = [n * t for n, t in zip(self.tiles, self.tile, strict=True)]

@@ -1,15 +1,16 @@
 """Static mask families, known before sampling, as block maps: which blocks of video keys a block of video queries sees.
 
-`density` is the share of the pairs of video blocks. Text is added to the lists later: every query sees it
-(`qsjax.sparse.pooled.lists_of`). Masks have the granularity of blocks: at 128 tokens, the published token-wise bands of SVG
-differ from these in 0.4 % of the blocks.
+`density` is the share of the video's pairs of tokens that is computed; at 1 all blocks are listed. Blocks of queries may be larger
+than those of keys. Text is added to the lists later: every query sees it (`qsjax.sparse.pooled.lists_of`). Masks have the granularity
+of blocks: at 128 x 128 tokens, the published token-wise bands of SVG differ from these in 0.4 % of the blocks.
 """
 
+import math
 from collections.abc import Callable
 from itertools import product
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from qsjax.errors import InputError
 from qsjax.sparse.layout import Layout
@@ -17,10 +18,31 @@ from qsjax.sparse.layout import Layout
 BlockMap = Bool[np.ndarray, "Q K"]
 
 
+def own(layout: Layout) -> BlockMap:
+    """The blocks of keys that hold tokens of a block of queries."""
+    q = np.arange(layout.q_blocks)[:, None] * layout.block_q
+    k = np.arange(layout.kv_blocks)[None] * layout.block_kv
+    return (q < k + layout.block_kv) & (k < q + layout.block_q)
+
+
+def share_for(layout: Layout, density: float) -> float:
+    """How many blocks the lists of all rows may hold together, over `Layout.pairs`.
+
+    At density 1 that is all blocks, which is more than 1 if tiles do not fit the video.
+    """
+    return layout.q_blocks * layout.kv_blocks / layout.pairs if density == 1 else density
+
+
+def longest_for(layout: Layout, density: float) -> int:
+    """How many blocks each list may hold if all have equally many: at least those of the row itself."""
+    count = round(share_for(layout, density) * (layout.pairs / layout.q_blocks))
+    return min(layout.kv_blocks, max(count, -(-layout.block_q // layout.block_kv)))
+
+
 def dense(layout: Layout, density: float = 1.0) -> BlockMap:
     """All blocks."""
     del density
-    return np.ones((layout.blocks, layout.blocks), bool)
+    return np.ones((layout.q_blocks, layout.kv_blocks), bool)
 
 
 def band(layout: Layout, density: float) -> BlockMap:
@@ -28,15 +50,17 @@ def band(layout: Layout, density: float) -> BlockMap:
 
     As published, queries at both ends of the video see half as many keys as those in the middle.
     """
-    distance = _distance(layout)
-    return distance <= _nearest(lambda reach: distance <= reach, layout.blocks, density)
+    return _nearest(layout, np.abs(_from_middle_to_middle(layout)), density)
 
 
 def window(layout: Layout, density: float) -> BlockMap:
     """The band, moved inwards at both ends so that every row has equally many keys. SVG has fewer keys there."""
-    count = _count(layout, density)
-    first = np.clip(np.arange(layout.blocks) - count // 2, 0, layout.blocks - count)[:, None]
-    columns = np.arange(layout.blocks)[None]
+    count = longest_for(layout, density)
+    filled = int(np.flatnonzero(layout.filled.any(axis=0))[-1]) + 1
+    middle = (2 * np.arange(layout.q_blocks) + 1) * layout.block_q
+    first = (middle - count * layout.block_kv) // (2 * layout.block_kv)
+    first = np.clip(first, 0, max(0, filled - count))[:, None]
+    columns = np.arange(layout.kv_blocks)[None]
     return (columns >= first) & (columns < first + count)
 
 
@@ -49,13 +73,16 @@ def sliding_tiles(layout: Layout, density: float) -> BlockMap:
         InputError: tiles are not made of whole blocks.
     """
     volume, tiles = int(np.prod(layout.tile)), layout.tiles
-    if volume % layout.block:
+    whole = math.lcm(layout.block_q, layout.block_kv)
+    if volume % whole:
         raise InputError(
-            f"sliding tiles of {layout.tile} tokens are not made of whole blocks of {layout.block}: take tiles of a multiple of"
-            f" {layout.block} tokens, or another block"
+            f"sliding tiles of {layout.tile} tokens are not made of whole blocks of {whole}: take tiles of a multiple of"
+            f" {whole} tokens, or other blocks"
         )
+    parts = volume // layout.block_q, volume // layout.block_kv
     boxes = product(*(range(1, count + 1) for count in tiles))
-    wanted = max(1, int(density * np.prod(tiles) + 1e-9))
+    a_tile_each = int(np.prod(parts) * np.prod(tiles))  # blocks of lists that see one tile
+    wanted = max(1, int(share_for(layout, density) * (layout.pairs / a_tile_each) + 1e-9))
 
     def merit(box: tuple[int, ...]) -> tuple[int, float]:
         return int(np.prod(box)), min(size / n for size, n in zip(box, tiles, strict=True))
@@ -66,8 +93,7 @@ def sliding_tiles(layout: Layout, density: float) -> BlockMap:
         first = np.clip(np.arange(count) - size // 2, 0, count - size)[:, None]
         columns = np.arange(count)[None]
         seen = np.kron(seen, (columns >= first) & (columns < first + size))
-    parts = volume // layout.block
-    return np.kron(seen, np.ones((parts, parts), bool)).astype(bool)
+    return np.kron(seen, np.ones(parts, bool)).astype(bool)
 
 
 def radial(layout: Layout, density: float) -> BlockMap:
@@ -79,22 +105,18 @@ def radial(layout: Layout, density: float) -> BlockMap:
     if layout.tile != (1, 1, 1):
         raise InputError(f"radial masks are for the frame-major order, not tiles of {layout.tile}")
     frame = layout.grid[1] * layout.grid[2]
-    middle = (np.arange(layout.blocks) + 0.5) * layout.block
-    apart = np.abs(middle[:, None] - middle[None])
+    apart = np.abs(_from_middle_to_middle(layout))
     frames = np.round(apart / frame)
     aside = np.abs(apart - frames * frame)
     decay = 2.0 ** -np.floor(np.log2(np.maximum(frames, 1)))
-    # Spatial distance relative to the reach at that distance in time; a block always sees itself.
-    needed = np.where(apart == 0, 0.0, aside / (frame * decay) + frames * 1e-9)
-    levels = np.unique(needed)
-    reach = levels[_nearest(lambda level: needed <= levels[level], len(levels), density)]
-    return needed <= reach
+    # Spatial distance relative to the reach at that distance in time.
+    return _nearest(layout, aside / (frame * decay) + frames * 1e-9, density)
 
 
 def sink(layout: Layout, frames: int) -> BlockMap:
     """Blocks of keys that hold a token of the video's first frames, [1, K] for all rows; works for any order of tokens."""
-    early = layout.valid & (layout.order < frames * layout.grid[1] * layout.grid[2])
-    return np.any(early.reshape(layout.blocks, -1), axis=1, keepdims=True).T
+    early = layout.kv_valid & (layout.kv_order < frames * layout.grid[1] * layout.grid[2])
+    return np.any(early.reshape(layout.kv_blocks, -1), axis=1, keepdims=True).T
 
 
 STATIC: dict[str, Callable[[Layout, float], BlockMap]] = {
@@ -107,19 +129,20 @@ STATIC: dict[str, Callable[[Layout, float], BlockMap]] = {
 """Families by name."""
 
 
-def _distance(layout: Layout) -> np.ndarray:
-    blocks = np.arange(layout.blocks)
-    return np.abs(blocks[:, None] - blocks[None])
+def _from_middle_to_middle(layout: Layout) -> Float[np.ndarray, "Q K"]:
+    """Tokens from the middle of a block of queries to the middle of a block of keys."""
+    q = (np.arange(layout.q_blocks) + 0.5) * layout.block_q
+    k = (np.arange(layout.kv_blocks) + 0.5) * layout.block_kv
+    return k[None] - q[:, None]
 
 
-def _count(layout: Layout, density: float) -> int:
-    return min(layout.blocks, max(1, round(density * layout.blocks)))
-
-
-def _nearest(mask: Callable[[int], np.ndarray], count: int, density: float) -> int:
-    """The parameter in 0 .. count - 1 whose mask has the density closest to `density`; the density grows with the parameter."""
-    low, high = 0, count - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if mask(middle).mean() <= density else (low, middle)
-    return min((low, high), key=lambda parameter: abs(mask(parameter).mean() - density))
+def _nearest(layout: Layout, distance: Float[np.ndarray, "Q K"], density: float) -> BlockMap:
+    """All blocks up to the distance that gives a density closest to `density`; a block of queries always sees its own tokens."""
+    distance = np.where(own(layout), 0.0, distance)
+    levels, wanted = np.unique(distance), share_for(layout, density)
+    listed = np.searchsorted(np.sort(distance[layout.filled]), levels, side="right")
+    shares = listed / layout.pairs
+    low = max(0, int(np.searchsorted(shares, wanted, side="right")) - 1)
+    high = min(low + 1, len(levels) - 1)
+    level = min((low, high), key=lambda level: abs(shares[level] - wanted))
+    return distance <= levels[level]

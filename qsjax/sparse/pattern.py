@@ -1,15 +1,18 @@
 """A mask family for one size of video: the order of the tokens, the block lists, and what is chosen while sampling."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from pallas_kernels import BlockLists
+from pallas_kernels import BlockLists, targets
 from qsjax.settings.sparsity import CHOSEN, Sparsity
 from qsjax.sparse import masks, pooled
+from qsjax.sparse.heads import followed, permuted
 from qsjax.sparse.layout import Layout, Sizes
 from qsjax.sparse.profile import nearest_order, profile_rows, seen_keys
 
@@ -18,8 +21,8 @@ class Choice(NamedTuple):
     """What a pattern chooses while sampling; fields that it does not choose are None.
 
     Attributes:
-        indices: block indices of `BlockLists`, int32 [B, H, blocks, K].
-        counts: list lengths of `BlockLists`, int32 [B, H, blocks].
+        indices: block indices of `BlockLists`, int32 [B, H, Q, K], Q blocks of queries with room for K blocks of keys each.
+        counts: list lengths of `BlockLists`, int32 [B, H, Q].
         second: whether a head uses the second order of tokens, bool [B, H].
     """
 
@@ -32,22 +35,23 @@ class Pattern:
     """A mask family for one size of video and text.
 
     Args:
-        config: the family.
+        config: the family; block sizes of 0 are chosen for the current target (`pallas_kernels.targets`).
         grid: video tokens along time, height and width.
         text: text tokens, padding included.
 
     Attributes:
+        config: the family, block sizes set.
         layouts: one order of the video tokens, or two for heads to choose from.
     """
 
     def __init__(self, config: Sparsity, grid: Sizes, text: int) -> None:
-        config = config.sized(int(np.prod(grid)))
+        config = config.sized(int(np.prod(grid)), targets.current().backend)
         self.config, self.text = config, text
-        block = config.block
-        first = Layout(grid, config.tile, block)
+        blocks = config.block_q, config.block_kv
+        first = Layout(grid, config.tile, *blocks)
         self.layouts = (first,)
         if config.mask.startswith("svg"):
-            self.layouts = (first, Layout.token_major(grid, block))
+            self.layouts = (first, Layout.token_major(grid, *blocks))
         self._maps = tuple(self._map(layout) for layout in self.layouts)
         # A pattern may be made while tracing: these must be concrete arrays even then, constants of any program.
         with jax.ensure_compile_time_eval():
@@ -55,8 +59,8 @@ class Pattern:
 
     @property
     def text_blocks(self) -> int:
-        """Number of text blocks; the last one may be partial."""
-        return -(-self.text // self.config.block)
+        """Blocks of text keys; the last one may be partial."""
+        return -(-self.text // self.config.block_kv)
 
     @property
     def frozen(self) -> bool:
@@ -81,29 +85,28 @@ class Pattern:
         if self.frozen:
             return Choice()
         config, (layout,) = self.config, self.layouts
-        video, valid = layout.tokens, jnp.asarray(layout.valid)
-        q, k = (layout.arrange(x[:, :video]) for x in (q, k))
-        scores = pooled.pooled_scores(q, k, valid, config.block)
-        forced = jnp.asarray(masks.sink(layout, config.sink_frames))
+        q, k = (x[:, : layout.tokens].swapaxes(1, 2) for x in (q, k))
+        scores = pooled.pooled_scores(q, k, layout)
+        forced = masks.sink(layout, config.sink_frames) | (masks.own(layout) & layout.filled)
         if config.mask == "topk":
-            seen = pooled.best(scores, self._longest, forced)
+            seen = pooled.best(scores, self._longest, jnp.asarray(forced))
         else:
-            sizes = valid.reshape(-1, config.block).sum(axis=1).astype(jnp.float32)
-            seen = pooled.share(scores, config.mass, self._longest, forced, sizes)
-        lists = pooled.lists_of(seen, self.text_blocks, block=config.block, longest=self._longest)
+            sizes = layout.kv_valid.reshape(layout.kv_blocks, -1).sum(axis=1)
+            sizes = jnp.asarray(sizes, jnp.float32)
+            seen = pooled.share(scores, config.mass, self._longest, jnp.asarray(forced), sizes)
+        lists = self._lists_of(seen, self._longest)
         return Choice(lists.indices, lists.counts)
 
     def lists(self, choice: Choice) -> BlockLists:
-        """Block lists of the video queries over all keys: video in the order of `arrange`, then text."""
-        block = self.config.block
+        """Block lists of the video queries over all keys: video in the order of `keys`, then text."""
         if self._lists is not None:
             return self._lists
         return BlockLists(
             choice.indices,
             choice.counts,
-            block_q=block,
-            block_kv=block,
-            kv_blocks=self.layouts[0].blocks + self.text_blocks,
+            block_q=self.config.block_q,
+            block_kv=self.config.block_kv,
+            kv_blocks=self.layouts[0].kv_blocks + self.text_blocks,
         )
 
     def text_lists(self) -> BlockLists:
@@ -112,7 +115,7 @@ class Pattern:
 
     def empty(self, batch: int, heads: int) -> Choice:
         """A placeholder choice of the right shapes, before the first refresh."""
-        blocks, longest = self.layouts[0].blocks, self._longest + self.text_blocks
+        blocks, longest = self.layouts[0].q_blocks, self._longest + self.text_blocks
         if len(self.layouts) == 2:
             return Choice(second=jnp.zeros((batch, heads), jnp.bool_))
         if self.frozen:
@@ -122,55 +125,103 @@ class Pattern:
             jnp.zeros((batch, heads, blocks), jnp.int32),
         )
 
-    def arrange(self, x: Shaped[Array, "B N H ..."], choice: Choice) -> Shaped[Array, "B S H ..."]:
-        """Video tokens in the order of each head."""
-        arranged = [layout.arrange(x) for layout in self.layouts]
-        return self._by_head(arranged, choice)
+    def queries(self, q: Shaped[Array, "B H L D"], choice: Choice) -> Shaped[Array, "B H S D"]:
+        """The video's queries in the order of each head, in whole blocks; the text after them is left out."""
+        first = self.layouts[0]
+        flat = q.reshape(-1, *q.shape[2:])
+        video = first.arrange(flat[:, : first.tokens])
+        video = self._reordered(
+            video, choice, partial(self.layouts[-1].arrange, slots=first.tokens)
+        )
+        return video.reshape(*q.shape[:2], *video.shape[1:])
 
-    def restore(self, x: Shaped[Array, "B S H ..."], choice: Choice) -> Shaped[Array, "B N H ..."]:
-        """Inverse of `arrange`."""
-        return self._by_head([layout.restore(x) for layout in self.layouts], choice)
+    def keys(self, k: Shaped[Array, "B H L D"], choice: Choice) -> Shaped[Array, "B H K D"]:
+        """The video's keys, or values, in the order of each head, in whole blocks, and the text after them."""
+        first = self.layouts[0]
+        flat, tokens = k.reshape(-1, *k.shape[2:]), first.tokens
+        if first.tile != (1, 1, 1):
+            video = first.arrange(flat[:, :tokens], first.kv_slots)
+            flat = jnp.concatenate([video, flat[:, tokens:]], axis=1)
+        elif first.kv_slots != tokens:
+            flat = followed(flat, tokens, flat[:, tokens:], first.kv_slots)
+        flat = self._reordered(flat, choice, partial(self.layouts[-1].arrange, slots=tokens))
+        return flat.reshape(*k.shape[:2], *flat.shape[1:])
 
-    def valid(self, kv_valid: Bool[Array, "B L"]) -> Bool[Array, "B S"]:
+    def restore(
+        self, out: Shaped[Array, "B H S D"], text: Shaped[Array, "B H T D"], choice: Choice
+    ) -> Shaped[Array, "B H L D"]:
+        """The inverse of `queries` for the video's output, and the text's after it."""
+        first = self.layouts[0]
+        flat, rest = (x.reshape(-1, *x.shape[2:]) for x in (out, text))
+        flat = self._reordered(flat, choice, self.layouts[-1].restore)
+        if first.tile != (1, 1, 1):
+            flat = first.restore(flat)
+        flat = followed(flat, first.tokens, rest, first.tokens)
+        return flat.reshape(*out.shape[:2], *flat.shape[1:])
+
+    def valid(self, kv_valid: Bool[Array, "B L"]) -> Bool[Array, "B K"]:
         """Which keys are valid, in the order of the lists."""
         layout = self.layouts[0]
-        video = layout.arrange(kv_valid[:, : layout.tokens])
+        video = layout.arrange(kv_valid[:, : layout.tokens], layout.kv_slots)
         return jnp.concatenate([video, kv_valid[:, layout.tokens :]], axis=1)
+
+    @overload
+    def density(self, listed: int) -> float: ...
+    @overload
+    def density(self, listed: np.ndarray) -> np.ndarray: ...
+    def density(self, listed: int | np.ndarray) -> float | np.ndarray:
+        """Share of the pairs of tokens that a sparse step computes: those in the video's lists, and all pairs with text queries.
+
+        Tokens count in whole blocks, because that is how they are computed.
+
+        Args:
+            listed: blocks in the lists of all blocks of video queries of a head, text included.
+        """
+        layout, block_kv = self.layouts[0], self.config.block_kv
+        text = self.text_blocks * block_kv
+        video = -(-layout.tokens // block_kv) * block_kv
+        computed = listed * layout.block_q * block_kv + text * (layout.kv_slots + text)
+        return computed / (video + text) ** 2
 
     @property
     def _longest(self) -> int:
-        blocks = self.layouts[0].blocks
-        return min(blocks, max(1, round(self.config.density * blocks)) + self._sinks)
+        layout = self.layouts[0]
+        return min(layout.kv_blocks, masks.longest_for(layout, self.config.density) + self._sinks)
 
     @property
     def _sinks(self) -> int:
         return int(masks.sink(self.layouts[0], self.config.sink_frames).sum())
 
     def _constant_lists(self) -> tuple[BlockLists | None, BlockLists]:
-        block, blocks = self.config.block, self.layouts[0].blocks
+        block_q, block_kv = self.config.block_q, self.config.block_kv
         # A short text is not padded to a block of queries.
-        rows = next((size for size in (16, 32, 64) if self.text <= size < block), block)
-        everything = np.ones((1, -(-self.text // rows), blocks + self.text_blocks), bool)
-        text = BlockLists.from_block_map(everything, block_q=rows, block_kv=block)
+        sizes = (16, 32, 64, 128, 256)
+        rows = next((size for size in sizes if self.text <= size < block_q), block_q)
+        keys = self.layouts[0].kv_blocks + self.text_blocks
+        everything = np.ones((1, -(-self.text // rows), keys), bool)
+        text = BlockLists.from_block_map(everything, block_q=rows, block_kv=block_kv)
         if not self.frozen:
             return None, text
         # The lists are identical for both orders.
-        return pooled.lists_of(self._maps[0][None, None], self.text_blocks, block=block), text
+        return self._lists_of(self._maps[0][None, None]), text
+
+    def _lists_of(self, seen: Array | np.ndarray, longest: int | None = None) -> BlockLists:
+        sizes = {"block_q": self.config.block_q, "block_kv": self.config.block_kv}
+        return pooled.lists_of(seen, self.text_blocks, **sizes, longest=longest)
 
     def _map(self, layout: Layout) -> masks.BlockMap:
         config = self.config
         if config.mask in CHOSEN:
-            return np.ones((layout.blocks, layout.blocks), bool)
+            return layout.filled
         name = {"svg": "band", "svg-window": "window"}.get(config.mask, config.mask)
         seen = masks.STATIC[name](layout, config.density) | masks.sink(layout, config.sink_frames)
-        return seen & np.any(layout.valid.reshape(layout.blocks, -1), axis=1, keepdims=True).T
+        return seen & layout.filled
 
-    def _by_head(self, arranged: list[Array], choice: Choice) -> Array:
-        if len(arranged) == 1:
-            return arranged[0]
-        first, second = arranged
+    def _reordered(
+        self, x: Shaped[Array, "N L D"], choice: Choice, permutation: Callable[[Array], Array]
+    ) -> Shaped[Array, "N L D"]:
+        """Permute the heads that chose the second order; the first one of two is the model's own."""
+        if len(self.layouts) == 1:
+            return x
         assert choice.second is not None  # `choose` decides it for patterns of two orders
-        which = choice.second[:, None, :].reshape(
-            choice.second.shape[0], 1, -1, *(1,) * (first.ndim - 3)
-        )
-        return jnp.where(which, second, first)
+        return permuted(x, choice.second.reshape(-1), permutation, self.layouts[0].tokens)

@@ -29,8 +29,7 @@ def seen_keys(layout: Layout, seen: Bool[np.ndarray, "Q K"], rows: np.ndarray) -
     """The video keys, in the model's order, that each of the rows sees under a block map, bool [rows, N]."""
     slots = np.empty(layout.tokens, np.int64)
     slots[layout.order[layout.valid]] = np.flatnonzero(layout.valid)
-    blocks = slots // layout.block
-    return seen[blocks[rows]][:, blocks]
+    return seen[slots[rows] // layout.block_q][:, slots // layout.block_kv]
 
 
 def nearest_order(

@@ -10,7 +10,7 @@ from jaxtyping import TypeCheckError
 from qsjax.cli.fields import meanings
 from qsjax.cli.options import Options, add_config, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
-from qsjax.config import check_choices, configs_directory
+from qsjax.config import check_choices, configs_directory, to_mapping
 from qsjax.errors import InputError
 from qsjax.residual.store import BYTES
 from qsjax.settings import (
@@ -18,6 +18,7 @@ from qsjax.settings import (
     Residual,
     SamplingPlan,
     SamplingRecipe,
+    Settings,
     Skip,
     SparsePlan,
     Sparsity,
@@ -97,7 +98,7 @@ def test_options_change_a_recipe():
         *("--residual.policy", "second", "--residual.store", "int4", "--sparse.dense-layers", "0,3"),
     )  # fmt: skip
     plan = chosen(*new, weights="w4a8").sparse
-    assert plan.sparsity == Sparsity(mask="svg", density=0.2, block=128)
+    assert plan.sparsity == Sparsity(mask="svg", density=0.2, block_kv=128)
     assert (plan.interval, plan.dense_steps, plan.dense_layers) == (4, 5, (0, 3))
     assert plan.residual == Residual(policy="second", store="int4", rank=16)
     old = [word.replace("--sparsity.", "--sparse.") for word in new]
@@ -113,6 +114,25 @@ def test_options_change_what_the_checkpoint_has_stored():
         chosen("--sparsity.mask", "dense", "--skip.threshold", "0", stored=stored)
         == SamplingRecipe()
     )
+
+
+def test_one_size_of_block_is_an_old_spelling_of_two(tmp_path):
+    both = Sparsity(block_q=64, block_kv=64)
+    assert Sparsity(block=64) == both
+    assert replace(Sparsity(block=64), density=0.2) == replace(both, density=0.2)
+    for option in ("--sparsity.block", "--sparse.block"):
+        assert chosen(option, "64").sparse.sparsity == both
+        named = chosen("--recipe", "svg-d25", option, "64").sparse.sparsity
+        assert named == replace(both, density=0.25)
+    path = tmp_path / "mine.toml"
+    path.write_text("[sparsity]\nblock = 64\n")
+    assert SamplingRecipe.load(str(path)).sparse.sparsity == both
+    wider = chosen("--recipe", str(path), "--sparsity.block-q", "256").sparse.sparsity
+    assert wider == Sparsity(block_q=256, block_kv=64)
+    stored = {"sparse": {"sparsity": {"mask": "topk", "block": 64}}}
+    assert Settings.stored(stored).sparse.sparsity == replace(both, mask="topk")
+    assert "block" not in to_mapping(both)
+    assert "sparsity.block " not in " ".join(parser().format_help().split())
 
 
 def test_lists_of_every_step_are_for_those_that_change():

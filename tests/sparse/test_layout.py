@@ -12,11 +12,16 @@ from qsjax.sparse import Layout
 SIZES = st.tuples(*[st.integers(1, 5)] * 3)
 
 
-@given(grid=SIZES, tile=SIZES, block=st.integers(1, 7))
-def test_every_token_has_one_slot(grid, tile, block):
-    layout = Layout(grid, tile, block)
+@given(grid=SIZES, tile=SIZES, block_q=st.integers(1, 7), block_kv=st.integers(1, 7))
+def test_every_token_has_one_slot(grid, tile, block_q, block_kv):
+    layout = Layout(grid, tile, block_q, block_kv)
     assert sorted(layout.order[layout.valid]) == list(range(layout.tokens))
-    assert layout.slots % block == 0
+    assert len(layout.order) == layout.slots == layout.q_blocks * block_q
+    assert len(layout.kv_order) == layout.kv_slots == layout.kv_blocks * block_kv
+    shorter = min(layout.slots, layout.kv_slots)
+    np.testing.assert_array_equal(layout.order[:shorter], layout.kv_order[:shorter])
+    assert (layout.order[shorter:] < 0).all()
+    assert (layout.kv_order[shorter:] < 0).all()
 
 
 # Each compiles: one token, the model's own order, tiles that fit, that do not along one or all of three, or hold all.
@@ -56,7 +61,7 @@ def test_a_tile_is_a_box():
     layout = Layout((4, 4, 6), (2, 2, 3), 12)
     places = np.stack(np.unravel_index(layout.order[:12], layout.grid))
     assert (places.max(axis=1) == [1, 1, 2]).all()
-    assert layout.blocks == 8
+    assert layout.q_blocks == layout.kv_blocks == 8
 
 
 def test_tiles_that_do_not_fit_are_padded():
@@ -69,7 +74,18 @@ def test_tiles_that_do_not_fit_are_padded():
 def test_at_720p_text_blocks_cost_nothing_more():
     """118,800 video tokens end inside a block of 128: whole blocks of video and two of text are as many as one sequence has."""
     layout = Layout.frame_major((33, 45, 80), 128)
-    assert layout.blocks + 2 == -(-(118_800 + 256) // 128) == 931
+    assert layout.kv_blocks + 2 == -(-(118_800 + 256) // 128) == 931
+
+
+def test_queries_and_keys_are_padded_to_blocks_of_their_own():
+    layout = Layout.frame_major((3, 2, 2), 8, 5)
+    assert (layout.slots, layout.q_blocks) == (16, 2)
+    assert (layout.kv_slots, layout.kv_blocks) == (15, 3)
+    assert layout.pairs == 2 * 3
+    assert layout.filled.all()
+    tiled = Layout((3, 1, 1), (8, 1, 1), 4, 2)  # five of eight slots of its tile are padding
+    expected = np.array([[True, True, False, False], [False] * 4])
+    np.testing.assert_array_equal(tiled.filled, expected)
 
 
 def test_empty_sizes_are_refused():

@@ -9,10 +9,14 @@ import pytest
 from compilations import compilations
 from tolerances import FLOAT32_NETWORK
 
-from pallas_kernels import block_sparse_attention
+from pallas_kernels import block_sparse_attention, targets
+from pallas_kernels.targets import TARGETS
+from qsjax.bench.sample import CONFIG, LATENTS
 from qsjax.dit.attention import dense_attention
 from qsjax.errors import InputError
-from qsjax.sparse import FAMILIES, Pattern, Sparsity
+from qsjax.sample import pattern_for
+from qsjax.settings import SparsePlan
+from qsjax.sparse import FAMILIES, Choice, Pattern, Sparsity, masks
 
 GRID, TEXT = (3, 4, 6), 5
 
@@ -40,15 +44,18 @@ def attend(pattern, q, k, v, kv_valid):
     """Attention of the video's queries as a sampler runs it."""
     choice = pattern.choose(q, k, v, kv_valid)
     video = pattern.layouts[0].tokens
-    q = pattern.arrange(q[:, :video], choice)
-    k, v = (
-        jnp.concatenate([pattern.arrange(x[:, :video], choice), x[:, video:]], axis=1)
-        for x in (k, v)
+    heads_first = [x.swapaxes(1, 2) for x in (q, k, v)]
+    text = heads_first[0][:, :, video:]
+    arranged = (
+        pattern.queries(heads_first[0], choice),
+        *(pattern.keys(x, choice) for x in heads_first[1:]),
     )
+    q, k, v = (x.swapaxes(1, 2) for x in arranged)
     out = block_sparse_attention(
         q, k, v, pattern.lists(choice), kv_valid=pattern.valid(kv_valid), implementation="reference"
     )
-    return pattern.restore(out, choice)
+    out = pattern.restore(out.swapaxes(1, 2), text, choice).swapaxes(1, 2)
+    return out[:, :video]
 
 
 @pytest.mark.parametrize("mask", FAMILIES)
@@ -101,11 +108,15 @@ def test_profiling_tells_spatial_heads_from_temporal_ones():
     pattern = Pattern(Sparsity(mask="svg", density=0.2, block=16), grid, 8)
     choice = jax.jit(pattern.choose)(q, q, v, jnp.arange(520)[None] < 515)
     assert choice.second.tolist() == [[False, True]]
-    video = q[:, :512]
-    arranged = pattern.arrange(video, choice)
-    np.testing.assert_array_equal(arranged[:, :, 0], video[:, :, 0])
-    np.testing.assert_array_equal(pattern.layouts[1].arrange(video)[:, :, 1], arranged[:, :, 1])
-    np.testing.assert_array_equal(pattern.restore(arranged, choice), video)
+    q = q.swapaxes(1, 2)
+    video, text = q[:, :, :512], q[:, :, 512:]
+    arranged = pattern.queries(q, choice)
+    np.testing.assert_array_equal(arranged[:, 0], video[:, 0])
+    np.testing.assert_array_equal(arranged[:, 1], pattern.layouts[1].arrange(video[:, 1]))
+    np.testing.assert_array_equal(pattern.restore(arranged, text, choice), q)
+    keys = pattern.keys(q, choice)
+    np.testing.assert_array_equal(keys[:, :, :512], arranged)
+    np.testing.assert_array_equal(keys[:, :, 512:], text)
 
 
 def test_a_sink_is_in_every_list():
@@ -133,6 +144,8 @@ def test_text_rows_see_everything():
         ({"density": 0.0}, "shares above 0"),
         ({"density": 15.0}, "shares above 0"),
         ({"block": -1}, "0 or more"),
+        ({"block_q": -1}, "0 or more"),
+        ({"block_kv": -1}, "0 or more"),
         ({"mask": "svg", "tile": (1, 2, 2)}, "orders of its own"),
         ({"mask": "svg", "sink_frames": 1}, "token-major order"),
     ],
@@ -146,4 +159,67 @@ def test_what_is_refused(options, message):
     ("grid", "block"), [((33, 45, 80), 128), ((9, 8, 8), 16), ((8, 16, 16), 64), ((1, 2, 2), 16)]
 )
 def test_blocks_follow_the_number_of_tokens(grid, block):
-    assert Pattern(Sparsity(mask="band"), grid, TEXT).config.block == block
+    config = Pattern(Sparsity(mask="band"), grid, TEXT).config
+    assert (config.block_q, config.block_kv) == (block, block)
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens", "blocks"),
+    [
+        ({}, 33 * 45 * 80, (512, 128)),
+        ({}, 8192, (512, 128)),
+        ({}, 8191, (128, 128)),
+        ({}, 576, (16, 16)),
+        ({"block_kv": 128}, 576, (128, 128)),
+        ({"block_q": 1024}, 8192, (1024, 128)),
+        ({"block": 64}, 8192, (64, 64)),
+        ({"mask": "sta", "tile": (6, 8, 8)}, 8192, (384, 128)),
+        ({"mask": "sta", "tile": (1, 8, 16)}, 8192, (128, 128)),
+    ],
+)
+def test_a_tpu_gets_many_queries_in_a_block(options, tokens, blocks):
+    sized = Sparsity(**options).sized(tokens, "tpu")
+    assert (sized.block_q, sized.block_kv) == blocks
+    assert sized.sized(tokens, "cpu") == sized
+    if not options:
+        for backend in ("cpu", "gpu"):
+            here = Sparsity().sized(tokens, backend)
+            assert here.block_q == here.block_kv == min(blocks)
+
+
+def test_a_pattern_is_made_for_the_target_that_is_compiled_for():
+    made = {}
+    for name in ("v5e", "h100"):
+        with targets.assumed(TARGETS[name]):
+            made[name] = pattern_for(SparsePlan(), CONFIG, LATENTS, TEXT)  # 8,192 tokens
+    shapes = {name: pattern.lists(Choice()).counts.shape[2] for name, pattern in made.items()}
+    assert shapes == {"v5e": 16, "h100": 64}
+    assert made["v5e"].text_lists().block_q == 16
+
+
+# The tiles of sta are made of whole blocks.
+RECTANGULAR = [*((mask, (12, 3)) for mask in FAMILIES), ("svg", (4, 6)), ("topk", (8, 3))]
+
+
+@pytest.mark.parametrize(("mask", "blocks"), RECTANGULAR)
+def test_at_density_one_blocks_of_any_shape_are_dense_attention(mask, blocks):
+    grid, (block_q, block_kv) = (3, 4, 7), blocks
+    tile = (1, 2, 6) if mask in ("sta", "topk", "topp") else (1, 1, 1)
+    changes = {"density": 1.0, "tile": tile, "block": 0, "block_q": block_q, "block_kv": block_kv}
+    pattern = Pattern(config(mask, **changes), grid, TEXT)
+    q, k, v = tensors(grid=grid)
+    kv_valid = validity([5, 2], 84)
+    expected, _ = dense_attention(q, k, v, kv_valid)
+    found = jax.jit(partial(attend, pattern))(q, k, v, kv_valid)
+    np.testing.assert_allclose(found, expected[:, :84], atol=FLOAT32_NETWORK)
+
+
+@pytest.mark.parametrize("mask", ["topk", "topp"])
+def test_chosen_lists_of_wide_blocks_hold_their_own_and_no_more_than_density(mask):
+    changes = {"density": 0.34, "block": 0, "block_q": 12, "block_kv": 3, "tile": (1, 1, 1)}
+    pattern = Pattern(config(mask, **changes), GRID, TEXT)
+    lists = pattern.lists(jax.jit(pattern.choose)(*tensors(), validity([5, 2])))
+    seen = np.asarray(lists.block_map())[..., :24]  # 6 blocks of queries, 24 of keys
+    assert seen.shape == (2, 2, 6, 24)
+    assert seen[..., masks.own(pattern.layouts[0])].all()
+    assert seen.sum(axis=-1).max() == round(0.34 * 24)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tolerances import FLOAT32_NETWORK
 
+from qsjax.sparse import Layout
 from qsjax.sparse.pooled import best, lists_of, pooled_scores, share
 
-NOTHING = jnp.zeros((1, 6), jnp.bool_)
+OWN = jnp.eye(6, dtype=jnp.bool_)
 
 
 @pytest.fixture(scope="module")
@@ -18,22 +19,26 @@ def scores():
 
 def test_scores_are_products_of_means_without_padding():
     random = np.random.default_rng(0)
-    q, k = (random.standard_normal((1, 12, 2, 4)).astype(np.float32) for _ in range(2))
-    valid = np.arange(12) < 9  # the last block of 4 holds one token
-    found = pooled_scores(*map(jnp.asarray, (q, k, valid)), 4)
-    means = [[x[0, 4 * n : min(4 * n + 4, 9)].mean(axis=0) for n in range(3)] for x in (q, k)]
-    expected = np.einsum("nhd,mhd->hnm", *map(np.array, means)) / 2
+    q, k = (random.standard_normal((1, 2, 9, 4)).astype(np.float32) for _ in range(2))
+    # Blocks of 4 queries and 3 keys; the last one of queries holds one token.
+    found = pooled_scores(jnp.asarray(q), jnp.asarray(k), Layout.frame_major((1, 1, 9), 4, 3))
+    means = [
+        np.array([x[0, :, n : n + size].mean(axis=1) for n in range(0, 9, size)])
+        for x, size in ((q, 4), (k, 3))
+    ]
+    expected = np.einsum("nhd,mhd->hnm", *means) / 2
     np.testing.assert_allclose(found[0], expected, atol=FLOAT32_NETWORK)
 
 
 def test_a_block_of_padding_is_never_chosen():
-    x = jnp.ones((1, 12, 1, 4))
-    found = pooled_scores(x, x, jnp.arange(12) < 8, 4)
-    assert not np.asarray(best(found, 2, jnp.zeros((1, 3), jnp.bool_)))[..., :2, 2].any()
+    x = jnp.ones((1, 1, 8, 4))
+    found = pooled_scores(x, x, Layout((1, 1, 8), (1, 1, 12), 4))
+    assert found.shape == (1, 1, 3, 3)
+    assert not np.asarray(best(found, 2, jnp.zeros((1, 3), jnp.bool_)))[..., 2].any()
 
 
 def test_the_best_of_every_row_and_its_own_block(scores):
-    seen = np.asarray(best(scores, 3, NOTHING))
+    seen = np.asarray(best(scores, 3, OWN))
     assert (seen.sum(axis=-1) == 3).all()
     assert np.diagonal(seen, axis1=2, axis2=3).all()
     for place in np.ndindex(2, 3, 6):
@@ -44,7 +49,7 @@ def test_the_best_of_every_row_and_its_own_block(scores):
 
 
 def test_what_is_forced_takes_a_place(scores):
-    forced = NOTHING.at[0, 4].set(True)
+    forced = OWN.at[:, 4].set(True)
     seen = np.asarray(best(scores, 3, forced))
     assert seen[..., 4].all()
     assert (seen.sum(axis=-1) == 3).all()
@@ -52,7 +57,7 @@ def test_what_is_forced_takes_a_place(scores):
 
 @pytest.mark.parametrize("mass", [0.3, 0.8, 0.99])
 def test_a_share_is_reached_with_as_few_blocks_as_possible(scores, mass):
-    seen = np.asarray(share(scores, mass, 6, NOTHING, jnp.ones(6)))
+    seen = np.asarray(share(scores, mass, 6, OWN, jnp.ones(6)))
     weights = np.asarray(jax.nn.softmax(scores, axis=-1))
     kept = (weights * seen).sum(axis=-1)
     assert (kept >= mass - 1e-6).all()
@@ -63,13 +68,15 @@ def test_a_share_is_reached_with_as_few_blocks_as_possible(scores, mass):
 
 
 def test_a_share_has_a_limit(scores):
-    seen = np.asarray(share(scores, 1.0, 2, NOTHING, jnp.ones(6)))
+    seen = np.asarray(share(scores, 1.0, 2, OWN, jnp.ones(6)))
     assert (seen.sum(axis=-1) <= 2).all()
     assert np.diagonal(seen, axis1=2, axis2=3).all()
 
 
 def test_text_is_in_every_list(scores):
-    lists = jax.jit(lambda s: lists_of(best(s, 2, NOTHING), 2, block=4, longest=2))(scores)
+    lists = jax.jit(lambda s: lists_of(best(s, 2, OWN), 2, block_q=4, block_kv=4, longest=2))(
+        scores
+    )
     assert lists.indices.shape == (2, 3, 6, 4)
     np.testing.assert_array_equal(lists.indices[..., 2:], np.broadcast_to([6, 7], (2, 3, 6, 2)))
     assert (lists.counts == 4).all()
