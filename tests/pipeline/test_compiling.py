@@ -4,12 +4,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import monitoring
 
 import qsjax
 from qsjax import compiling, models
@@ -107,6 +109,19 @@ def test_models_are_known_before_they_are_loaded(tiny_checkpoint, part, modulati
     assert jax.tree.structure(known) == jax.tree.structure(loaded)
     for a, b in zip(jax.tree.leaves(known), jax.tree.leaves(loaded), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def test_a_second_start_reads_all_its_programs(tiny_checkpoint):
+    first, events = opened(tiny_checkpoint)(CAPTION, **SIZE), Counter()
+    jax.clear_caches()
+    monitoring.register_event_listener(lambda event, **_: events.update([event]))
+    try:
+        again = opened(tiny_checkpoint)(CAPTION, **SIZE)
+    finally:
+        monitoring.clear_event_listeners()
+    np.testing.assert_array_equal(again, first)
+    assert events["/jax/compilation_cache/cache_misses"] == 0
+    assert events["/jax/compilation_cache/cache_hits"] > 0
 
 
 def test_an_error_is_the_callers_and_the_next_call_tries_again(programs):
