@@ -78,7 +78,11 @@ class Models:
     @property
     def modulation(self) -> DiT:
         """The model that computes a prompt's modulation vectors; if released, it is read anew each time and not kept."""
-        return self._read_dit("modulation") if self._released else self.dit
+        if not self._released:
+            return self.dit
+        if self.staged and self._loaded.keys() - {"dit"}:
+            self.release()  # text encoders would lie beside it
+        return self._read_dit("modulation")
 
     @property
     def vae(self) -> VAE:
