@@ -27,7 +27,8 @@ def keep_programs() -> Path:
     """Let JAX keep compiled programs on disk, unless the user has named a place for them; returns the place.
 
     The command line does so by itself. Programs for CPUs have a folder for each kind of CPU, since a home
-    may be shared by several machines.
+    may be shared by several machines. JAX alone keeps only what took a second to compile; here all is kept, so that a
+    second start compiles nothing.
     """
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     imported: ModuleType | None = sys.modules.get("jax")
@@ -40,6 +41,10 @@ def keep_programs() -> Path:
         )
         if imported is not None:
             imported.config.update("jax_compilation_cache_dir", chosen)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        if imported is not None:
+            imported.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return Path(chosen)
 
 

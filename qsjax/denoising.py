@@ -1,4 +1,8 @@
-"""All steps of a run as compiled programs, on one device or on a mesh."""
+"""All steps of a run as compiled programs, on one device or on a mesh.
+
+The programs are compiled in threads, all kinds of step at once, and on one device before the models are loaded: they
+depend on shapes alone, which the checkpoint's manifest tells.
+"""
 
 import time
 from collections.abc import Callable, Generator, Hashable
@@ -9,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 from jaxtyping import Array, Float
 
+from qsjax.compiling import Programs
 from qsjax.dit import DiT
 from qsjax.models import Models
 from qsjax.parallel import replicated, weight_specs
@@ -48,7 +53,7 @@ class Denoiser:
         add: called with the name of each finished stage and the time when it began.
 
     Attributes:
-        programs: compiled programs by name, plan and argument shapes.
+        programs: compiled programs by name, plan, and shapes and dtypes of the arguments.
     """
 
     def __init__(
@@ -60,7 +65,39 @@ class Denoiser:
         add: Callable[[str, float], None],
     ) -> None:
         self._models, self._mesh, self._progress, self._add = models, mesh, progress, add
-        self.programs: dict[Hashable, Compiled] = {}
+        self.programs = Programs(add)
+
+    def ahead(
+        self,
+        plan: SamplingPlan,
+        prompt: EncodedPrompt,
+        negative: EncodedPrompt | None,
+        latents: tuple[int, ...],
+    ) -> None:
+        """Begin to compile what a call needs, before a model is loaded.
+
+        Programs on a mesh, or with a cache in the host's memory, depend on where their arguments lie: they are compiled when
+        those are there.
+
+        Args:
+            plan: the sampling plan.
+            prompt, negative: shapes and dtypes of the encoded prompts.
+            latents: shape of the latents, [B, C, T, H, W].
+        """
+        if self._mesh is not None or (plan.sparse and plan.sparse.residual.place == "host"):
+            return
+        x, numbers = jax.ShapeDtypeStruct(latents, jnp.float32), partial(schedule, plan)
+        first = jax.eval_shape(lambda: step_at(numbers(), 0))
+        dit, modulation = self._models.abstract_dit, self._models.abstract_modulation
+        prepared = self._start(
+            "prepare", plan, partial(prepare, plan), modulation, prompt, negative
+        )
+        cache = None
+        if plan.remembers:
+            cache = self._start("cache", plan, partial(_cache, plan), dit, x, prepared)
+        for kind in dict.fromkeys(plan.kinds):
+            step = partial(denoise_step, plan, kind)
+            self._start(kind, plan, step, dit, x, cache, first, prepared)
 
     def __call__(
         self,
@@ -86,14 +123,16 @@ class Denoiser:
             make = self._compiled("cache", plan, partial(_cache, plan), dit, x, prepared)
             cache = make(dit, x, prepared)
         first = step_at(numbers, 0)
-        programs = {}
+        steps = {}
         for kind in dict.fromkeys(plan.kinds):
             step: Callable[..., tuple[Array, Cache | None]] = partial(denoise_step, plan, kind)
             if self._mesh is not None:
                 step = sharded_step(plan, kind, self._mesh, cache, weight_specs(dit))
-            programs[kind] = self._compiled(kind, plan, step, dit, x, cache, first, prepared)
+            steps[kind] = (kind, plan, step, dit, x, cache, first, prepared)
+            self._start(*steps[kind])
+        programs = {kind: self._compiled(*step) for kind, step in steps.items()}
         results = denoise(plan, programs, dit, x, cache, prepared, numbers=numbers)
-        del x, cache, first
+        del x, cache, first, steps
         start = time.perf_counter()
         try:
             with Progress(plan.steps, "denoise", unit="step", enabled=self._progress) as bar:
@@ -114,20 +153,29 @@ class Denoiser:
         run = self._compiled("prepare", plan, function, dit, prompt, negative)
         return jax.block_until_ready(run(dit, prompt, negative))
 
+    def _start(
+        self, name: str, plan: SamplingPlan, function: Callable[..., Any], *arguments: object
+    ) -> Any:
+        """Have a function compiled for arguments of these shapes; returns the shapes and dtypes of its results."""
+        return self.programs.start(*self._program(name, plan, function, *arguments))
+
     def _compiled(
         self, name: str, plan: SamplingPlan, function: Callable[..., Any], *arguments: object
     ) -> Compiled:
-        """The program of a function for these argument shapes, compiled once; compiling is timed as a stage of its own.
+        """The same, when it is compiled; returns the program."""
+        return self.programs.get(*self._program(name, plan, function, *arguments))
+
+    def _program(
+        self, name: str, plan: SamplingPlan, function: Callable[..., Any], *arguments: object
+    ) -> tuple[Hashable, Callable[[], Lowered]]:
+        """Key of a program, and how it is traced.
 
         Steps donate their cache, which is overwritten in place. The first argument is the model, whose shapes never change.
         """
-        key = (name, plan, *(leaf.shape for leaf in jax.tree.leaves(arguments[1:])))
-        if key not in self.programs:
-            start = time.perf_counter()
-            jitted = jax.jit(function, donate_argnums=CACHE if name in KINDS else ())
-            self.programs[key] = jitted.lower(*arguments).compile()
-            self._add("compile", start)
-        return self.programs[key]
+        leaves = jax.tree.leaves(arguments[1:])
+        key = (name, plan, *((leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves))
+        jitted = jax.jit(function, donate_argnums=CACHE if name in KINDS else ())
+        return key, partial(jitted.lower, *arguments)
 
     def _everywhere(self, tree: Tree) -> Tree:
         """The arrays of a tree, replicated over the mesh if there is one."""

@@ -23,7 +23,8 @@ class Result:
         latents: float32 [B, C, T, H, W] after the last step.
         seed: seed of the noise.
         settings: the settings that were used, chosen from arguments, recipe and checkpoint.
-        timings: seconds by stage ("load", "encode", "compile", "denoise", "decode").
+        timings: seconds by stage ("load", "encode", "compile", "denoise", "decode"). "compile" is what the run waited for;
+            the compiler also works while other stages run.
         heads: recall and density of every head; None with dense attention.
         skipped: number of steps that were left out for the prompt.
         peak_memory_bytes: peak memory of the first device since the process began; None if the backend does not report it.

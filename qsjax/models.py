@@ -3,20 +3,27 @@
 import gc
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from pallas_kernels import Kernels
 from qsjax.checkpoint import Manifest, stored_bytes
-from qsjax.dit import DiT, load_dit
+from qsjax.config import from_mapping
+from qsjax.dit import DiT, DiTConfig, load_dit
+from qsjax.dit.abstract import abstract_dit
+from qsjax.dit.halves import keep
+from qsjax.dit.kernels import use_kernels
+from qsjax.dit.loading import stored_recipe
 from qsjax.parallel import weight_placement
 from qsjax.settings import ModulationWeights
+from qsjax.quant import arrange
 from qsjax.text import TextEncoder
-from qsjax.vae import VAE, load_vae
+from qsjax.vae import VAE, VAEConfig, abstract_vae, load_vae
 
 _ROOM = 0.6
 """With `staged=None`, all models stay loaded if their weights take at most this share of the device's memory."""
@@ -73,7 +80,11 @@ class Models:
     @property
     def modulation(self) -> DiT:
         """The model that computes a prompt's modulation vectors; if released, it is read anew each time and not kept."""
-        return self._read_dit("modulation") if self._released else self.dit
+        if not self._released:
+            return self.dit
+        if self.staged and self._loaded.keys() - {"dit"}:
+            self.release()  # text encoders would lie beside it
+        return self._read_dit("modulation")
 
     @property
     def vae(self) -> VAE:
@@ -85,6 +96,23 @@ class Models:
         """Both text encoders with their tokenizers."""
         load = partial(TextEncoder.load, storage=self._text_storage)
         return self._cached("text", lambda: self._read(load))
+
+    @cached_property
+    def abstract_dit(self) -> DiT:
+        """Shapes and dtypes of `dit`."""
+        return self._abstract_dit("steps" if self._released else "whole")
+
+    @cached_property
+    def abstract_modulation(self) -> DiT:
+        """Shapes and dtypes of `modulation`."""
+        return self._abstract_dit("modulation") if self._released else self.abstract_dit
+
+    @cached_property
+    def abstract_vae(self) -> VAE:
+        """Shapes and dtypes of `vae`."""
+        source = f"{self._manifest.directory}: vae config"
+        config = from_mapping(VAEConfig, self._manifest.config("vae"), source=source)
+        return abstract_vae(config, self._dtype)
 
     def release(self) -> None:
         """Drop all loaded models."""
@@ -101,6 +129,18 @@ class Models:
     def _read_dit(self, part: str) -> DiT:
         load = partial(load_dit, part=part, place=self._place, kernels=self._kernels)
         return self._read(partial(load, progress=self._progress))
+
+    def _abstract_dit(self, part: str) -> DiT:
+        """What `_read_dit` returns, without values; on a mesh, as on a single device."""
+        source = f"{self._manifest.directory}: dit config"
+        stored = abstract_dit(
+            from_mapping(DiTConfig, self._manifest.config("dit"), source=source),
+            dtype=self._dtype,
+            recipe=stored_recipe(self._manifest),
+            clipped=self._manifest.component("dit").clipped,
+        )
+        kept = use_kernels(keep(stored, part), self._kernels)
+        return nnx.eval_shape(partial(arrange, matmul=self._kernels.matmul), kept)
 
     def _read(self, load: Callable[..., Loaded]) -> Loaded:
         start = time.perf_counter()

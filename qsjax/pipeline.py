@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from qsjax.budget.steps import describe
+from qsjax.decoding import LatentDecoder
 from qsjax.denoising import Denoiser
 from qsjax.errors import Cancelled, InputError
 from qsjax.generation import Result, same_arguments
@@ -28,7 +29,7 @@ from qsjax.sample import (
 )
 from qsjax.settings import RecipeLike, Settings, choose_settings
 from qsjax.settings.video import check_size
-from qsjax.text import EncodedPrompt
+from qsjax.text import EncodedPrompt, abstract_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,12 @@ class Pipeline(OpenCheckpoint):
     @cached_property
     def _denoiser(self) -> Denoiser:
         return Denoiser(self._models, self.mesh, progress=self._progress, add=self._add)
+
+    @cached_property
+    def _decoder(self) -> LatentDecoder:
+        return LatentDecoder(
+            self._models, self.vae_config, self.mesh, progress=self._progress, add=self._add
+        )
 
     def generate(
         self,
@@ -122,6 +129,10 @@ class Pipeline(OpenCheckpoint):
         if self.mesh is not None and plan.sparse is not None:
             check_heads(self.mesh, self.dit_config.num_heads)
         self._require_room(chosen, encodes=not isinstance(prompt, EncodedPrompt))
+        if not isinstance(prompt, EncodedPrompt):
+            prompt = prompt if isinstance(prompt, str) else list(prompt)
+            _texts(prompt)
+        self._compile_ahead(chosen, prompt, negative_prompt)
         encoded = self.encode(prompt)
         negative = None
         if plan.uses_negative:
@@ -209,9 +220,7 @@ class Pipeline(OpenCheckpoint):
         """
         if isinstance(prompt, EncodedPrompt):
             return prompt
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not texts or not all(text.strip() for text in texts):
-            raise InputError("the prompt is empty; describe the video in a few words")
+        texts = _texts(prompt)
         encoder = self.text_encoder
         start = time.perf_counter()
         encoded = jax.block_until_ready(encoder(texts))
@@ -300,18 +309,43 @@ class Pipeline(OpenCheckpoint):
 
     def decode(self, latents: Float[Array, "B C T H W"]) -> Float[np.ndarray, "B F Y X 3"]:
         """Decode the latents of `sample` to float32 frames in [0, 1]."""
-        vae = self.vae
-        start = time.perf_counter()
-        z = latents / self.vae_config.scaling_factor
-        if self.tiling is None:
-            frames = np.asarray(vae.decode(z))
-        else:  # the whole video is never on the device
-            devices = () if self.mesh is None else tuple(self.mesh.local_devices)
-            pieces = vae.decode_pieces(z, self.tiling, self._progress, devices)
-            frames = np.concatenate(list(pieces), axis=2)
-        array = np.clip(frames / 2 + 0.5, 0, 1)
-        self._add("decode", start)
-        return np.moveaxis(array, 1, -1)
+        return self._decoder(latents, self.tiling)
+
+    def _compile_ahead(
+        self, settings: Settings, prompt: Prompt, negative: str | EncodedPrompt | None
+    ) -> None:
+        """Begin to compile the run's programs in threads, in the order in which they are needed, before a model is loaded.
+
+        Not on a GPU: its compiler tries kernels on the device, whose memory the stages before need. Nor if the caller has
+        chosen a device: shapes do not tell which one the models will lie on.
+        """
+        elsewhere = getattr(jax.config, "jax_default_device", None) is not None
+        if elsewhere or jax.default_backend() == "gpu":
+            return
+        plan = settings.plan()
+        encoded = self._abstract(prompt, 1)
+        batch, text = encoded.pooled.shape[0], encoded.text.shape[1]
+        latents = self.latent_shape(settings, batch)
+        plan = within_budget(self.dit_config, plan, latents, text)
+        abstract = None
+        if plan.uses_negative:
+            abstract = self._abstract("" if negative is None else negative, batch)
+        self._denoiser.ahead(plan, encoded, abstract, latents)
+        self._decoder.ahead(latents, self.tiling)
+
+    def _abstract(self, prompt: Prompt, batch: int) -> EncodedPrompt:
+        """Shapes and dtypes of an encoded prompt; a text fills the batch."""
+        if isinstance(prompt, EncodedPrompt):
+            return jax.eval_shape(lambda: prompt)
+        if not isinstance(prompt, str):
+            batch = len(prompt)
+        return abstract_prompt(
+            self._manifest,
+            batch,
+            text_dim=self.dit_config.text_dim,
+            pooled_dim=self.dit_config.pooled_dim,
+            dtype=self._dtype,
+        )
 
     def _encode_negative(self, prompt: str | EncodedPrompt, batch: int) -> EncodedPrompt:
         if isinstance(prompt, EncodedPrompt):
@@ -320,6 +354,13 @@ class Pipeline(OpenCheckpoint):
         encoded = self.text_encoder([prompt] * batch)
         self._add("encode", start)
         return encoded
+
+
+def _texts(prompt: str | Sequence[str]) -> list[str]:
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not texts or not all(text.strip() for text in texts):
+        raise InputError("the prompt is empty; describe the video in a few words")
+    return texts
 
 
 def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:

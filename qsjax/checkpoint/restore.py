@@ -1,7 +1,10 @@
 """Reading a checkpoint into a Flax module, one item at a time."""
 
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 from typing import Any, TypeVar
 
 import jax
@@ -21,6 +24,9 @@ from qsjax.progress import Progress
 Module = TypeVar("Module", bound=nnx.Module)
 Placement = Callable[[str, tuple[int, ...]], NamedSharding]
 """Where a parameter lies, by its dotted name and its shape."""
+Read = TypeVar("Read")
+ITEMS_AHEAD = 2
+"""Items that are read while one is placed."""
 
 
 def load_item(
@@ -78,7 +84,7 @@ def restore(
     place: Placement | None = None,
     progress: bool = False,
 ) -> Module:
-    """Load a component into an abstract module; at most one item is held twice.
+    """Load a component into an abstract module; at most `ITEMS_AHEAD` + 1 items are held twice.
 
     A leaf "blocks.3.proj.kernel" fills index 3 of a stacked parameter "blocks.proj.kernel" (blocks that
     run under `lax.scan`), or the parameter of exactly that name where the model is not stacked.
@@ -108,9 +114,15 @@ def restore(
     here = place is None and jax.local_devices()[0].platform == "cpu"
     total = sum(_bytes(spec) for leaves in items.values() for spec in leaves.values())
     with Progress(total, f"load {component}", unit="B", enabled=progress) as bar:
-        for item, specifications in items.items():
-            chosen = None if wanted is None else specifications
-            read = load_item(manifest, component, item, chosen, device=_host() if place else None)
+        device = _host() if place else None
+
+        def read_item(item: str) -> dict[str, Array]:
+            chosen = None if wanted is None else items[item]
+            return load_item(manifest, component, item, chosen, device=device)
+
+        for (item, specifications), read in zip(
+            items.items(), read_ahead(read_item, items), strict=True
+        ):
             for leaf, value in read.items():
                 part = places[item, leaf]
                 name, target = part.parameter, abstract[part.parameter]
@@ -122,7 +134,7 @@ def restore(
                     sharding = named = place(name, target.shape)
                     value = _spread(value, part, named)
                 if part.whole and (value.dtype == kind or not here):
-                    arrays[name] = value.astype(kind)
+                    arrays[name] = value if value.dtype == kind else value.astype(kind)
                     continue
                 if here:
                     if name not in arrays:
@@ -135,6 +147,24 @@ def restore(
                 arrays[name] = _writer(sharding)(arrays[name], value, np.int32(part.start))
             bar.advance(sum(_bytes(spec) for spec in specifications.values()))
     return map_parameters(lambda name, _: jnp.asarray(arrays.pop(name)), module)
+
+
+def read_ahead(read: Callable[[str], Read], items: Iterable[str]) -> Iterator[Read]:
+    """Yield what `read` returns for each item; while the caller places one, the next `ITEMS_AHEAD` are read in a thread.
+
+    An exception of `read` is raised where its result would be yielded.
+    """
+    left, waiting = iter(items), deque[Future[Read]]()
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        try:
+            waiting.extend(pool.submit(read, item) for item in islice(left, ITEMS_AHEAD))
+            for item in left:
+                waiting.append(pool.submit(read, item))
+                yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def stored_bytes(manifest: Manifest, component: str | None = None) -> int:

@@ -14,6 +14,8 @@ import orbax.checkpoint.experimental.v1 as ocp
 from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Leaf, Manifest
 from qsjax.errors import InputError
 
+CHUNK_BYTES = 16 * 2**20
+"""What is read from a file at once."""
 _JOURNAL = "journal"
 _IDENTITY = "identity"
 _EMPTY = {_JOURNAL, _IDENTITY, f"{_IDENTITY}.tmp"}
@@ -86,7 +88,8 @@ class CheckpointWriter:
         directory = self._temporary / component / item
         # Left by an interruption between Orbax's commit and the journal entry.
         shutil.rmtree(directory, ignore_errors=True)
-        ocp.save(directory.absolute(), dict(leaves))  # Orbax takes no relative path
+        with _saving():
+            ocp.save(directory.absolute(), dict(leaves))  # Orbax takes no relative path
         specifications: dict[str, Leaf] = {
             name: {
                 "shape": list(array.shape),
@@ -148,6 +151,14 @@ class CheckpointWriter:
         shutil.rmtree(self._destination / _JOURNAL)
         (self._destination / _IDENTITY).unlink()
         return Manifest(self._destination, data)
+
+
+def _saving() -> ocp.Context:
+    """Plain bytes in chunks of `CHUNK_BYTES`: weights hardly shrink, and to decompress them takes most of a load's processor time."""
+    context = ocp.Context()
+    saving = context.array.saving
+    saving.use_compression, saving.storage_options.chunk_byte_size = False, CHUNK_BYTES
+    return context
 
 
 def _link(source: str, destination: str) -> None:

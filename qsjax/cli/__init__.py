@@ -7,6 +7,7 @@ can fix is one line and exit status 2; Ctrl-C is exit status 130.
 import argparse
 import importlib
 import logging
+import os
 import sys
 
 VERBS = {
@@ -51,6 +52,14 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def _end_while_compiling(status: int) -> None:
+    """End the process if a program is being compiled in a thread: Python would wait for it, perhaps for minutes."""
+    compiling = sys.modules.get("qsjax.compiling")
+    if compiling is not None and compiling.busy():
+        sys.stdout.flush()
+        os._exit(status)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -79,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted", file=sys.stderr, flush=True)
+        if argv is None:
+            _end_while_compiling(130)
         return 130
     finally:
         logger.removeHandler(handler)

@@ -5,6 +5,7 @@ from qsjax.text.config import ClipConfig as ClipConfig
 from qsjax.text.config import LlamaConfig as LlamaConfig
 from qsjax.text.encoder import EncodedPrompt as EncodedPrompt
 from qsjax.text.encoder import TextEncoder as TextEncoder
+from qsjax.text.encoder import abstract_prompt as abstract_prompt
 from qsjax.text.int8 import store_int8 as store_int8
 from qsjax.text.llama import Llama as Llama
 from qsjax.text.prompts import load_prompts as load_prompts

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +173,29 @@ def encode(
 ) -> EncodedPrompt:
     """Run both encoders on tokens and drop the first `crop_start` positions of the LLaMA's states and mask."""
     return EncodedPrompt(llama(ids, mask)[:, crop_start:], mask[:, crop_start:], clip(clip_ids))
+
+
+def abstract_prompt(
+    manifest: Manifest, batch: int, *, text_dim: int, pooled_dim: int, dtype: DTypeLike
+) -> EncodedPrompt:
+    """What the encoders of a checkpoint return for a batch of prompts, as shapes and dtypes.
+
+    Args:
+        manifest: the checkpoint.
+        batch: number of prompts.
+        text_dim, pooled_dim: widths of the states and of the pooled vector.
+        dtype: dtype of the encoders.
+
+    Raises:
+        CheckpointError: the checkpoint has no prompt template.
+    """
+    length = _read_template(manifest).max_length
+    make: Any = EncodedPrompt  # shapes stand for arrays
+    return make(
+        text=jax.ShapeDtypeStruct((batch, length, text_dim), dtype),
+        mask=jax.ShapeDtypeStruct((batch, length), jnp.bool_),
+        pooled=jax.ShapeDtypeStruct((batch, pooled_dim), dtype),
+    )
 
 
 def _read_model(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int8
 from pallas_kernels.absmax import limit
 from qsjax.checkpoint import Manifest, load_item
 from qsjax.checkpoint.places import find_places
-from qsjax.checkpoint.restore import write_rows
+from qsjax.checkpoint.restore import read_ahead, write_rows
 from qsjax.params import map_parameters, parameters
 from qsjax.progress import Progress
 
@@ -79,7 +79,7 @@ def restore_int8(
 ) -> Module:
     """Load a component as `restore` does, quantizing each linear layer as it comes off the disk.
 
-    The whole model never exists in floating point: at most one stored item does.
+    The whole model never exists in floating point: at most a few stored items do.
 
     Args:
         manifest: the checkpoint.
@@ -104,8 +104,9 @@ def restore_int8(
     }
     items = manifest.component(component).items
     with Progress(len(items), f"load {component}", unit="item", enabled=progress) as bar:
-        for item in items:
-            for leaf, value in load_item(manifest, component, item).items():
+        read = partial(load_item, manifest, component)
+        for item, leaves in zip(items, read_ahead(read, items), strict=True):
+            for leaf, value in leaves.items():
                 name, row = places[item, leaf].parameter, np.int32(places[item, leaf].start)
                 if _floats(abstract[name]):
                     arrays[name] = _write(arrays[name], value, row)

@@ -2,6 +2,7 @@
 
 from qsjax.vae.config import Level as Level
 from qsjax.vae.config import VAEConfig as VAEConfig
+from qsjax.vae.loading import abstract_vae as abstract_vae
 from qsjax.vae.loading import load_vae as load_vae
 from qsjax.vae.model import VAE as VAE
 from qsjax.vae.moments import Moments as Moments

@@ -72,6 +72,21 @@ class TilePlan:
         )
         return [[(rows, columns) for columns in across] for rows in down]
 
+    def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The different shapes of a volume's tiles at the network's input, in the order in which they come."""
+        tiles = [
+            (
+                *shape[:2],
+                frames.stop - frames.start,
+                rows.stop - rows.start,
+                columns.stop - columns.start,
+            )
+            for frames in self.frames(shape[2])
+            for row in self.cells(*shape[3:])
+            for rows, columns in row
+        ]
+        return list(dict.fromkeys(tiles))
+
     def count(self, shape: tuple[int, ...]) -> int:
         """Number of tiles that a volume of this shape takes."""
         cells = self.cells(*shape[3:])

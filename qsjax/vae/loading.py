@@ -30,10 +30,9 @@ def load_vae(
     manifest = Manifest.read(directory)
     config = from_mapping(VAEConfig, manifest.config("vae"), source=f"{directory}: vae config")
     chosen = jnp.dtype(jnp.float32 if dtype is None else dtype)
-    return restore(
-        manifest,
-        "vae",
-        nnx.eval_shape(lambda: VAE(config, dtype=chosen, rngs=nnx.Rngs(0))),
-        dtype=chosen,
-        progress=progress,
-    )
+    return restore(manifest, "vae", abstract_vae(config, chosen), dtype=chosen, progress=progress)
+
+
+def abstract_vae(config: VAEConfig, dtype: jnp.dtype) -> VAE:
+    """An autoencoder whose parameters are `jax.ShapeDtypeStruct`s: loading fills it, and programs are compiled for it."""
+    return nnx.eval_shape(lambda: VAE(config, dtype=dtype, rngs=nnx.Rngs(0)))

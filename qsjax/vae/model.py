@@ -1,12 +1,13 @@
 """HunyuanVideo's autoencoder: video in, latent Gaussian out, and back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.stages import Lowered
 from jaxtyping import Array, Float
 
 from qsjax.errors import InputError
@@ -100,25 +101,28 @@ class VAE(nnx.Module):
         tiling: Tiling,
         progress: bool = False,
         devices: Sequence[jax.Device] = (),
+        decode: Callable[["VAE", Array | np.ndarray], Array] | None = None,
     ) -> Iterator[Float[np.ndarray, "B colours F2 H W"]]:
         """Decode in tiles, and yield the video on the host in pieces along time, each as soon as it is final.
 
         Args:
             z, tiling, progress: as of `decode`.
             devices: used in turn, each with a copy of the weights; empty is the default device.
+            decode: decodes one tile, as the compiled results of `lower_tile` do; None compiles each shape when it comes.
 
         Raises:
             InputError: as `decode`.
         """
         check_latent(z.shape, self.config)
         plan = tiling.decode_plan(self.config)
+        run = _decode_tile if decode is None else decode
         if not devices:
-            return _pieces(lambda tile: _decode_tile(self, tile), z, plan, "decode", progress)
+            return _pieces(lambda tile: run(self, tile), z, plan, "decode", progress)
         turns = cycle([(device, jax.device_put(self, device)) for device in devices])
 
         def network(tile: np.ndarray) -> Array:
             device, mine = next(turns)
-            return _decode_tile(mine, jax.device_put(tile, device))
+            return run(mine, jax.device_put(tile, device))
 
         return _pieces(network, z, plan, "decode", progress, ahead=len(devices) - 1)
 
@@ -135,6 +139,13 @@ class VAE(nnx.Module):
         """One pass of `post_quant_conv` and decoder, float32."""
         y = self.decoder(self.post_quant_conv(_channels_last(z, self.post_quant_conv)))
         return jnp.moveaxis(y, -1, 1).astype(jnp.float32)
+
+    def lower_tile(self, tile: jax.ShapeDtypeStruct) -> Lowered:
+        """Trace the decoding of one tile [B, C, T, h, w]; the compiled result takes a VAE and a tile.
+
+        The VAE may be abstract.
+        """
+        return _decode_tile.lower(self, tile)
 
 
 # The jit boundaries: one program for each shape of tile. Inside a caller's jit they are inlined.

@@ -2,14 +2,18 @@
 
 import importlib
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 from flax import nnx
 
 from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, load_item, restore
+from qsjax.checkpoint.restore import ITEMS_AHEAD, read_ahead
 from qsjax.errors import CheckpointError, InputError
 
 
@@ -87,6 +91,44 @@ def test_a_part_of_a_component_reads_only_its_leaves(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         model.blocks.proj.bias.get_value()[1], tree["blocks.1.proj.bias"].astype(np.float32)
     )
+
+
+def test_bytes_are_stored_as_they_are_and_compressed_items_are_read(tmp_path):
+    tree = {"embed": np.zeros((2**18, 4), np.float32)}
+    writer = CheckpointWriter(tmp_path / "ckpt", identity="one")
+    writer.write_item("model", "a", tree)
+    manifest = writer.finish({"components": {"model": {"config": {}}}}, {"model": ["a"]})
+
+    def stored():
+        files = (tmp_path / "ckpt" / "model" / "a").rglob("*")
+        return sum(path.stat().st_size for path in files if path.is_file())
+
+    assert stored() > tree["embed"].nbytes
+    shutil.rmtree(tmp_path / "ckpt" / "model" / "a")
+    tree["embed"][5] = 1
+    ocp.save(tmp_path / "ckpt" / "model" / "a", tree)  # as it was done before
+    assert stored() < tree["embed"].nbytes / 10
+    np.testing.assert_array_equal(load_item(manifest, "model", "a")["embed"], tree["embed"])
+
+
+def test_the_next_items_are_read_while_one_is_placed():
+    begun, all_begun = [], threading.Event()
+
+    def read(item):
+        begun.append(item)
+        if len(begun) == 1 + ITEMS_AHEAD:
+            all_begun.set()
+        if item == "e":
+            raise CheckpointError("e cannot be loaded")
+        return item.upper()
+
+    reading = read_ahead(read, "abcde")
+    assert next(reading) == "A"
+    assert all_begun.wait(60)
+    assert begun == ["a", "b", "c"]
+    assert [next(reading) for _ in range(3)] == ["B", "C", "D"]
+    with pytest.raises(CheckpointError, match="e cannot"):
+        next(reading)
 
 
 def test_relative_paths_will_do(tmp_path, monkeypatch):

@@ -12,33 +12,40 @@ from qsjax.cache import keep_programs
 print(keep_programs())
 import jax
 print(jax.config.jax_compilation_cache_dir)
+jax.monitoring.register_event_listener(
+    lambda event, **_: print(event) if event.startswith("/jax/compilation_cache/cache_") else None
+)
 jax.jit(lambda x: x + 1)(1.0)
 """
+MISS, HIT = (f"/jax/compilation_cache/cache_{kind}" for kind in ("misses", "hits"))
 
 
 def run(**environment):
-    kept = {
-        name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
-    }
+    ours = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
-        env=kept | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | environment,
+        env=kept | environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    return [Path(line) for line in done.stdout.split()]
+    said, used, *events = done.stdout.split()
+    return Path(said), Path(used), set(events)
 
 
-def test_programs_are_kept_in_the_users_cache(tmp_path):
-    said, used = run(QSJAX_CACHE=str(tmp_path))
+def test_small_programs_too_are_kept_in_the_users_cache(tmp_path):
+    said, used, events = run(QSJAX_CACHE=str(tmp_path))
     assert said == used
     assert said.parent == tmp_path / "programs"
-    assert any(said.iterdir())
+    assert events == {MISS}
+    assert run(QSJAX_CACHE=str(tmp_path)) == (said, used, {HIT})
 
 
 def test_a_place_that_the_user_has_named_is_used(tmp_path):
-    assert run(QSJAX_CACHE=str(tmp_path), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == [tmp_path / "mine"] * 2  # fmt: skip
+    mine = tmp_path / "mine"
+    said, used, _ = run(QSJAX_CACHE=str(tmp_path), JAX_COMPILATION_CACHE_DIR=str(mine))
+    assert said == used == mine
     # As in this process, whose tests have a place of their own.
     assert str(keep_programs()) == os.environ["JAX_COMPILATION_CACHE_DIR"]
 

@@ -209,6 +209,27 @@ def test_modulation_weights_leave_the_memory(pipeline, tiny_checkpoint):
         held = device_bytes(released.dit)
 
 
+@pytest.mark.usefixtures("only_new_garbage")
+def test_text_encoders_are_dropped_before_modulation_weights_are_read(tiny_checkpoint, monkeypatch):
+    staged = qsjax.Pipeline.from_checkpoint(
+        tiny_checkpoint, modulation="released", staged=True, progress=False
+    )
+    settings, before, held = staged.resolve(**SIZE), live_bytes(), {}
+
+    def load(*args, part, **options):
+        held[part] = live_bytes() - before
+        return load_dit(*args, part=part, **options)
+
+    monkeypatch.setattr("qsjax.models.load_dit", load)
+    noise = 4 * np.prod(staged.latent_shape(settings))
+    for prompt in (CAPTION, OTHER):
+        text = staged.encode(prompt)
+        prompts = sum(leaf.nbytes for leaf in jax.tree.leaves(text))
+        staged.sample(text, settings=settings, seed=1)
+        assert held.pop("modulation") == prompts + noise
+        assert held.pop("steps") < prompts + noise + device_bytes(staged.text_encoder.llama)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -132,7 +132,7 @@ def test_one_size_of_block_is_an_old_spelling_of_two(tmp_path):
     stored = {"sparse": {"sparsity": {"mask": "topk", "block": 64}}}
     assert Settings.stored(stored).sparse.sparsity == replace(both, mask="topk")
     assert "block" not in to_mapping(both)
-    assert "sparsity.block " not in " ".join(parser().format_help().split())
+    assert "sparsity.block " not in " ".join(options().parser.format_help().split())
 
 
 def test_lists_of_every_step_are_for_those_that_change():
