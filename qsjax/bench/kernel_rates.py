@@ -14,7 +14,7 @@ from pallas_kernels import targets
 from pallas_kernels.deviceless import compile_for
 from pallas_kernels.estimate import answer
 from pallas_kernels.targets import TARGETS
-from qsjax.bench.hlo import executed
+from qsjax.bench.hlo_run import executed
 from qsjax.bench.step_parts import ENDS, block_of, is_kernel, path_of
 from qsjax.bench.step_program import StepRequest, traced
 

@@ -7,91 +7,25 @@ step. Nothing is measured, and what overlaps is counted twice.
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
-from pallas_kernels.block_sparse_attention import bench as attention_bench
 from pallas_kernels.block_sparse_attention.case import AttentionCase
 from pallas_kernels.estimate import NoEstimateError, estimate, in_own_process, profiler
 from pallas_kernels.targets import Target
 from qsjax.bench.listed import ListedCall
 from qsjax.bench.step_floor import floors
 from qsjax.bench.step_parts import ATTENTION, DOUBLE, ENDS, SINGLE, Kernel
-from qsjax.bench.step_program import StepRequest
-from qsjax.budget.models import PlannedModel
-from qsjax.budget.size import Size
+from qsjax.bench.step_subject import BFLOAT16, Subject
 from qsjax.budget.steps import executed_density
 from qsjax.progress import Progress
-from qsjax.quant import Recipe
 from qsjax.quant.quantizer import UNQUANTIZED
-from qsjax.quant.recipe import FLOAT
-from qsjax.sample import SamplingPlan
 from qsjax.sample.cache_size import cache_bytes
 from qsjax.sample.patterns import pattern_for
 from qsjax.settings import DENSE, SPARSE
 
-BFLOAT16 = "bf16 dense"
-"""The kind of step that a run is compared with: bfloat16 products, and dense attention by our own kernel."""
 _TIMEOUT = 1800.0
 # 3,072 tokens of video and 1,024 of text: whole tiles of every kernel, and few enough for the profiler, which unrolls grids.
 _PROFILED = {"latents": (3, 64, 64), "text_tokens": 1024}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What is compiled.
-
-    Attributes:
-        model: the model with its quantization recipe.
-        plan: the sampling plan.
-        target: a TPU.
-        size: of the video.
-    """
-
-    model: PlannedModel
-    plan: SamplingPlan
-    target: Target
-    size: Size
-
-    @property
-    def latents(self) -> tuple[int, int, int]:
-        """Frames, height and width of the latents."""
-        return self.model.vae.latent_shape(self.size.frames, self.size.height, self.size.width)
-
-    @property
-    def kinds(self) -> dict[str, int]:
-        """Kinds of the steps -> how many there are."""
-        return {kind: self.plan.kinds.count(kind) for kind in dict.fromkeys(self.plan.kinds)}
-
-    @cached_property
-    def full_lists(self) -> AttentionCase:
-        """Dense attention by our own kernel, with the blocks that its benchmark has for lists of all blocks."""
-        case = next(c for c in attention_bench.CASES["tpu"] if c.listed is None and c.band is None)
-        config = self.model.dit
-        return replace(
-            case, tokens=self.size.tokens, heads=config.num_heads, head_dim=config.head_dim, text=0
-        )
-
-    def request(self, kind: str, **changes: Any) -> StepRequest:
-        """A step of this size; of the kind `BFLOAT16`, the one to compare with."""
-        recipe, plan, slot = self.model.recipe, self.plan, "own"
-        if kind == BFLOAT16:
-            recipe, plan, kind, slot = Recipe.load(FLOAT), self.plan.dense, DENSE, "full lists"
-        values: dict[str, Any] = {
-            "config": self.model.dit,
-            "recipe": recipe,
-            "plan": plan,
-            "kind": kind,
-            "target": self.target.name,
-            "latents": self.latents,
-            "text_tokens": self.size.text_tokens,
-            "clipped": self.model.clipped,
-            "slot": slot,
-            "block_q": self.full_lists.block_q,
-            "block_kv": self.full_lists.block_kv,
-        }
-        return StepRequest(**{**values, **changes})
 
 
 def measure(subject: Subject) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from qsjax.bench.hlo import Executed, Instruction, elements, executed
+from qsjax.bench.hlo import Instruction, elements
+from qsjax.bench.hlo_run import Executed, executed
 from qsjax.bench.hlo_sources import Source, sources
 
 BLOCKS = DOUBLE, SINGLE, ENDS = ("double", "single", "ends")

@@ -6,7 +6,8 @@ from typing import Any
 from pallas_kernels import deviceless
 from pallas_kernels.estimate import estimable
 from pallas_kernels.targets import TARGETS, Target
-from qsjax.bench.step import BFLOAT16, Subject, measure
+from qsjax.bench.step import measure
+from qsjax.bench.step_subject import BFLOAT16, Subject
 from qsjax.budget.devices import Device
 from qsjax.budget.models import PlannedModel
 from qsjax.budget.size import Size

@@ -203,3 +203,22 @@ def test_bad_requests_are_refused(capsys, arguments, message):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert message in captured.err
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+def test_a_whole_run_by_the_real_compiler(capsys):
+    assert main([*ARGUMENTS, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    kinds = report["kinds"]
+    assert not any("failure" in row or row["doubts"] for row in kinds.values())
+    for row in kinds.values():
+        for block, parts in row["blocks"].items():
+            if block != "ends":
+                # No estimate is below its floor, and what fits no part is little.
+                assert parts["products"] > 0.95 * row["floors"][block]["products"]
+                assert parts["attention"] > row["floors"][block]["attention"]
+                assert parts["rest"] < 0.02 * sum(parts.values())
+    assert kinds["sparse"]["seconds"] < min(kinds["dense"]["seconds"], kinds["refresh"]["seconds"])
+    assert report["ratio"] > 0.4

@@ -6,7 +6,8 @@ The text is cut from a real program: a block of HunyuanVideo-13B for a v5e.
 import pytest
 
 from qsjax.bench import step_parts
-from qsjax.bench.hlo import bytes_of, elements, executed, parse
+from qsjax.bench.hlo import bytes_of, elements, parse
+from qsjax.bench.hlo_run import executed
 from qsjax.bench.hlo_sources import sources
 from qsjax.bench.step_parts import Kernel, read
 
