@@ -15,12 +15,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pallas_kernels.deviceless import compile_for
 from pallas_kernels.roofline import Case
-from pallas_kernels.targets import TARGETS, Target
+from pallas_kernels.targets import Target
 
 _PROFILE_FLAG = "--xla_jf_dump_static_llo_profile_to"
 _INSTRUCTION = re.compile(
@@ -87,22 +90,8 @@ def estimate(case: Case, target: Target, *, timeout: float = 900.0) -> Estimate:
     Raises:
         NoEstimateError: the process aborted, failed, or took too long.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        profile, result = Path(folder, "profile"), Path(folder, "estimate.json")
-        profile.mkdir()
-        flags = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {_PROFILE_FLAG}={profile}".strip()
-        environment = {**os.environ, "LIBTPU_INIT_ARGS": flags, "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "pallas_kernels.estimate", target.name, str(result)]
-        try:
-            run = subprocess.run(
-                command, input=pickle.dumps(case), env=environment, capture_output=True,
-                timeout=timeout, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise NoEstimateError(f"the compiler took more than {timeout:g} s") from None
-        if run.returncode:
-            raise NoEstimateError(_why(run.returncode, run.stderr.decode(errors="replace")))
-        report = json.loads(result.read_text(encoding="utf-8"))
+    with profiler() as flags:
+        report = in_own_process("pallas_kernels.estimate", (target, case), flags, timeout=timeout)
     cycles, repeats = report["cycles"], report["repeats"]
     return Estimate(
         cycles,
@@ -110,6 +99,57 @@ def estimate(case: Case, target: Target, *, timeout: float = 900.0) -> Estimate:
         sum(cycles.values()) * repeats / target.clock,
         report["traffic"] / target.bandwidth,
     )
+
+
+@contextmanager
+def profiler() -> Iterator[str]:
+    """Flag of libtpu that has it write the static profile into programs; what it leaves in a folder is deleted."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"{_PROFILE_FLAG}={folder}"
+
+
+def in_own_process(module: str, request: object, flags: str = "", *, timeout: float) -> Any:
+    """What `python -m module` answers to a request: a compiler that aborts or takes all memory must not take us along.
+
+    Args:
+        module: calls `answer` when it runs as a program.
+        request: picklable, of types that the other process can import.
+        flags: of libtpu.
+        timeout: seconds.
+
+    Raises:
+        NoEstimateError: the process aborted, failed, or took too long.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "answer.json")
+        flags = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()
+        environment = {**os.environ, "LIBTPU_INIT_ARGS": flags, "JAX_PLATFORMS": "cpu"}
+        try:
+            run = subprocess.run(
+                [sys.executable, "-m", module, str(result)], input=pickle.dumps(request),
+                env=environment, capture_output=True, timeout=timeout, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise NoEstimateError(f"the compiler took more than {timeout:g} s") from None
+        if run.returncode:
+            raise NoEstimateError(_why(run.returncode, run.stderr.decode(errors="replace")))
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def answer(respond: Callable[[Any], Any]) -> None:
+    """In the other process: read the request from stdin, and write the response as JSON to the file that is named.
+
+    At most half of the machine's memory is taken.
+    """
+    import resource
+
+    (result,) = sys.argv[1:]
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = half if most == resource.RLIM_INFINITY else min(half, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+    response = respond(pickle.load(sys.stdin.buffer))
+    Path(result).write_text(json.dumps(response), encoding="utf-8")
 
 
 def _why(status: int, stderr: str) -> str:
@@ -124,25 +164,17 @@ def _why(status: int, stderr: str) -> str:
     return f"the compiler {how}"
 
 
-def _main() -> None:
-    """Read a case from stdin, compile it for the named target, and write its cycles to the named file."""
-    import resource
-
-    name, result = sys.argv[1:]
-    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = half if most == resource.RLIM_INFINITY else min(half, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
-    case, target = pickle.load(sys.stdin.buffer), TARGETS[name]
+def _profiled(request: tuple[Target, Case]) -> dict[str, Any]:
+    """Cycles by instruction of a case that is compiled with the profiler on."""
+    target, case = request
     program = case.program(target)
     compiled = compile_for(target, program.function, *program.operands)
-    report = {
+    return {
         "cycles": instruction_cycles(compiled.as_text() or ""),
         "repeats": program.repeats,
         "traffic": program.traffic,
     }
-    Path(result).write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    _main()
+    answer(_profiled)

@@ -20,8 +20,8 @@ from qsjax.dit.halves import keep
 from qsjax.dit.kernels import use_kernels
 from qsjax.dit.loading import stored_recipe
 from qsjax.parallel import weight_placement
-from qsjax.settings import ModulationWeights
 from qsjax.quant import arrange
+from qsjax.settings import ModulationWeights
 from qsjax.text import TextEncoder
 from qsjax.vae import VAE, VAEConfig, abstract_vae, load_vae
 

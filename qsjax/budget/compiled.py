@@ -81,24 +81,28 @@ def compile_steps(
     Raises:
         ModuleNotFoundError: the target's compiler is not installed.
     """
-    shapes = _Shapes(
-        config, recipe, plan, target, latents, text_tokens, clipped, chips, shard_weights
-    )
+    shapes = StepShapes(
+        config, recipe, plan, target, latents=latents, text_tokens=text_tokens, clipped=clipped,
+        chips=chips, shard_weights=shard_weights,
+    )  # fmt: skip
     return {kind: shapes.compile(kind) for kind in dict.fromkeys(plan.kinds)}
 
 
-class _Shapes:
+class StepShapes:
+    """The arguments of a run's steps as shapes. Arguments and errors are those of `compile_steps`."""
+
     def __init__(
         self,
         config: DiTConfig,
         recipe: Recipe,
         plan: SamplingPlan,
         target: Target,
+        *,
         latents: tuple[int, int, int],
-        text_tokens: int,
-        clipped: bool,
-        chips: int,
-        shard_weights: bool,
+        text_tokens: int = TEXT_TOKENS,
+        clipped: bool = True,
+        chips: int = 1,
+        shard_weights: bool = False,
     ) -> None:
         self.plan, self.target = plan, target
         self.chips, self.shard_weights = chips, shard_weights
@@ -122,7 +126,15 @@ class _Shapes:
         self.conditions = jax.eval_shape(partial(prepare, plan), arranged(), text, negative)
         self.step = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], schedule(plan)))
 
-    def compile(self, kind: str) -> CompiledStep:
+    def trace(
+        self, kind: str, step: Callable[..., tuple[Array, Cache | None]] | None = None
+    ) -> jax.stages.Traced:
+        """A step, traced for the device.
+
+        Args:
+            kind: of the step.
+            step: in place of `denoise_step(plan, kind, ...)`, with the same arguments after those two; on one chip.
+        """
         plan = self.plan
         cache, spaces = None, []
         if plan.remembers:
@@ -139,7 +151,7 @@ class _Shapes:
             check_heads(mesh, self.dit.config.num_heads)
         whole = partial(jax.tree.map, lambda _: PartitionSpec())
         weights = weight_specs(self.dit, self.chips) if self.shard_weights else whole(self.dit)
-        function: Callable[..., tuple[Array, Cache | None]] = partial(denoise_step, plan, kind)
+        function = step or partial(denoise_step, plan, kind)
         if self.chips > 1:
             function = sharded_step(plan, kind, mesh, cache, weights)
         arguments: Any = (self.dit, self.latents, cache, self.step, self.conditions)
@@ -157,12 +169,16 @@ class _Shapes:
             for leaf, spec, memory in zip(leaves, flat, kinds, strict=True)
         ]
         arguments = jax.tree.unflatten(structure, placed)
+        with targets.assumed(self.target):
+            return jax.jit(function, donate_argnums=CACHE).trace(*arguments)
+
+    def compile(self, kind: str) -> CompiledStep:
+        """Compile a step, and read what the compiler says of its memory."""
         start = time.perf_counter()
         with targets.assumed(self.target):
-            jitted = jax.jit(function, donate_argnums=CACHE)
-            lowered = jitted.lower(*arguments)
-            traced = time.perf_counter()
-            memory: Any = lowered.compile().memory_analysis()
+            lowered = self.trace(kind).lower()
+        traced = time.perf_counter()
+        memory: Any = lowered.compile().memory_analysis()
         peak = (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes

@@ -1,22 +1,26 @@
-"""`qsjax bench`: the transformer against PyTorch, sparse sampling against dense, kernels and conversion against the hardware."""
+"""`qsjax bench`: the transformer against PyTorch, sparse sampling against dense, kernels, conversion and a whole run against the hardware."""
 
 import argparse
 import json
 from pathlib import Path
 
+from qsjax.cli.fields import add_fields
 from qsjax.cli.options import Options
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError
-from qsjax.settings import SamplingRecipe
+from qsjax.settings import SamplingRecipe, Settings
+
+_VIDEO = ("frames", "height", "width")
 
 
 def add_arguments(options: Options) -> None:
     """The options of `qsjax bench`."""
     options.add_argument(
         "what",
-        choices=("dit", "kernels", "sample", "conversion"),
+        choices=("dit", "kernels", "sample", "conversion", "step"),
         help="dit: one forward of a mid-size transformer; kernels: every operation of pallas_kernels; sample: a run with sparse"
-        " attention and one with dense; conversion: a transformer of 13B parameters made here, in minutes and 33 GB of disk",
+        " attention and one with dense; conversion: a transformer of 13B parameters made here, in minutes and 33 GB of disk;"
+        " step: a whole run of HunyuanVideo-13B on a TPU that is not here, estimated block by block by its compiler, in minutes",
     )
     options.add_argument(
         "--against", choices=("torch",), default="torch", help="dit: what to compare with"
@@ -25,12 +29,19 @@ def add_arguments(options: Options) -> None:
         "--target",
         default=argparse.SUPPRESS,
         help="kernels: cpu, v5e, v5p, v6e, h100 or h200; measured on the default device (which is the default),"
-        " estimated by the compiler for a TPU that is not here",
+        " estimated by the compiler for a TPU that is not here; step: v5e, v5p or v6e",
     )
+    options.add_argument(
+        "--weights",
+        help="step: quantization recipe (default: what the sampling recipe is for, else w4a8)",
+    )
+    add_fields(options, Settings, only=_VIDEO, default="step: the model's")
     options.add_argument(
         "--pairs", type=int, default=7, help="measurements of each, in alternating order"
     )
-    options.add_argument("--steps", type=int, default=50, help="sample: of both runs")
+    options.add_argument(
+        "--steps", type=int, default=50, help="sample: of both runs; step: of the run"
+    )
     options.add_argument(
         "--folder", type=Path, default=Path(), help="conversion: where source and result may lie"
     )
@@ -53,10 +64,14 @@ def run(args: argparse.Namespace) -> int:
     if args.pairs < 1:
         raise InputError(f"--pairs {args.pairs}: at least 1 is needed")
     target = getattr(args, "target", None)
-    if args.what != "kernels" and target is not None:
-        raise InputError(f"--target {target} is for `qsjax bench kernels`, not for {args.what}")
+    if args.what not in ("kernels", "step") and target is not None:
+        raise InputError(
+            f"--target {target} is for `qsjax bench kernels` and `qsjax bench step`, not for {args.what}"
+        )
     if args.what == "sample":
         report, text = _sample(args)
+    elif args.what == "step":
+        report, text = _step(args, target)
     elif args.what == "conversion":
         report, text = _conversion(args.folder, args.quantize)
     else:
@@ -83,6 +98,18 @@ def _conversion(folder: Path, quantize: str) -> tuple[dict, str]:
     from qsjax.budget.models import PlannedModel
 
     report = bench(PlannedModel.find("hunyuan-13b").dit, folder, quantize=quantize)
+    return report, text(report)
+
+
+def _step(args: argparse.Namespace, target: str | None) -> tuple[dict, str]:
+    from qsjax.bench.step_run import bench
+    from qsjax.bench.step_tables import text
+
+    if target is None:
+        raise InputError("qsjax bench step needs a --target: v5e, v5p or v6e")
+    sizes = {name: getattr(args, name) for name in _VIDEO}
+    recipe = chosen_recipe(args)
+    report = bench(target, recipe=recipe, weights=args.weights, steps=args.steps, **sizes)
     return report, text(report)
 
 

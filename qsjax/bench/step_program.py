@@ -1,0 +1,165 @@
+"""One kind of step of a model of a few blocks, compiled for a TPU in a process of its own, and what its text says.
+
+Blocks run in a loop, so the program of two blocks of each kind has the same loop bodies as that of sixty, needs no memory for
+the others, and compiles as fast. `python -m qsjax.bench.step_program` answers a `StepRequest`.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from pallas_kernels import BlockLists, block_sparse_attention, targets
+from pallas_kernels.estimate import answer
+from pallas_kernels.targets import TARGETS
+from qsjax.bench.listed import ListedCall, listed_calls
+from qsjax.bench.step_parts import read
+from qsjax.budget.compiled import StepShapes
+from qsjax.dit import DiT, DiTConfig, Modulation
+from qsjax.dit.blocks import Attention, Context
+from qsjax.quant import Recipe
+from qsjax.sample import SamplingPlan
+from qsjax.sample.state import Memory
+from qsjax.sample.step import euler_step
+
+DEPTH = 2
+"""Blocks of each kind; a loop of one would be inlined, with its slices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRequest:
+    """A step to compile.
+
+    Attributes:
+        config: sizes of the transformer.
+        recipe: quantization recipe of its weights.
+        plan: the sampling plan.
+        kind: of the step.
+        target: name of a TPU.
+        latents: frames, height and width of the latents.
+        text_tokens: tokens of the prompt.
+        clipped: whether quantized activations have a learned clip.
+        slot: what fills the attention slot of a dense step: the transformer's "own" attention, our kernel with lists of all
+            blocks ("full lists"), or "nothing", where only the other kernels are of interest.
+        block_q, block_kv: of the full lists.
+    """
+
+    config: DiTConfig
+    recipe: Recipe
+    plan: SamplingPlan
+    kind: str
+    target: str
+    latents: tuple[int, int, int]
+    text_tokens: int
+    clipped: bool = True
+    slot: Literal["own", "full lists", "nothing"] = "own"
+    block_q: int = 512
+    block_kv: int = 1024
+
+
+def respond(request: StepRequest) -> dict[str, Any]:
+    """Compile a step and read it.
+
+    Returns:
+        `blocks`: cycles of a block by its kind and part (`qsjax.bench.step_parts`); `kernels`: its Pallas kernels;
+        `listed`: its calls of block-sparse attention; `cpu_seconds` and `seconds`, to trace and compile.
+    """
+    start, before = time.perf_counter(), _cpu_seconds()
+    text = compiled_text(request)
+    seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - before
+    reading = read(text, depth=DEPTH)
+    return {
+        "blocks": reading.blocks,
+        "kernels": [one._asdict() for one in reading.kernels],
+        "listed": [asdict(call) for call in _listed(request)],
+        "cpu_seconds": cpu_seconds,
+        "seconds": seconds,
+    }
+
+
+def _listed(request: StepRequest) -> list[ListedCall]:
+    if request.slot != "own":
+        return []
+    target = TARGETS[request.target]
+    return listed_calls(
+        request.config, request.plan, request.kind, target, request.latents, request.text_tokens
+    )
+
+
+def compiled_text(request: StepRequest) -> str:
+    """The optimized HLO of a step."""
+    with targets.assumed(TARGETS[request.target]):
+        return traced(request).lower().compile().as_text() or ""
+
+
+def traced(request: StepRequest) -> jax.stages.Traced:
+    """A step of a model of few blocks, traced for its target."""
+    config = replace(request.config, num_double_blocks=DEPTH, num_single_blocks=DEPTH)
+    plan = replace(request.plan, skip=None)
+    if plan.sparse is not None:
+        plan = replace(plan, sparse=replace(plan.sparse, dense_layers=()))
+    shapes = StepShapes(
+        config,
+        request.recipe,
+        plan,
+        TARGETS[request.target],
+        latents=request.latents,
+        text_tokens=request.text_tokens,
+        clipped=request.clipped,
+    )
+    attention = _slot(request)
+    step = None if attention is None else partial(_dense_step, plan, attention)
+    return shapes.trace(request.kind, step)
+
+
+def _slot(request: StepRequest) -> Attention | None:
+    if request.slot == "own":
+        return None
+
+    def full_lists(q: Array, k: Array, v: Array, kv_valid: Array, state: Any) -> tuple[Array, Any]:
+        rows = -(-q.shape[1] // request.block_q)
+        columns = -(-k.shape[1] // request.block_kv)
+        lists = BlockLists.from_block_map(
+            np.ones((1, rows, columns), np.bool_),
+            block_q=request.block_q,
+            block_kv=request.block_kv,
+        )
+        out = block_sparse_attention(q, k, v, lists, kv_valid=kv_valid)
+        assert not isinstance(out, tuple)
+        return out, state
+
+    def nothing(q: Array, k: Array, v: Array, kv_valid: Array, state: Any) -> tuple[Array, Any]:
+        return q + k + v, state  # all three are needed, or the compiler leaves them out
+
+    return full_lists if request.slot == "full lists" else nothing
+
+
+def _dense_step(
+    plan: SamplingPlan, attention: Attention, dit: DiT, latents: Array, cache: Any, *others: Any
+) -> tuple[Array, Any]:
+    """A dense step with another attention in its slot."""
+
+    def blocks(
+        img: Array, txt: Array, context: Context, row: Modulation, memory: Memory
+    ) -> tuple[Array, Memory]:
+        return dit.through_blocks(img, txt, context, row)[0], memory
+
+    run: Callable[..., tuple[Array, Any]] = partial(euler_step, blocks=blocks, attention=attention)
+    latents, _ = run(plan, dit, latents, *others, (Memory(), Memory()))
+    return latents, cache
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_compilation_cache_dir", None)
+    answer(respond)

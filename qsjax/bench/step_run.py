@@ -1,0 +1,171 @@
+"""A run of all steps from the estimates of one step of each kind, and the report of `qsjax bench step`."""
+
+from dataclasses import replace
+from typing import Any
+
+from pallas_kernels import deviceless
+from pallas_kernels.estimate import estimable
+from pallas_kernels.targets import TARGETS, Target
+from qsjax.bench.step import measure
+from qsjax.bench.step_subject import BFLOAT16, Subject
+from qsjax.budget.devices import Device
+from qsjax.budget.models import PlannedModel
+from qsjax.budget.size import Size
+from qsjax.budget.steps import steps_by_kind
+from qsjax.budget.weights import Weights
+from qsjax.errors import InputError
+from qsjax.quant import Recipe
+from qsjax.quant.recipe import FLOAT
+from qsjax.settings import SamplingRecipe, choose_settings
+from qsjax.versions import KERNELS, versions
+
+LIBTPU = "0.0.52"
+"""The version whose estimates docs/benchmarks.md has."""
+# By libtpu 0.0.42 for a v5e, 61 x 480 x 832, 351 tokens of text in bfloat16, 15 tiles of four shapes; compiled on two cores.
+_STORED = {"text": 0.046, "decoding": 13.0, "decoding_cpu_seconds": 770.0}
+_STORED_PIXELS, _STORED_TARGET = 61 * 480 * 832, "v5e"
+
+
+def bench(
+    target: str,
+    *,
+    recipe: SamplingRecipe | None = None,
+    weights: str | None = None,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """Estimate a run of HunyuanVideo-13B on one TPU that need not be here; minutes.
+
+    Args:
+        target: name of a TPU in `pallas_kernels.targets.TARGETS`.
+        recipe: sparse attention; None is dense.
+        weights: quantization recipe; None is what the sampling recipe is for, else w4a8.
+        frames, height, width, steps: of the video; None is the model's default.
+
+    Returns:
+        `kinds`: kind of step -> `qsjax.bench.step.measure`'s rows with floors; `run` and `rival`: seconds of all steps by
+        kind, of the other stages, in all; and `ratio`, how many times faster the run is than the rival.
+
+    Raises:
+        InputError: a target that cannot be estimated, a size that the model cannot make, a recipe for other weights.
+    """
+    chip = chosen_target(target)
+    if weights is None and recipe is not None:
+        weights = recipe.weights
+    model = PlannedModel.find("hunyuan-13b", weights)
+    quantized = None if model.recipe.name == FLOAT else model.recipe.name
+    settings = choose_settings(
+        model.settings, quantized, recipe=recipe, skip=False, frames=frames, height=height,
+        width=width, steps=steps,
+    )  # fmt: skip
+    size = Size.of(
+        model.dit, model.vae, frames=settings.frames, height=settings.height, width=settings.width
+    )
+    subject = Subject(model=model, plan=settings.plan(), target=chip, size=size)
+    kinds = measure(subject)
+    for kind, floor in _step_floors(subject).items():
+        kinds[kind]["floor_seconds"] = floor
+    return report(subject, kinds)
+
+
+def chosen_target(name: str) -> Target:
+    """A TPU whose compiler estimates cycles.
+
+    Raises:
+        InputError: there is no such target, or its compiler is not installed.
+    """
+    able = [one for one in TARGETS.values() if estimable(one)]
+    target = next((one for one in able if one.name == name), None)
+    if target is None:
+        known = ", ".join(one.name for one in able)
+        raise InputError(f"--target {name}: only {known} can be estimated; choose one of them")
+    if reason := deviceless.missing(target):
+        raise InputError(f"--target {name}: the compiler that estimates is missing; {reason}")
+    return target
+
+
+def report(subject: Subject, kinds: dict[str, Any]) -> dict[str, Any]:
+    """Everything as plain data; `run`, `rival` and `ratio` only where all their steps have an estimate."""
+    size, plan = subject.size, subject.plan
+    result: dict[str, Any] = {
+        "target": subject.target.name,
+        "method": "estimated",
+        "size": {
+            "frames": size.frames,
+            "height": size.height,
+            "width": size.width,
+            "tokens": size.tokens,
+        },
+        "weights": subject.model.recipe.name,
+        "mask": None if plan.sparse is None else plan.sparse.sparsity.mask,
+        "versions": versions(KERNELS),
+        "wanted_libtpu": LIBTPU,
+        "layers": {
+            "double": subject.model.dit.num_double_blocks,
+            "single": subject.model.dit.num_single_blocks,
+        },
+        "kinds": kinds,
+    }
+    stages = _stages(subject)
+    result["run"] = _run({kind: kinds[kind] for kind in subject.kinds}, stages)
+    result["rival"] = _run({BFLOAT16: kinds[BFLOAT16]}, stages)
+    if result["run"] and result["rival"]:
+        steps = [sum(part["steps"].values()) for part in (result["rival"], result["run"])]
+        result["ratio_of_steps"] = steps[0] / steps[1]
+        result["ratio"] = result["rival"]["seconds"] / result["run"]["seconds"]
+    return result
+
+
+def _run(kinds: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any] | None:
+    if any("failure" in row for row in kinds.values()):
+        return None
+    steps = {kind: row["steps"] * row["seconds"] for kind, row in kinds.items()}
+    compiling = sum(row["cpu_seconds"] for row in kinds.values())
+    return {
+        "steps": steps,
+        "steps_floor": sum(row["steps"] * row["floor_seconds"] for row in kinds.values()),
+        "text": stages["text"],
+        "decoding": stages["decoding"],
+        "stages_from": stages["from"],
+        "seconds": sum(steps.values()) + stages["text"] + stages["decoding"],
+        "steps_cpu_seconds": compiling,
+        "decoding_cpu_seconds": stages["decoding_cpu_seconds"],
+    }
+
+
+def _stages(subject: Subject) -> dict[str, Any]:
+    """Text encoding and decoding: stored estimates, scaled by pixels and by the peak of the chip."""
+    size, target = subject.size, subject.target
+    speed = target.bfloat16_flops / TARGETS[_STORED_TARGET].bfloat16_flops
+    share = size.frames * size.height * size.width / _STORED_PIXELS
+    exact = share == 1 and target.name == _STORED_TARGET
+    return {
+        "text": _STORED["text"] / speed,
+        "decoding": _STORED["decoding"] * share / speed,
+        "decoding_cpu_seconds": _STORED["decoding_cpu_seconds"],
+        "from": "stored" if exact else f"stored for {_STORED_TARGET}, 61x480x832, and scaled",
+    }
+
+
+def _step_floors(subject: Subject) -> dict[str, float]:
+    """Seconds of a step of each kind at the peaks, as `qsjax plan` has them."""
+    chip = Device(name="chip", target=subject.target.name, memory_bytes=1)
+    floating = replace(subject.model, recipe=Recipe.load(FLOAT))
+    found = {}
+    for model, plan in ((subject.model, subject.plan), (floating, subject.plan.dense)):
+        rows = steps_by_kind(
+            model,
+            Weights.count(model.dit, model.recipe),
+            subject.size,
+            subject.latents,
+            plan,
+            [chip],
+        )
+        names = rows if plan is subject.plan else {BFLOAT16: rows["dense"]}
+        found |= {
+            kind: row["floor_seconds"]["chip"]
+            for kind, row in (rows if plan is subject.plan else names).items()
+        }
+    return found

@@ -1,0 +1,75 @@
+"""What `qsjax bench step` estimates: a model, a plan, a size of video and a TPU, and the programs to compile for them."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from pallas_kernels.block_sparse_attention import bench as attention_bench
+from pallas_kernels.block_sparse_attention.case import AttentionCase
+from pallas_kernels.targets import Target
+from qsjax.bench.step_program import StepRequest
+from qsjax.budget.models import PlannedModel
+from qsjax.budget.size import Size
+from qsjax.quant import Recipe
+from qsjax.quant.recipe import FLOAT
+from qsjax.sample import SamplingPlan
+from qsjax.settings import DENSE
+
+BFLOAT16 = "bf16 dense"
+"""The kind of step that a run is compared with: bfloat16 products, and dense attention by our own kernel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is compiled.
+
+    Attributes:
+        model: the model with its quantization recipe.
+        plan: the sampling plan.
+        target: a TPU.
+        size: of the video.
+    """
+
+    model: PlannedModel
+    plan: SamplingPlan
+    target: Target
+    size: Size
+
+    @property
+    def latents(self) -> tuple[int, int, int]:
+        """Frames, height and width of the latents."""
+        return self.model.vae.latent_shape(self.size.frames, self.size.height, self.size.width)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Kinds of the steps -> how many there are."""
+        return {kind: self.plan.kinds.count(kind) for kind in dict.fromkeys(self.plan.kinds)}
+
+    @cached_property
+    def full_lists(self) -> AttentionCase:
+        """Dense attention by our own kernel, with the blocks that its benchmark has for lists of all blocks."""
+        case = next(c for c in attention_bench.CASES["tpu"] if c.listed is None and c.band is None)
+        config = self.model.dit
+        return replace(
+            case, tokens=self.size.tokens, heads=config.num_heads, head_dim=config.head_dim, text=0
+        )
+
+    def request(self, kind: str, **changes: Any) -> StepRequest:
+        """A step of this size; of the kind `BFLOAT16`, the one to compare with."""
+        recipe, plan, slot = self.model.recipe, self.plan, "own"
+        if kind == BFLOAT16:
+            recipe, plan, kind, slot = Recipe.load(FLOAT), self.plan.dense, DENSE, "full lists"
+        values: dict[str, Any] = {
+            "config": self.model.dit,
+            "recipe": recipe,
+            "plan": plan,
+            "kind": kind,
+            "target": self.target.name,
+            "latents": self.latents,
+            "text_tokens": self.size.text_tokens,
+            "clipped": self.model.clipped,
+            "slot": slot,
+            "block_q": self.full_lists.block_q,
+            "block_kv": self.full_lists.block_kv,
+        }
+        return StepRequest(**{**values, **changes})
