@@ -12,10 +12,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels.block_sparse_attention import BlockLists, tpu
+from pallas_kernels.block_sparse_attention import BlockLists, block_sparse_attention, tpu
 from pallas_kernels.block_sparse_attention.tiles import DENSE_BLOCKS
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
-from pallas_kernels.targets import Target
+from pallas_kernels.targets import TARGETS, Target
 from pallas_kernels.tpu_params import LANES
 
 State = TypeVar("State")
@@ -120,8 +120,11 @@ def _flash(q: Array, k: Array, v: Array, kv_valid: Array, target: Target) -> Arr
     block_q, block_kv = sizes
     everything = np.ones((1, -(-q.shape[1] // block_q), -(-k.shape[1] // block_kv)), np.bool_)
     lists = BlockLists.from_block_map(everything, block_q=block_q, block_kv=block_kv)
-    scale = q.shape[-1] ** -0.5
-    return tpu.attend(q, k, v, kv_valid, lists, None, scale=scale, target=target)[0]
+    # The bare name is for the device at hand, which may be one that no table knows.
+    name = f"tpu@{target.name}" if target.name in TARGETS else "tpu"
+    out = block_sparse_attention(q, k, v, lists, kv_valid=kv_valid, implementation=name)
+    assert not isinstance(out, tuple)
+    return out
 
 
 def _flash_forward(
