@@ -13,6 +13,7 @@ from jaxtyping import Array
 from pallas_kernels.block_sparse_attention import tpu
 from pallas_kernels.block_sparse_attention.api import block_sparse_attention
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
+from pallas_kernels.block_sparse_attention.scores import quantize
 from pallas_kernels.block_sparse_attention.tiles import keys_per_step
 from pallas_kernels.roofline import Program, Work, random_like, spec
 from pallas_kernels.targets import Target
@@ -38,6 +39,7 @@ class AttentionCase:
         band: half width of a band of tokens, instead of `listed`; made of blocks of 128 and coarsened.
         text: with a band, the last tokens, which see all and are seen by all.
         dtype: of queries, keys and values.
+        scores: "float" or "int8".
     """
 
     label: str
@@ -51,14 +53,16 @@ class AttentionCase:
     band: int | None = None
     text: int = 0
     dtype: str = "bfloat16"
+    scores: str = "float"
 
     @property
     def name(self) -> str:
         """Lists, blocks and shape."""
-        blocks = f"{self.block_q} x {self.block_kv}"
-        return (
-            f"{self.label}, blocks {blocks}, {self.tokens} tokens, {self.heads} x {self.head_dim}"
+        blocks, scores = (
+            f"{self.block_q} x {self.block_kv}",
+            ", int8 scores" * (self.scores == "int8"),
         )
+        return f"{self.label}, blocks {blocks}, {self.tokens} tokens, {self.heads} x {self.head_dim}{scores}"
 
     @cached_property
     def lists(self) -> BlockLists:
@@ -107,7 +111,9 @@ class AttentionCase:
         def attend(q: Array, k: Array, v: Array, lists: BlockLists) -> Array | tuple[Array, Array]:
             if self.implementation == "cudnn":
                 return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-            return block_sparse_attention(q, k, v, lists, implementation=implementation)
+            return block_sparse_attention(
+                q, k, v, lists, scores=self.scores, implementation=implementation
+            )
 
         return attend
 
@@ -133,8 +139,11 @@ class AttentionCase:
         )
 
         def arrange(q: Array, k: Array, valid: Array, blocks: BlockLists) -> tpu.Arranged:
+            v, scales = k, None
+            if self.scores == "int8":
+                q, k, scales, _ = quantize(q, k, valid)
             return tpu.arrange(
-                q, k, k, valid, blocks, None, gather=gather, scale=self.head_dim**-0.5
+                q, k, v, valid, blocks, None, scales, gather=gather, scale=self.head_dim**-0.5
             )
 
         def launch(arranged: tpu.Arranged, blocks: BlockLists) -> tuple[Array, ...]:

@@ -3,7 +3,7 @@
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int8
 
 from pallas_kernels.block_sparse_attention.cache import EMPTY
 
@@ -31,7 +31,7 @@ _MARGIN = 1.01
 
 
 def score_bound(
-    q: Float[Array, "B H Q D"], k: Float[Array, "B H L D"], scale: float
+    q_norm: Float[Array, "B H Q"], k_norm: Float[Array, "B H L"], scale: float
 ) -> tuple[Float[Array, "B H Q"], Bool[Array, "B H"]]:
     """A number that no product of a query with a key exceeds, |q| max |k|, and whether a softmax can be taken relative to it.
 
@@ -40,9 +40,16 @@ def score_bound(
     Keys that are not valid count, too: they are as long as the others.
 
     Args:
-        q, k: heads before tokens.
+        q_norm, k_norm: lengths of the vectors that are multiplied.
         scale: of the scores.
     """
-    q_norm, k_norm = (jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axis=-1)) for x in (q, k))
     bound = q_norm * (k_norm.max(axis=-1, keepdims=True) * jnp.float32(_MARGIN))
     return bound, bound.max(axis=-1) * jnp.float32(2 * scale * LOG2_E) < _RANGE
+
+
+def lengths(
+    x: Float[Array, "B H L D"] | Int8[Array, "B H L D"], scale: Float[Array, "B H L"] | None = None
+) -> Float[Array, "B H L"]:
+    """Euclidean lengths of vectors, float32; of int8 vectors times their scales."""
+    norm = jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axis=-1))
+    return norm if scale is None else norm * scale

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.cache import Cache, Complement
 from pallas_kernels.block_sparse_attention.scores import Int8Scales
-from pallas_kernels.block_sparse_attention.softmax import key_bias, score_bound
+from pallas_kernels.block_sparse_attention.softmax import key_bias, lengths, score_bound
 from pallas_kernels.block_sparse_attention.tiles import keys_per_slice, keys_per_step
 from pallas_kernels.block_sparse_attention.tpu_kernel import INDICES, TpuKernelConfig, kernel
 from pallas_kernels.refs import Index, Operand
@@ -53,12 +53,10 @@ class Arranged(NamedTuple):
     k: Array  # [B, H, L, D]
     v: Array  # [B, H, L, D]
     bias: Array  # float32 [B, key blocks, block_kv]: 0 or `EMPTY`
+    bound: Array  # float32 [B, H, 1, Lq]: no score is larger
+    bounded: Array  # int32 [B H, 1, LANES], equal along lanes: whether a head's weights can be relative to it
     cache: Cache | None  # its values [B, H, Lq, D], scale and lse [B, H, 1, Lq], U [B, R, Lq]
     scales: Int8Scales | None = None  # float32 [B, H, 1, Lq] and [B, H, key blocks, block_kv]
-    bound: Array | None = None  # float32 [B, H, 1, Lq], of float scores
-    bounded: Array | None = (
-        None  # int32 [B H, 1, 1]: whether a head's weights can be relative to it
-    )
 
 
 def attend(
@@ -119,12 +117,15 @@ def arrange(
         scales = Int8Scales(along_lanes(scales.q)[:, :, None], k_scale)
     bias = bias.reshape(len(bias), blocks.kv_blocks, blocks.block_kv)
     q, k, v = (heads_first(x, length) for x, length in ((q, rows), (k, columns), (v, columns)))
-    bound = bounded = None
-    if scales is None:
-        bound, fits = score_bound(q, k, scale)
-        bound, fits = bound[:, :, None], fits.astype(jnp.int32).reshape(-1, 1, 1)
-        bounded = jnp.broadcast_to(fits, (len(fits), 1, LANES))
-    return Arranged(_lists(blocks, bias, gather), q, k, v, bias, cache, scales, bound, bounded)
+    q_scale, k_scale = (
+        (None, None) if scales is None else (scales.q[:, :, 0], scales.k.reshape(*k.shape[:3]))
+    )
+    bound, fits = score_bound(lengths(q, q_scale), lengths(k, k_scale), scale)
+    fits = fits.astype(jnp.int32).reshape(-1, 1, 1)
+    bounded = jnp.broadcast_to(fits, (len(fits), 1, LANES))
+    return Arranged(
+        _lists(blocks, bias, gather), q, k, v, bias, bound[:, :, None], bounded, cache, scales
+    )
 
 
 def launch(
@@ -152,7 +153,7 @@ def launch(
     Returns:
         Output [B, H, Lq, D], log-sum-exp [B, H, 1, Lq], and the counts if asked for.
     """
-    lists, q, k, v, bias, cache, scales, bound, bounded = arranged
+    lists, q, k, v, bias, bound, bounded, cache, scales = arranged
     batch, heads, length, size = q.shape
     rows = blocks.q_blocks
     samples, list_heads = blocks.counts.shape[:2]
@@ -166,6 +167,9 @@ def launch(
     row = pl.BlockSpec((None, None, 1, blocks.block_q), lambda b, h, i: (b, h, 0, i))
     in_hbm = pl.BlockSpec(memory_space=pl.ANY)
     of_sample = pl.BlockSpec((None, *bias.shape[1:]), lambda b, h, i: (b, 0, 0))
+    flag = pl.BlockSpec(
+        (None, 1, LANES), lambda b, h, i: (b * heads + h, 0, 0), memory_space=pltpu.SMEM
+    )
     own, following = (
         pl.BlockSpec(
             (None, 1, lists.shape[-1]), partial(list_of, ahead=ahead), memory_space=pltpu.SMEM
@@ -179,15 +183,12 @@ def launch(
         "k": (k, in_hbm),
         "v": (v, in_hbm),
         "bias": (bias, of_sample),
+        "bound": (bound, row),
+        "bounded": (bounded, flag),
     }
     if scales is not None:
         of_head = pl.BlockSpec((None, None, *scales.k.shape[2:]), lambda b, h, i: (b, h, 0, 0))
         operands |= {"q_scale": (scales.q, row), "k_scale": (scales.k, of_head)}
-    if bound is not None and bounded is not None:
-        of_head = pl.BlockSpec(
-            (None, 1, LANES), lambda b, h, i: (b * heads + h, 0, 0), memory_space=pltpu.SMEM
-        )
-        operands |= {"bound": (bound, row), "bounded": (bounded, of_head)}
     operands |= _cache_operands(cache, tile, row, blocks.block_q)
     outputs = {
         "out": (jax.ShapeDtypeStruct(q.shape, v.dtype), tile),

@@ -68,7 +68,7 @@ def kernel(*refs: Ref, config: TpuKernelConfig) -> None:
             q: [block_q, D].
             k, v: [B, H, L, D], all of them, in HBM.
             bias: float32 [key blocks, block_kv], 0 or `EMPTY`.
-            [bound, bounded]: float32 [1, block_q], no score of a query is larger; SMEM [1, LANES], whether this head's weights can
+            bound, bounded: float32 [1, block_q], no score of a query is larger; SMEM [1, LANES], whether this head's weights can
                 be taken relative to it (`softmax.score_bound`).
             [q_scale, k_scale]: of int8 queries and keys, float32 [1, block_q] and [key blocks, block_kv].
             [values, scale, cached_lse, u_factor, v_factor]: of the cache.
@@ -114,8 +114,8 @@ def kernel(*refs: Ref, config: TpuKernelConfig) -> None:
         executed = jax.lax.fori_loop(0, masked_from, plain, jnp.int32(0))
         return jax.lax.fori_loop(masked_from, steps, masked, executed)
 
-    if "bound" not in ref or always:
-        executed = all_steps("bound" in ref)
+    if always:
+        executed = all_steps(True)
     else:
         executed = jax.lax.cond(
             ref["bounded"][0, 0] > 0, partial(all_steps, True), partial(all_steps, False)

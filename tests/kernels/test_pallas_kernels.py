@@ -21,7 +21,7 @@ from pallas_kernels import (
 )
 from pallas_kernels.block_sparse_attention import gpu as attention_gpu
 from pallas_kernels.block_sparse_attention import tpu as attention_tpu
-from pallas_kernels.block_sparse_attention.softmax import score_bound
+from pallas_kernels.block_sparse_attention.softmax import lengths, score_bound
 from pallas_kernels.quantized_matmul import gpu as matmul_gpu
 from pallas_kernels.quantized_matmul import tpu as matmul_tpu
 from pallas_kernels.quantized_matmul.gpu_tiles import GpuTiles
@@ -189,16 +189,19 @@ def test_attention(kernel, samples, heads):
             np.testing.assert_allclose(one, other, **TIGHT)
 
 
-def test_attention_with_and_without_a_bound_of_the_scores():
+@pytest.mark.parametrize("scores", ["float", "int8"])
+def test_attention_with_and_without_a_bound_of_the_scores(scores):
     """Weights are relative to the bound in the first head, to running maxima in the second, in one program."""
     q, k, v, valid = attention_operands()
     q = q * jnp.array([1.0, 8.0])[None, None, :, None]
-    bound, bounded = score_bound(*(x.swapaxes(1, 2) for x in (q, k)), SIZE**-0.5)
+    bound, bounded = score_bound(*(lengths(x.swapaxes(1, 2)) for x in (q, k)), SIZE**-0.5)
     np.testing.assert_array_equal(bounded, [[True, False]] * 2)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
-    assert (scores.max(axis=-1) < bound).all()
+    products = jnp.einsum("bqhd,bkhd->bhqk", q, k)
+    assert (products.max(axis=-1) < bound).all()
     found, expected = (
-        attend(q, k, v, lists(0.7), kv_valid=valid, return_lse=True, implementation=name)
+        attend(
+            q, k, v, lists(0.7), kv_valid=valid, scores=scores, return_lse=True, implementation=name
+        )
         for name in ("tpu@interpret", "reference")
     )
     for one, other in zip(found, expected, strict=True):
