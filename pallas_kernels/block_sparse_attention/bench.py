@@ -4,6 +4,8 @@ Lists are uniform (equally many blocks in every list) or those of Sparse VideoGe
 after that they have the same band as the spatial heads.
 """
 
+from dataclasses import replace
+
 from pallas_kernels.block_sparse_attention.case import BAND_BLOCK, AttentionCase
 
 VIDEO = 16 * 30 * 52
@@ -38,12 +40,14 @@ def hunyuan(
 def _tpu() -> tuple[AttentionCase, ...]:
     bands = [(density, svg_band(density)) for density in (0.15, 0.25)]
     return (
-        hunyuan("full lists", 512, 1024, "tpu"),
-        hunyuan("uniform 4 of 25", 512, 1024, "tpu", listed=4),
+        hunyuan("full lists", 1024, 1024, "tpu"),
+        hunyuan("full lists", 512, 128, "tpu"),
+        hunyuan("uniform 38 of 197", 512, 128, "tpu", listed=38),
+        replace(hunyuan("uniform 38 of 197", 512, 128, "tpu", listed=38), scores="int8"),
         *(
             hunyuan(f"SVG {density:.0%}", *blocks, "tpu", band=band)
             for density, band in bands
-            for blocks in ((128, 128), (512, 1024))
+            for blocks in ((128, 128), (512, 128))
         ),
     )
 
