@@ -146,3 +146,14 @@ def test_sampling_is_refused_before_anything_is_loaded(
     # What is looked at next.
     with pytest.raises(InputError, match="the prompt is empty"):
         pipeline(" ", frames=5, height=16, width=24, steps=2)
+
+
+def test_a_plan_names_changes_as_arguments_and_its_command_as_options(capsys):
+    plan = qsjax.plan_memory(device="v5e-1", text_storage="int8")
+    (row,) = plan["sampling"]["devices"]
+    (change,) = row["fits_with"]
+    assert change.startswith("a smaller video (`frames=61, height=")
+    assert main(["plan", "--device", "v5e-1", "--text-storage", "int8"]) == 0
+    text = capsys.readouterr().out
+    assert "a smaller video (--frames 61 --height " in text
+    assert "`" not in text
