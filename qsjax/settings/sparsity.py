@@ -7,8 +7,10 @@ from typing import Literal, get_args
 from qsjax.config import check_choices
 from qsjax.errors import InputError
 
-Mask = Literal["svg", "svg-window", "dense", "band", "window", "sta", "radial", "topk", "topp"]
-"""svg: a band in frame-major or token-major order, chosen for each head; svg-window: likewise, with windows. dense to radial are
+Mask = Literal[
+    "svg", "svg-window", "dense", "band", "window", "sta", "radial", "box", "topk", "topp"
+]
+"""svg: a band in frame-major or token-major order, chosen for each head; svg-window: likewise, with windows. dense to box are
 static masks; topk and topp choose blocks by content."""
 FAMILIES: tuple[Mask, ...] = get_args(Mask)
 CHOSEN = ("topk", "topp")
@@ -29,7 +31,8 @@ class Sparsity:
             tokens or more, else as many as block_kv.
         block_kv: keys of a block, which are computed or left out together; a TPU needs 128 or a multiple. 0 takes 128, or less
             (64, 32, 16) for a video of fewer than 32 such blocks.
-        tile: tokens of a tile along time, height and width, for all but svg and radial; 1 x 1 x 1 is the model's order.
+        tile: tokens of a tile along time, height and width, for all but svg and radial; 1 x 1 x 1 is the model's order, for box a
+            box of block_q tokens that fits the video. In tiles of box, topk and topp, blocks of fewer keys than queries are boxes too.
         mass: for topp, the share of the pooled softmax that a list must reach.
         sink_frames: number of first frames that all queries see in addition.
         profiled_rows: for svg, the number of rows that decide a head's order.
@@ -90,7 +93,8 @@ class Sparsity:
         block_kv = self.block_kv or next(fitting, 16)
         block_q = self.block_q or block_kv
         if not self.block_q and backend == "tpu" and tokens >= 16 * _TPU_ROWS[0]:
-            # The tiles of sta are made of whole blocks.
-            whole = math.prod(self.tile) if self.mask == "sta" else _TPU_ROWS[0]
+            # The tiles of sta and box are made of whole blocks.
+            tiled = self.mask == "sta" or (self.mask == "box" and self.tile != (1, 1, 1))
+            whole = math.prod(self.tile) if tiled else _TPU_ROWS[0]
             block_q = next((rows for rows in _TPU_ROWS if whole % rows == 0), block_kv)
         return replace(self, block_q=block_q, block_kv=block_kv)

@@ -1,8 +1,9 @@
 """Orders of video tokens, chosen so that the tokens of a block are close to each other in the video.
 
-The model's order is frame by frame, row by row. A layout divides the video into tiles and makes each tile contiguous. Three
+The model's order is frame by frame, row by row. A layout divides the video into tiles and makes each tile contiguous. Four
 cases are useful. Tiles of one token give the model's own order (frame-major). Tiles of one position in all frames give the
-token-major order. Boxes keep neighbours in space and time together.
+token-major order. Boxes keep neighbours in space and time together; boxes made of smaller boxes (cells) do so for large blocks of
+queries and for the smaller blocks of keys in them.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from jaxtyping import Array, Shaped
 from qsjax.errors import InputError
 
 Sizes = tuple[int, int, int]
+_NESTED = (0, 3, 6, 1, 4, 7, 2, 5, 8)
+"""From (tiles, cells, tokens) along each of three axes to all tiles, all cells of a tile, all tokens of a cell."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +29,20 @@ class Layout:
         tile: tokens of a tile along the same axes; the order of the tiles is frame by frame, row by row.
         block_q: queries in a block of the sequence.
         block_kv: keys in a block; 0 takes as many as `block_q`.
+        cell: tokens of a cell, of which a tile is made; None is the tile.
     """
 
     grid: Sizes
     tile: Sizes = (1, 1, 1)
     block_q: int = 128
     block_kv: int = 0
+    cell: Sizes | None = None
 
     def __post_init__(self) -> None:
         if not self.block_kv:
             object.__setattr__(self, "block_kv", self.block_q)
+        if self.cell and any(t % c for t, c in zip(self.tile, self.cell, strict=True)):
+            raise InputError(f"tiles of {self.tile} tokens are not made of cells of {self.cell}")
         if min(*self.grid, *self.tile, self.block_q, self.block_kv) < 1:
             raise InputError(
                 f"grid {self.grid}, tile {self.tile}, blocks of {self.block_q} x {self.block_kv}: all sizes must be 1 or more"
@@ -60,6 +67,12 @@ class Layout:
     def tiles(self) -> Sizes:
         """Number of tiles along time, height and width; the last ones may be partial."""
         t, h, w = (-(-size // tile) for size, tile in zip(self.grid, self.tile, strict=True))
+        return t, h, w
+
+    @cached_property
+    def cells(self) -> Sizes:
+        """Number of cells of a tile along time, height and width."""
+        t, h, w = (t // c for t, c in zip(self.tile, self.cell or self.tile, strict=True))
         return t, h, w
 
     @cached_property
@@ -119,13 +132,18 @@ class Layout:
         """Slots of whole tiles."""
         return int(np.prod(self.tiles) * np.prod(self.tile))
 
+    @cached_property
+    def _parts(self) -> tuple[tuple[int, int, int], ...]:
+        """Along each axis: tiles, cells of a tile, tokens of a cell."""
+        sizes = zip(self.tiles, self.cells, self.tile, strict=True)
+        return tuple((tiles, cells, tile // cells) for tiles, cells, tile in sizes)
+
     def _padded(self, slots: int) -> np.ndarray:
         count, tile = self.tiles, self.tile
         padding = [(0, n * t - size) for n, t, size in zip(count, tile, self.grid, strict=True)]
         index = np.arange(self.tokens, dtype=np.int32).reshape(self.grid)
         index = np.pad(index, padding, constant_values=-1)
-        parts = [size for pair in zip(count, tile, strict=True) for size in pair]
-        index = index.reshape(parts).transpose(0, 2, 4, 1, 3, 5).reshape(-1)
+        index = index.reshape(sum(self._parts, ())).transpose(_NESTED).reshape(-1)
         return np.pad(index, (0, slots - len(index)), constant_values=-1)
 
     def arrange(
@@ -147,9 +165,8 @@ class Layout:
                 for n, t, size in zip(self.tiles, self.tile, self.grid, strict=True)
             ]
             x = jnp.pad(x, [(0, 0), *padding, *flat])
-            parts = [size for pair in zip(self.tiles, self.tile, strict=True) for size in pair]
-            x = x.reshape(-1, *parts, *rest)
-            x = x.transpose(0, 1, 3, 5, 2, 4, 6, *range(7, x.ndim))
+            x = x.reshape(-1, *sum(self._parts, ()), *rest)
+            x = x.transpose(0, *(axis + 1 for axis in _NESTED), *range(10, x.ndim))
             x = x.reshape(x.shape[0], -1, *rest)
         return jnp.pad(x, [(0, 0), (0, slots - x.shape[1]), *flat])
 
@@ -159,8 +176,10 @@ class Layout:
         if self.tile == (1, 1, 1):
             return x[:, : self.tokens]
         x = x[:, : self._placed]
-        x = x.reshape(-1, *self.tiles, *self.tile, *rest)
-        x = x.transpose(0, 1, 4, 2, 5, 3, 6, *range(7, x.ndim))
+        tiles, cells, tokens = zip(*self._parts, strict=True)
+        x = x.reshape(-1, *tiles, *cells, *tokens, *rest)
+        # The permutation is its own inverse: it transposes a table of three levels by three axes.
+        x = x.transpose(0, *(axis + 1 for axis in _NESTED), *range(10, x.ndim))
         padded = [n * t for n, t in zip(self.tiles, self.tile, strict=True)]
         t, h, w = self.grid
         return x.reshape(-1, *padded, *rest)[:, :t, :h, :w].reshape(-1, self.tokens, *rest)

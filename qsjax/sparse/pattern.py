@@ -14,6 +14,7 @@ from qsjax.settings.sparsity import CHOSEN, Sparsity
 from qsjax.sparse import masks, pooled
 from qsjax.sparse.heads import followed, permuted
 from qsjax.sparse.layout import Layout, Sizes
+from qsjax.sparse.nested import cell_for, tile_for
 from qsjax.sparse.profile import nearest_order, profile_rows, seen_keys
 
 
@@ -47,8 +48,12 @@ class Pattern:
     def __init__(self, config: Sparsity, grid: Sizes, text: int) -> None:
         config = config.sized(int(np.prod(grid)), targets.current().backend)
         self.config, self.text = config, text
-        blocks = config.block_q, config.block_kv
-        first = Layout(grid, config.tile, *blocks)
+        blocks, tile, cell = (config.block_q, config.block_kv), config.tile, None
+        if config.mask == "box" and tile == (1, 1, 1):
+            tile = tile_for(grid, config.block_q)
+        if config.mask in ("box", *CHOSEN) and config.block_q > config.block_kv:
+            cell = cell_for(tile, config.block_kv)
+        first = Layout(grid, tile, *blocks, cell)
         self.layouts = (first,)
         if config.mask.startswith("svg"):
             self.layouts = (first, Layout.token_major(grid, *blocks))

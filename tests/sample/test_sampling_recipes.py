@@ -83,7 +83,7 @@ def test_every_field_has_an_option_a_meaning_and_a_place_in_a_file():
             assert len(texts[one.name]) > 8, (section, one.name)
             if one.name not in SECTIONS:
                 assert f"--{section}.{one.name.replace('_', '-')} " in help_text
-    assert "{svg,svg-window,dense,band,window,sta,radial,topk,topp}" in help_text
+    assert "{svg,svg-window,dense,band,window,sta,radial,box,topk,topp}" in help_text
     assert "--sparse.mask" not in help_text
 
 

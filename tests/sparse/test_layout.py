@@ -64,6 +64,25 @@ def test_a_tile_is_a_box():
     assert layout.q_blocks == layout.kv_blocks == 8
 
 
+@pytest.mark.parametrize("grid", [(4, 4, 8), (3, 5, 6)])
+def test_a_nested_order_has_boxes_in_boxes(grid):
+    layout = Layout(grid, (4, 4, 4), 64, 16, (2, 4, 2))
+    for size, box in ((64, (4, 4, 4)), (16, (2, 4, 2))):
+        for tokens in layout.order[: layout.slots // size * size].reshape(-1, size):
+            places = np.stack(np.unravel_index(tokens[tokens >= 0], grid), axis=1)
+            assert not len(places) or (np.ptp(places, axis=0) < box).all()
+    assert sorted(layout.order[layout.valid]) == list(range(layout.tokens))
+    x = jnp.arange(1, layout.tokens + 1, dtype=jnp.int32)[None, :, None]
+    found = layout.arrange(x)
+    np.testing.assert_array_equal(found[0, :, 0], layout.order + 1)
+    np.testing.assert_array_equal(layout.restore(found), x)
+
+
+def test_cells_make_up_tiles():
+    with pytest.raises(InputError, match="not made of cells"):
+        Layout((4, 4, 4), (4, 4, 4), 64, 16, (3, 4, 4))
+
+
 def test_tiles_that_do_not_fit_are_padded():
     layout = Layout((3, 3, 5), (2, 2, 2), 8)
     assert layout.tiles == (2, 2, 3)

@@ -3,17 +3,21 @@
 import numpy as np
 import pytest
 
+from pallas_kernels import targets
+from pallas_kernels.targets import TARGETS
 from qsjax.errors import InputError
 from qsjax.settings.sparsity import CHOSEN, FAMILIES, Sparsity
-from qsjax.sparse import Layout
-from qsjax.sparse.masks import STATIC, band, longest_for, own, radial, sink, sliding_tiles, window
+from qsjax.sparse import Layout, Pattern
+from qsjax.sparse.masks import STATIC, band, box, own, radial, sink, sliding_tiles, window
+from qsjax.sparse.nested import cell_for, tile_for
 
 HUNYUAN = Layout.frame_major((33, 45, 80), 128)
 SMALL = Layout.frame_major((9, 8, 8), 16)
 
 
 def layout_for(name, grid=(9, 8, 8)):
-    return Layout(grid, (3, 4, 4), 16) if name == "sta" else Layout.frame_major(grid, 16)
+    tile = {"sta": (3, 4, 4), "box": (1, 4, 4)}.get(name, (1, 1, 1))
+    return Layout(grid, tile, 16)
 
 
 @pytest.mark.parametrize("name", STATIC)
@@ -83,20 +87,21 @@ def test_a_sink_is_the_first_frames_in_any_order():
 
 GRIDS = {"480p": (16, 30, 52), "720p": (16, 45, 80), "720p, 129 frames": (33, 45, 80)}
 """Tokens of HunyuanVideo's usual sizes."""
-TILED = {"sta": (8, 8, 8), "topk": (1, 8, 16), "topp": (4, 8, 16)}
+TILED = {"sta": (8, 8, 8), "topk": (16, 8, 4), "topp": (4, 8, 16)}
 
 
 def executed_share(mask, grid, density):
     """Pairs in the blocks of a mask's lists over the video's pairs of tokens, with the TPU's blocks of 512 x 128."""
     config = Sparsity(mask=mask, density=density, tile=TILED.get(mask, (1, 1, 1)))
-    config = config.sized(int(np.prod(grid)), "tpu")
-    assert (config.block_q, config.block_kv) == (512, 128)
-    layout = Layout(grid, config.tile, 512, 128)
-    if mask in CHOSEN:
-        blocks = layout.q_blocks * longest_for(layout, density)
-    else:
-        name = {"svg": "band", "svg-window": "window"}.get(mask, mask)
-        blocks = int((STATIC[name](layout, density) & layout.filled).sum())
+    with targets.assumed(TARGETS["v5e"]):
+        pattern = Pattern(config, grid, 256)
+    layout, choice = pattern.layouts[0], pattern.empty(1, 1)
+    assert (layout.block_q, layout.block_kv) == (512, 128)
+    rows = layout.q_blocks
+    listed = (
+        rows * choice.indices.shape[-1] if mask in CHOSEN else pattern.lists(choice).counts.sum()
+    )
+    blocks = int(listed) - rows * pattern.text_blocks
     return blocks * 512 * 128 / layout.tokens**2
 
 
@@ -123,6 +128,40 @@ def test_blocks_of_queries_may_be_larger_than_those_of_keys():
 @pytest.mark.parametrize("name", STATIC)
 def test_at_density_one_padding_of_tiles_leaves_nothing_out(name):
     grid = (5, 7, 6)
-    layout = Layout(grid, (4, 4, 4) if name == "sta" else (1, 1, 1), 32, 8)
+    layout = Layout(grid, (4, 4, 4) if name in ("sta", "box") else (1, 1, 1), 32, 8)
     seen = STATIC[name](layout, 1.0)
     assert seen[layout.filled].all()
+
+
+def places(layout, slots):
+    return np.stack(np.unravel_index(layout.order[slots], layout.grid), axis=1)
+
+
+def test_a_box_of_cells_is_around_each_tile_and_inside_the_video():
+    layout = Layout((8, 16, 16), (4, 4, 4), 64, 16, (4, 2, 2))  # 2 x 4 x 4 tiles of four cells
+    seen = box(layout, 0.25)
+    assert (seen.sum(axis=1) == 32).all()  # of 128 cells
+    assert seen[own(layout)].all()
+    for row, keys in enumerate(seen):
+        tokens = places(layout, np.repeat(keys, 16))
+        assert np.prod(np.ptp(tokens, axis=0) + 1) == len(tokens)  # a whole box
+        middle = places(layout, np.arange(64 * row, 64 * row + 64)).mean(axis=0)
+        apart = np.abs(tokens.mean(axis=0) - middle)
+        inside = (middle > 5) & (middle < 11)
+        assert (apart[1:] <= 1)[inside[1:]].all()
+    with pytest.raises(InputError, match="not whole blocks of 32 x 64"):
+        box(Layout((8, 8, 8), (4, 4, 4), 32, 64, (4, 2, 2)), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("grid", "tokens", "tile", "cell"),
+    [
+        ((16, 30, 52), 512, (16, 8, 4), (8, 4, 4)),
+        ((33, 45, 80), 512, (4, 16, 8), (4, 8, 4)),
+        ((9, 8, 8), 16, (1, 4, 4), (1, 2, 2)),
+        ((5, 6, 9), 27, (1, 3, 9), (1, 3, 9)),
+    ],
+)
+def test_boxes_follow_the_video(grid, tokens, tile, cell):
+    assert tile_for(grid, tokens) == tile
+    assert cell_for(tile, tokens // 4) == cell
