@@ -43,7 +43,8 @@ def describe(
     if sources.generation is not None:
         data["generation"] = _generation(sources.generation)
     if "vae" in components:
-        data["tiling"] = to_mapping(Tiling())
+        # What is None is left to the device that decodes.
+        data["tiling"] = {k: v for k, v in to_mapping(Tiling()).items() if v is not None}
     if "llama" in components:
         data["prompt"] = to_mapping(find_prompt_template(sources.prompt_template))
     return data, files

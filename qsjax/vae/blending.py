@@ -3,13 +3,14 @@
 The arithmetic is that of HunyuanVideo's PyTorch code, to the order of the blends: along time a tile has one
 frame more than its size and, except at the start, its first output frame is dropped; along height and
 width tiles are cut off at the border; a tile is blended with the one above, then with the one to its left,
-each as blended before and not yet cropped. All volumes are [B, C, T, H, W], on the host.
+each as blended before and not yet cropped. Even tiles instead all have one shape, so that one program serves them. All
+volumes are [B, C, T, H, W], on the host.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -28,14 +29,30 @@ class Cut:
     Attributes:
         size: length of a tile at the network's input.
         stride: from one tile to the next at the input.
-        out_stride: from one tile to the next at the output.
-        extent: length of the overlap at the output.
+        out_stride: the same at the output.
+        even: tiles of one length, no longer than `size`, that overlap by `size - stride` or a little more; otherwise the
+            last one is what the stride leaves.
     """
 
     size: int
     stride: int
     out_stride: int
-    extent: int
+    even: bool = False
+
+    def spans(self, length: int) -> list[slice]:
+        """The tiles of an axis that is longer than `size`."""
+        if not self.even:
+            starts = range(0, length, self.stride)
+            return [slice(start, min(start + self.size, length)) for start in starts]
+        overlap = self.size - self.stride
+        count = max(1, -(-(length - overlap) // self.stride))
+        longest = min(length, -(-(length + (count - 1) * overlap) // count))
+        starts = [i * (length - longest) // max(1, count - 1) for i in range(count)]
+        return [slice(start, start + longest) for start in starts]
+
+    def to_output(self, length: int) -> int:
+        """Length at the output of a length at the input."""
+        return length * self.out_stride // self.stride
 
 
 @dataclass(frozen=True)
@@ -54,22 +71,15 @@ class TilePlan:
         """Input frames of each tile along time; tiles whose only output frame would be dropped are left out."""
         if self.time is None or length <= self.time.size:
             return [slice(0, length)]
-        starts = range(0, length, self.time.stride)
-        return [
-            slice(start, min(start + self.time.size + 1, length))
-            for start in starts
-            if start == 0 or start + 1 < length
-        ]
+        # The first frame is no part of the rhythm: tiles cut what follows it, and each begins with one frame more.
+        spans = self.time.spans(length - 1)
+        return [slice(span.start, span.stop + 1) for span in spans]
 
     def cells(self, height: int, width: int) -> list[list[tuple[slice, slice]]]:
         """Input (rows, columns) of each tile, as rows of tiles; both axes are cut if either is too long."""
         if self.space is None or max(height, width) <= self.space.size:
             return [[(slice(0, height), slice(0, width))]]
-        size, stride = self.space.size, self.space.stride
-        down, across = (
-            [slice(start, min(start + size, length)) for start in range(0, length, stride)]
-            for length in (height, width)
-        )
+        down, across = self.space.spans(height), self.space.spans(width)
         return [[(rows, columns) for columns in across] for rows in down]
 
     def shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -108,17 +118,21 @@ def run_in_tiles(
         ahead: tiles of a grid that are started before the result of the first one is awaited.
     """
     tail, tiles, cut = None, plan.frames(x.shape[2]), plan.time
-    for frames in tiles:
+    for frames, after in zip_longest(tiles, tiles[1:]):
         y = _run_frames(network, x[:, :, frames], plan, bar, ahead)
         if cut is None or len(tiles) == 1:
             yield y
             continue
         if tail is not None:
             y = y[:, :, 1:]
-            _blend(tail, y, axis=2, extent=cut.extent)
-        kept = cut.out_stride + (tail is None)
-        tail = _end(y, axis=2, extent=cut.extent)
-        yield y if y.shape[2] <= kept else y[:, :, :kept]
+            _blend(tail, y, axis=2)
+        if after is None:
+            yield y
+            continue
+        # Both tiles have one frame more; the second one's is dropped.
+        kept = cut.to_output(after.start - frames.start) + (tail is None)
+        tail = _end(y, axis=2, extent=cut.to_output(frames.stop - 1 - after.start))
+        yield y[:, :, :kept]
 
 
 def _run_frames(network: Network, x: Volume, plan: TilePlan, bar: Progress, ahead: int) -> Output:
@@ -128,26 +142,30 @@ def _run_frames(network: Network, x: Volume, plan: TilePlan, bar: Progress, ahea
         y = np.array(network(x))
         bar.advance()
         return y
-    height, width = (n * cut.out_stride // cut.stride for n in x.shape[3:])
+    height, width = (cut.to_output(n) for n in x.shape[3:])
     joined: np.ndarray = np.empty(0)
     above: list[np.ndarray] = []
     inputs = (x[:, :, :, rows, columns] for row in cells for rows, columns in row)
     outputs = _started_early(map(network, inputs), ahead)
-    for i, row in enumerate(cells):
+    for row, next_row in zip_longest(cells, cells[1:]):
         below, left = [], None
-        for j in range(len(row)):
+        for j, ((rows, columns), right) in enumerate(zip_longest(row, row[1:])):
             y = np.array(next(outputs))
-            if i > 0:
-                _blend(above[j], y, axis=3, extent=cut.extent)
+            if above:
+                _blend(above[j], y, axis=3)
             if left is not None:
-                _blend(left, y, axis=4, extent=cut.extent)
-            below.append(_end(y, axis=3, extent=cut.extent))
-            left = _end(y, axis=4, extent=cut.extent)
-            if i == j == 0:  # the first tile tells channels and frames
+                _blend(left, y, axis=4)
+            if next_row is not None:
+                below.append(
+                    _end(y, axis=3, extent=cut.to_output(rows.stop - next_row[j][0].start))
+                )
+            if right is not None:
+                left = _end(y, axis=4, extent=cut.to_output(columns.stop - right[1].start))
+            if not joined.size:  # the first tile tells channels and frames
                 joined = np.empty((*y.shape[:3], height, width), y.dtype)
-            place = joined[:, :, :, i * cut.out_stride :, j * cut.out_stride :]
-            kept = y[:, :, :, : cut.out_stride, : cut.out_stride]
-            place[:, :, :, : kept.shape[3], : kept.shape[4]] = kept
+            # What the next tiles will cover too is written again by them.
+            place = joined[:, :, :, cut.to_output(rows.start) :, cut.to_output(columns.start) :]
+            place[:, :, :, : y.shape[3], : y.shape[4]] = y
             bar.advance()
         above = below
     return joined
@@ -162,9 +180,9 @@ def _started_early(outputs: Iterator[Array], ahead: int) -> Iterator[Array]:
     yield from waiting
 
 
-def _blend(before: np.ndarray, y: np.ndarray, *, axis: int, extent: int) -> None:
-    """Fade from the end of `before` to the beginning of `y`, in place."""
-    extent = min(before.shape[axis], y.shape[axis], extent)
+def _blend(before: np.ndarray, y: np.ndarray, *, axis: int) -> None:
+    """Fade from `before`, the end of another tile, to the beginning of `y`, in place."""
+    extent = min(before.shape[axis], y.shape[axis])
     shape = [1] * y.ndim
     shape[axis] = extent
     weight = (np.arange(extent) / max(extent, 1)).reshape(shape)

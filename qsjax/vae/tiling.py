@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pallas_kernels import targets
 from qsjax.errors import InputError
 from qsjax.vae.blending import Cut, TilePlan
 from qsjax.vae.config import VAEConfig
@@ -22,12 +23,16 @@ class Tiling:
         pixels: side of a tile along height and width; None together with `pixel_stride` means that
             space is not tiled.
         pixel_stride: pixels from one tile to the next.
+        even: decode in tiles of one shape: as many as it takes, of equal length, at most the sizes above, with overlaps of
+            size minus stride or a little more. A program is compiled for each shape, and for a TPU that takes minutes; with
+            the others the tiles at the ends are what is left, as in Tencent's code. None is True on a TPU.
     """
 
     frames: int | None = 64
     frame_stride: int | None = 48
     pixels: int | None = 256
     pixel_stride: int | None = 192
+    even: bool | None = None
 
     def __post_init__(self) -> None:
         for size_name, stride_name in (("frames", "frame_stride"), ("pixels", "pixel_stride")):
@@ -53,10 +58,11 @@ class Tiling:
             InputError: see `check`.
         """
         self.check(config)
+        even = targets.current().backend == "tpu" if self.even is None else self.even
         cuts = [
             None
             if size is None or stride is None
-            else Cut(size // ratio, stride // ratio, out_stride=stride, extent=size - stride)
+            else Cut(size // ratio, stride // ratio, out_stride=stride, even=even)
             for size, stride, ratio in self._axes(config)
         ]
         return TilePlan(*cuts)
@@ -71,7 +77,7 @@ class Tiling:
         cuts = [
             None
             if size is None or stride is None
-            else Cut(size, stride, out_stride=stride // ratio, extent=(size - stride) // ratio)
+            else Cut(size, stride, out_stride=stride // ratio)
             for size, stride, ratio in self._axes(config)
         ]
         return TilePlan(*cuts)

@@ -1,7 +1,8 @@
 """The arithmetic of tiles against diffusers' own, with a cheap network in place of the convolutions."""
 
 import logging
-from itertools import product
+from dataclasses import replace
+from itertools import count, pairwise, product
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,16 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 from jax import monitoring
 from vae_pairs import CONFIGS, decoded, encoded, latent, pair, use, video
 
+from pallas_kernels import targets
 from qsjax.errors import InputError
-from qsjax.vae import Tiling
+from qsjax.progress import Progress
+from qsjax.vae import Tiling, VAEConfig
+from qsjax.vae.blending import Cut, TilePlan, run_in_tiles
 
 NAME = "three levels, 4x4x4"
 CONFIG = CONFIGS[NAME]
@@ -112,6 +118,49 @@ def test_one_program_for_each_shape_of_tile(cheap):
     finally:
         monitoring.clear_event_listeners()
     assert video.shape == again.shape == (1, 3, 21, 16, 28)
+
+
+@given(size=st.integers(2, 12), data=st.data())
+def test_even_tiles_have_one_length_and_overlap_enough(size, data):
+    stride = data.draw(st.integers(1, size))
+    length = data.draw(st.integers(size + 1, 8 * size))
+    cut = Cut(size, stride, out_stride=stride, even=True)
+    spans, left = cut.spans(length), replace(cut, even=False).spans(length)
+    assert (spans[0].start, spans[-1].stop) == (0, length)
+    (longest,) = {span.stop - span.start for span in spans}
+    assert longest <= size
+    assert len(spans) <= len(left)
+    assert all(a.stop - b.start >= size - stride for a, b in pairwise(spans))
+
+
+def test_even_tiles_are_blended_over_their_own_overlaps():
+    """Three tiles of four cells, each filled with its number; they overlap by two cells and by one."""
+    numbers = count()
+    plan = TilePlan(None, Cut(4, 3, out_stride=3, even=True))
+    x = np.zeros((1, 1, 1, 4, 9), np.float32)
+    with Progress(3, "decode", unit="tile", enabled=False) as bar:
+        (y,) = run_in_tiles(lambda tile: np.full_like(tile, next(numbers)), x, plan, bar)
+    expected = np.array([0, 0, 0, 0.5, 1, 1, 2, 2, 2], np.float32)
+    np.testing.assert_array_equal(y, np.broadcast_to(expected, x.shape))
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 7), (9, 10, 13), (3, 7, 6)], ids=str)
+def test_even_tiles_share_one_program_and_do_not_show(cheap, shape):
+    tiling = Tiling(frames=8, frame_stride=4, pixels=16, pixel_stride=12, even=True)
+    z = latent(CONFIG, *shape)
+    assert len(tiling.decode_plan(CONFIG).shapes(z.shape)) == 1
+    np.testing.assert_allclose(cheap.decode(z, tiling), cheap.decode(z), rtol=0, atol=1e-6)
+
+
+def test_tiles_are_even_on_a_tpu():
+    """HunyuanVideo at 61 x 480 x 832: 15 tiles of four shapes, or 12 of one, which have less area."""
+    shape, config = (1, 16, 16, 60, 104), VAEConfig()
+    plan = Tiling().decode_plan(config)
+    assert (plan.count(shape), len(plan.shapes(shape))) == (15, 4)
+    with targets.assumed(targets.TARGETS["v5e"]):
+        plan = Tiling().decode_plan(config)
+        assert not Tiling(even=False).decode_plan(config).space.even
+    assert (plan.count(shape), plan.shapes(shape)) == (12, [(1, 16, 16, 26, 32)])
 
 
 def test_progress_counts_tiles(cheap, caplog):
