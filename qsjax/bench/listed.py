@@ -20,7 +20,6 @@ from pallas_kernels.block_sparse_attention import BLOCK_SPARSE_ATTENTION
 from pallas_kernels.block_sparse_attention.case import AttentionCase
 from pallas_kernels.targets import Target
 from qsjax.dit import DiTConfig
-from qsjax.dit.attention import dense_attention
 from qsjax.residual import Gains, empty_state, refresh_attention, sparse_attention
 from qsjax.sample import SamplingPlan
 from qsjax.sample.patterns import pattern_for, token_grid
@@ -86,7 +85,7 @@ def listed_calls(
     latents: tuple[int, int, int],
     text: int,
 ) -> list[ListedCall]:
-    """The calls of one layer in a step of a kind.
+    """The calls of one layer in a step of a kind; a dense one has no lists to find out about.
 
     Lists that are chosen while sampling count with their full length, which is exact for topk and an upper bound for topp.
     """
@@ -95,22 +94,16 @@ def listed_calls(
     x = jnp.zeros((1, video + text, config.num_heads, config.head_dim), dtype)
     valid = jnp.ones((1, video + text), jnp.bool_)
     calls: list[Recorded] = []
-    if kind == DENSE or plan.sparse is None:
+    sparse = plan.sparse
+    if kind == DENSE or sparse is None:
+        return []
+    pattern = pattern_for(sparse, config, (1, 0, *latents), text)
+    run: Callable[..., Any] = refresh_attention if kind == REFRESH else sparse_attention
 
-        def attend(q: Array, k: Array, v: Array) -> object:
-            return dense_attention(q, k, v, valid)
-    else:
-        sparse = plan.sparse
-        pattern = pattern_for(sparse, config, (1, 0, *latents), text)
-        one = jnp.ones((), jnp.float32)
-        run: Callable[..., Any] = refresh_attention if kind == REFRESH else sparse_attention
-
-        def attend(q: Array, k: Array, v: Array) -> object:
-            state = empty_state(
-                sparse.residual, pattern, 1, config.num_heads, config.head_dim, dtype
-            )
-            gains = Gains(one, one)
-            return run(pattern, sparse.residual, gains, q, k, v, valid, state, scores=sparse.scores)
+    def attend(q: Array, k: Array, v: Array) -> None:
+        residual, one = sparse.residual, jnp.ones((), jnp.float32)
+        state = empty_state(residual, pattern, 1, config.num_heads, config.head_dim, dtype)
+        run(pattern, residual, Gains(one, one), q, k, v, valid, state, scores=sparse.scores)
 
     def lengths(q: Array, k: Array, v: Array) -> list[Array]:
         with recorded(calls):

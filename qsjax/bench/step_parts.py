@@ -30,17 +30,19 @@ _KERNELS = {
     "rotary": ROPE,
     "norm": ROPE,
 }
-# Most specific first: the first file of this list among an instruction's callers decides.
+# Most specific first: the first file, or folder, of this list among an instruction's callers decides.
 _FILES = {
     "lowrank.py": LOW_RANK,
     "store.py": PACKING,
     "absmax.py": PACKING,
     "state.py": CACHE,
     "cache.py": CACHE,
+    "rotary_heads": ROPE,
     "rope.py": ROPE,
     "norms.py": ROPE,
     "pattern.py": ORDERS,
     "layout.py": ORDERS,
+    "nested.py": ORDERS,
     "profile.py": ORDERS,
     "pooled.py": ORDERS,
 }
@@ -181,7 +183,7 @@ def _files(one: Instruction, known: dict[int, tuple[Source, ...]]) -> list[str]:
 
 def _by_file(known: dict[int, tuple[Source, ...]], ones: Iterable[Instruction]) -> str | None:
     names = {file for one in ones for file in _files(one, known)}
-    names |= {file.split("/")[-1] for file in names}
+    names |= {word for file in names for word in file.split("/")}
     return next((part for name, part in _FILES.items() if name in names), None)
 
 

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from pallas_kernels.block_sparse_attention import bench as attention_bench
+from pallas_kernels.block_sparse_attention import tiles
 from pallas_kernels.block_sparse_attention.case import AttentionCase
 from pallas_kernels.targets import Target
 from qsjax.bench.step_program import StepRequest
@@ -47,11 +48,19 @@ class Subject:
 
     @cached_property
     def full_lists(self) -> AttentionCase:
-        """Dense attention by our own kernel, with the blocks that its benchmark has for lists of all blocks."""
+        """Dense attention by our own kernel."""
         case = next(c for c in attention_bench.CASES["tpu"] if c.listed is None and c.band is None)
         config = self.model.dit
+        # What dense attention on a TPU takes, where it is this kernel.
+        block_q, block_kv = getattr(tiles, "DENSE_BLOCKS", (case.block_q, case.block_kv))
         return replace(
-            case, tokens=self.size.tokens, heads=config.num_heads, head_dim=config.head_dim, text=0
+            case,
+            tokens=self.size.tokens,
+            heads=config.num_heads,
+            head_dim=config.head_dim,
+            text=0,
+            block_q=block_q,
+            block_kv=block_kv,
         )
 
     def request(self, kind: str, **changes: Any) -> StepRequest:

@@ -73,7 +73,7 @@ def _block(kinds: dict[str, Any], block: str) -> list[str]:
 
 def _cells(seconds: float, floor: float | None) -> tuple[str, str]:
     share = f"{100 * floor / seconds:.0f} %" if floor and seconds else ""
-    return f"{1e3 * seconds:.2f}", share
+    return f"{1e3 * seconds:.2f}" if seconds else "", share
 
 
 def _steps(kinds: dict[str, Any]) -> list[str]:
