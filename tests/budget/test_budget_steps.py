@@ -52,7 +52,7 @@ def executed_by_kernels(rows, q, valid, lists):
     operands = (rows, q, q, valid, lists, None)
     counted = {"scale": 0.25, "target": INTERPRET, "count_blocks": True}
     *_, tiles = attention_gpu.launch(*operands, **counted)
-    arranged = attention_tpu.arrange(*operands, gather=2)
+    arranged = attention_tpu.arrange(*operands, gather=2, scale=0.25)
     *_, blocks = attention_tpu.launch(arranged, lists, gather=2, **counted)
     return tiles, blocks
 

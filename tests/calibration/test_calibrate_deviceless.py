@@ -43,7 +43,7 @@ def step_of(kind):
     variables = initial(kind, recipe, method, CONFIG, ones, outputs)
     tokens = Tokens(spec(1, VIDEO, width), spec(1, TEXT, width))
     mask, rows = spec(1, TEXT, dtype=bool), spec(1, method.local_rows, dtype=jnp.int32)
-    tables = Shared(*2 * [spec(VIDEO, CONFIG.head_dim // 2, dtype=jnp.float32)])
+    tables = Shared(*2 * [spec(VIDEO, CONFIG.head_dim, dtype=jnp.float32)])
     return lambda *given: Programs.step.__wrapped__(programs, *given), (
         variables,
         jax.eval_shape(programs.optimizer.init, variables),
