@@ -129,7 +129,7 @@ class AttentionCase:
         dtype = jnp.dtype(self.dtype)
         # The keys of all heads: those of a single head the compiler might keep in vector memory.
         k = spec(1, self.tokens, self.heads, self.head_dim, dtype=dtype)
-        q = spec(1, _PROFILED_ROWS * self.block_q, 1, self.head_dim, dtype=dtype)
+        q = spec(1, _PROFILED_ROWS * self.block_q, self.heads, self.head_dim, dtype=dtype)
         profiled = BlockLists(
             spec(1, 1, _PROFILED_ROWS, lists.indices.shape[-1], dtype=jnp.int32),
             spec(1, 1, _PROFILED_ROWS, dtype=jnp.int32),
@@ -154,6 +154,16 @@ class AttentionCase:
 
         valid = spec(1, self.tokens, dtype=jnp.bool_)
         arranged = jax.eval_shape(arrange, q, k, valid, profiled)
+        of_queries = (arranged.q, arranged.bound, arranged.scales and arranged.scales.q)
+        queries, bound, q_scale = jax.tree.map(
+            lambda x: spec(1, 1, *x.shape[2:], dtype=x.dtype), of_queries
+        )
+        arranged = arranged._replace(
+            q=queries,
+            bound=bound,
+            bounded=spec(1, *arranged.bounded.shape[1:], dtype=arranged.bounded.dtype),
+            scales=arranged.scales and arranged.scales._replace(q=q_scale),
+        )
         once = 2.0 * self.tokens * self.heads * self.head_dim * dtype.itemsize
         fetched = 2 * gather * self.block_kv * self.head_dim * dtype.itemsize
         return Program(
