@@ -8,8 +8,9 @@ from pallas_kernels.targets import TARGETS
 from qsjax.errors import InputError
 from qsjax.settings.sparsity import CHOSEN, FAMILIES, Sparsity
 from qsjax.sparse import Layout, Pattern
-from qsjax.sparse.masks import STATIC, band, box, own, radial, sink, sliding_tiles, window
-from qsjax.sparse.nested import cell_for, tile_for
+from qsjax.sparse.boxes import box, cell_for, tile_for
+from qsjax.sparse.masks import STATIC, band, radial, sink, sliding_tiles, window
+from qsjax.sparse.shares import own
 
 HUNYUAN = Layout.frame_major((33, 45, 80), 128)
 SMALL = Layout.frame_major((9, 8, 8), 16)
