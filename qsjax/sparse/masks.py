@@ -40,7 +40,7 @@ def window(layout: Layout, density: float) -> BlockMap:
     first = (middle - count * layout.block_kv) // (2 * layout.block_kv)
     first = np.clip(first, 0, max(0, filled - count))[:, None]
     columns = np.arange(layout.kv_blocks)[None]
-    return (columns >= first) & (columns < first + count)
+    return (columns >= first) & (columns < first + count) | own(layout)
 
 
 def sliding_tiles(layout: Layout, density: float) -> BlockMap:

@@ -27,4 +27,4 @@ def share_for(layout: Layout, density: float) -> float:
 def longest_for(layout: Layout, density: float) -> int:
     """How many blocks each list may hold if all have equally many: at least those of the row itself."""
     count = round(share_for(layout, density) * (layout.pairs / layout.q_blocks))
-    return min(layout.kv_blocks, max(count, -(-layout.block_q // layout.block_kv)))
+    return min(layout.kv_blocks, max(count, int(own(layout).sum(axis=1).max())))
