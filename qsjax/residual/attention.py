@@ -117,11 +117,12 @@ def _arranged(
 ) -> _Arranged:
     """Orders are made with heads before tokens, as kernels want them: the kernel's first transposition undoes the last one here,
     and the compiler leaves out both."""
-    video = pattern.queries(q.swapaxes(1, 2), choice)
-    keys, values = (pattern.keys(x.swapaxes(1, 2), choice) for x in (k, v))
+    orders, second = pattern.orders, choice.second
+    video = orders.queries(q.swapaxes(1, 2), second)
+    keys, values = (orders.keys(x.swapaxes(1, 2), second) for x in (k, v))
     video, keys, values = (x.swapaxes(1, 2) for x in (video, keys, values))
     text = q[:, pattern.layouts[0].tokens :]
-    return _Arranged(video, keys, values, pattern.valid(kv_valid), text)
+    return _Arranged(video, keys, values, orders.valid(kv_valid), text)
 
 
 def _with_text(
@@ -143,4 +144,5 @@ def _with_text(
         implementation=implementation,
     )
     assert not isinstance(rows, tuple)
-    return pattern.restore(video.swapaxes(1, 2), rows.swapaxes(1, 2), choice).swapaxes(1, 2)
+    video, rows = (x.swapaxes(1, 2) for x in (video, rows))
+    return pattern.orders.restore(video, rows, choice.second).swapaxes(1, 2)

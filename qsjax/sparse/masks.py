@@ -10,33 +10,12 @@ from collections.abc import Callable
 from itertools import product
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from qsjax.errors import InputError
+from qsjax.sparse.boxes import box
 from qsjax.sparse.layout import Layout
-
-BlockMap = Bool[np.ndarray, "Q K"]
-
-
-def own(layout: Layout) -> BlockMap:
-    """The blocks of keys that hold tokens of a block of queries."""
-    q = np.arange(layout.q_blocks)[:, None] * layout.block_q
-    k = np.arange(layout.kv_blocks)[None] * layout.block_kv
-    return (q < k + layout.block_kv) & (k < q + layout.block_q)
-
-
-def share_for(layout: Layout, density: float) -> float:
-    """How many blocks the lists of all rows may hold together, over `Layout.pairs`.
-
-    At density 1 that is all blocks, which is more than 1 if tiles do not fit the video.
-    """
-    return layout.q_blocks * layout.kv_blocks / layout.pairs if density == 1 else density
-
-
-def longest_for(layout: Layout, density: float) -> int:
-    """How many blocks each list may hold if all have equally many: at least those of the row itself."""
-    count = round(share_for(layout, density) * (layout.pairs / layout.q_blocks))
-    return min(layout.kv_blocks, max(count, -(-layout.block_q // layout.block_kv)))
+from qsjax.sparse.shares import BlockMap, longest_for, own, share_for
 
 
 def dense(layout: Layout, density: float = 1.0) -> BlockMap:
@@ -61,7 +40,7 @@ def window(layout: Layout, density: float) -> BlockMap:
     first = (middle - count * layout.block_kv) // (2 * layout.block_kv)
     first = np.clip(first, 0, max(0, filled - count))[:, None]
     columns = np.arange(layout.kv_blocks)[None]
-    return (columns >= first) & (columns < first + count)
+    return (columns >= first) & (columns < first + count) | own(layout)
 
 
 def sliding_tiles(layout: Layout, density: float) -> BlockMap:
@@ -93,44 +72,6 @@ def sliding_tiles(layout: Layout, density: float) -> BlockMap:
         first = np.clip(np.arange(count) - size // 2, 0, count - size)[:, None]
         columns = np.arange(count)[None]
         seen = np.kron(seen, (columns >= first) & (columns < first + size))
-    return np.kron(seen, np.ones(parts, bool)).astype(bool)
-
-
-def box(layout: Layout, density: float) -> BlockMap:
-    """A box of cells around each tile, moved inwards at the borders: sliding tiles, whose keys are finer than their queries.
-
-    Of the boxes within 9 % of the density, the one that covers the axes most evenly, of equals the one most like a cube; if there
-    is none, the largest below it, or the smallest.
-
-    Raises:
-        InputError: tiles are not made of whole blocks of queries, or cells of whole blocks of keys.
-    """
-    cell = layout.cell or layout.tile
-    rows, columns = int(np.prod(layout.tile)), int(np.prod(cell))
-    if rows % layout.block_q or columns % layout.block_kv:
-        raise InputError(
-            f"boxes of {layout.tile} tokens, made of {cell}, are not whole blocks of {layout.block_q} x {layout.block_kv}"
-        )
-    parts = rows // layout.block_q, columns // layout.block_kv
-    wanted = share_for(layout, density) * (layout.pairs / layout.q_blocks) / parts[1]
-    counts = [-(-size // part) for size, part in zip(layout.grid, cell, strict=True)]
-    least = [min(pair) for pair in zip(layout.cells, counts, strict=True)]
-    boxes = product(*(range(low, count + 1) for low, count in zip(least, counts, strict=True)))
-
-    def merit(box: tuple[int, ...]) -> tuple[bool, float, float]:
-        volume = int(np.prod(box))
-        near = 0.91 * wanted <= volume <= 1.09 * wanted
-        even = min(side / n for side, n in zip(box, counts, strict=True))
-        size = float(volume if volume <= wanted else -volume)
-        sides = [side * part for side, part in zip(box, cell, strict=True)]
-        return near, even if near else size, min(sides) / max(sides)
-
-    seen = np.ones((1, 1), bool)
-    where, place = np.indices(layout.tiles).reshape(3, -1), _cells_in_order(layout)
-    for axis, size in enumerate(max(boxes, key=merit)):
-        first = where[axis] * layout.cells[axis] - (size - layout.cells[axis]) // 2
-        first = np.clip(first, 0, counts[axis] - size)[:, None]
-        seen = seen & (place[axis] >= first) & (place[axis] < first + size)
     return np.kron(seen, np.ones(parts, bool)).astype(bool)
 
 
@@ -166,13 +107,6 @@ STATIC: dict[str, Callable[[Layout, float], BlockMap]] = {
     "box": box,
 }
 """Families by name."""
-
-
-def _cells_in_order(layout: Layout) -> Int[np.ndarray, "3 cells"]:
-    """Place of each cell along time, height and width, in the order of the sequence."""
-    tiles = np.indices(layout.tiles).reshape(3, -1, 1)
-    inside = np.indices(layout.cells).reshape(3, 1, -1)
-    return (tiles * np.array(layout.cells)[:, None, None] + inside).reshape(3, -1)
 
 
 def _from_middle_to_middle(layout: Layout) -> Float[np.ndarray, "Q K"]:

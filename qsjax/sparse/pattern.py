@@ -1,21 +1,20 @@
 """A mask family for one size of video: the order of the tokens, the block lists, and what is chosen while sampling."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import BlockLists, targets
 from qsjax.settings.sparsity import CHOSEN, Sparsity
 from qsjax.sparse import masks, pooled
-from qsjax.sparse.heads import followed, permuted
+from qsjax.sparse.boxes import cell_for, tile_for
 from qsjax.sparse.layout import Layout, Sizes
-from qsjax.sparse.nested import cell_for, tile_for
+from qsjax.sparse.orders import Orders
 from qsjax.sparse.profile import nearest_order, profile_rows, seen_keys
+from qsjax.sparse.shares import BlockMap, longest_for, own
 
 
 class Choice(NamedTuple):
@@ -43,6 +42,7 @@ class Pattern:
     Attributes:
         config: the family, block sizes set.
         layouts: one order of the video tokens, or two for heads to choose from.
+        orders: brings tokens into these orders, and back.
     """
 
     def __init__(self, config: Sparsity, grid: Sizes, text: int) -> None:
@@ -53,10 +53,10 @@ class Pattern:
             tile = tile_for(grid, config.block_q)
         if config.mask in ("box", *CHOSEN) and config.block_q > config.block_kv:
             cell = cell_for(tile, config.block_kv)
-        first = Layout(grid, tile, *blocks, cell)
-        self.layouts = (first,)
+        layouts = (Layout(grid, tile, *blocks, cell),)
         if config.mask.startswith("svg"):
-            self.layouts = (first, Layout.token_major(grid, *blocks))
+            layouts = (*layouts, Layout.token_major(grid, *blocks))
+        self.layouts, self.orders = layouts, Orders(layouts)
         self._maps = tuple(self._map(layout) for layout in self.layouts)
         # A pattern may be made while tracing: these must be concrete arrays even then, constants of any program.
         with jax.ensure_compile_time_eval():
@@ -92,7 +92,7 @@ class Pattern:
         config, (layout,) = self.config, self.layouts
         q, k = (x[:, : layout.tokens].swapaxes(1, 2) for x in (q, k))
         scores = pooled.pooled_scores(q, k, layout)
-        forced = masks.sink(layout, config.sink_frames) | (masks.own(layout) & layout.filled)
+        forced = masks.sink(layout, config.sink_frames) | (own(layout) & layout.filled)
         if config.mask == "topk":
             seen = pooled.best(scores, self._longest, jnp.asarray(forced))
         else:
@@ -103,7 +103,7 @@ class Pattern:
         return Choice(lists.indices, lists.counts)
 
     def lists(self, choice: Choice) -> BlockLists:
-        """Block lists of the video queries over all keys: video in the order of `keys`, then text."""
+        """Block lists of the video queries over all keys: video in the order of `orders.keys`, then text."""
         if self._lists is not None:
             return self._lists
         return BlockLists(
@@ -130,46 +130,6 @@ class Pattern:
             jnp.zeros((batch, heads, blocks), jnp.int32),
         )
 
-    def queries(self, q: Shaped[Array, "B H L D"], choice: Choice) -> Shaped[Array, "B H S D"]:
-        """The video's queries in the order of each head, in whole blocks; the text after them is left out."""
-        first = self.layouts[0]
-        flat = q.reshape(-1, *q.shape[2:])
-        video = first.arrange(flat[:, : first.tokens])
-        video = self._reordered(
-            video, choice, partial(self.layouts[-1].arrange, slots=first.tokens)
-        )
-        return video.reshape(*q.shape[:2], *video.shape[1:])
-
-    def keys(self, k: Shaped[Array, "B H L D"], choice: Choice) -> Shaped[Array, "B H K D"]:
-        """The video's keys, or values, in the order of each head, in whole blocks, and the text after them."""
-        first = self.layouts[0]
-        flat, tokens = k.reshape(-1, *k.shape[2:]), first.tokens
-        if first.tile != (1, 1, 1):
-            video = first.arrange(flat[:, :tokens], first.kv_slots)
-            flat = jnp.concatenate([video, flat[:, tokens:]], axis=1)
-        elif first.kv_slots != tokens:
-            flat = followed(flat, tokens, flat[:, tokens:], first.kv_slots)
-        flat = self._reordered(flat, choice, partial(self.layouts[-1].arrange, slots=tokens))
-        return flat.reshape(*k.shape[:2], *flat.shape[1:])
-
-    def restore(
-        self, out: Shaped[Array, "B H S D"], text: Shaped[Array, "B H T D"], choice: Choice
-    ) -> Shaped[Array, "B H L D"]:
-        """The inverse of `queries` for the video's output, and the text's after it."""
-        first = self.layouts[0]
-        flat, rest = (x.reshape(-1, *x.shape[2:]) for x in (out, text))
-        flat = self._reordered(flat, choice, self.layouts[-1].restore)
-        if first.tile != (1, 1, 1):
-            flat = first.restore(flat)
-        flat = followed(flat, first.tokens, rest, first.tokens)
-        return flat.reshape(*out.shape[:2], *flat.shape[1:])
-
-    def valid(self, kv_valid: Bool[Array, "B L"]) -> Bool[Array, "B K"]:
-        """Which keys are valid, in the order of the lists."""
-        layout = self.layouts[0]
-        video = layout.arrange(kv_valid[:, : layout.tokens], layout.kv_slots)
-        return jnp.concatenate([video, kv_valid[:, layout.tokens :]], axis=1)
-
     @overload
     def density(self, listed: int) -> float: ...
     @overload
@@ -191,7 +151,7 @@ class Pattern:
     @property
     def _longest(self) -> int:
         layout = self.layouts[0]
-        return min(layout.kv_blocks, masks.longest_for(layout, self.config.density) + self._sinks)
+        return min(layout.kv_blocks, longest_for(layout, self.config.density) + self._sinks)
 
     @property
     def _sinks(self) -> int:
@@ -214,19 +174,10 @@ class Pattern:
         sizes = {"block_q": self.config.block_q, "block_kv": self.config.block_kv}
         return pooled.lists_of(seen, self.text_blocks, **sizes, longest=longest)
 
-    def _map(self, layout: Layout) -> masks.BlockMap:
+    def _map(self, layout: Layout) -> BlockMap:
         config = self.config
         if config.mask in CHOSEN:
             return layout.filled
         name = {"svg": "band", "svg-window": "window"}.get(config.mask, config.mask)
         seen = masks.STATIC[name](layout, config.density) | masks.sink(layout, config.sink_frames)
         return seen & layout.filled
-
-    def _reordered(
-        self, x: Shaped[Array, "N L D"], choice: Choice, permutation: Callable[[Array], Array]
-    ) -> Shaped[Array, "N L D"]:
-        """Permute the heads that chose the second order; the first one of two is the model's own."""
-        if len(self.layouts) == 1:
-            return x
-        assert choice.second is not None  # `choose` decides it for patterns of two orders
-        return permuted(x, choice.second.reshape(-1), permutation, self.layouts[0].tokens)

@@ -8,8 +8,9 @@ from pallas_kernels.targets import TARGETS
 from qsjax.errors import InputError
 from qsjax.settings.sparsity import CHOSEN, FAMILIES, Sparsity
 from qsjax.sparse import Layout, Pattern
-from qsjax.sparse.masks import STATIC, band, box, own, radial, sink, sliding_tiles, window
-from qsjax.sparse.nested import cell_for, tile_for
+from qsjax.sparse.boxes import box, cell_for, tile_for
+from qsjax.sparse.masks import STATIC, band, radial, sink, sliding_tiles, window
+from qsjax.sparse.shares import longest_for, own
 
 HUNYUAN = Layout.frame_major((33, 45, 80), 128)
 SMALL = Layout.frame_major((9, 8, 8), 16)
@@ -123,6 +124,15 @@ def test_blocks_of_queries_may_be_larger_than_those_of_keys():
     np.testing.assert_array_equal(own(layout), np.kron(np.eye(8, dtype=bool), np.ones(4, bool)))
     uneven = Layout.frame_major((1, 1, 6), 2, 3)
     assert own(uneven).tolist() == [[True, False], [True, True], [False, True]]
+
+
+@pytest.mark.parametrize("name", ["band", "window", "radial"])
+@pytest.mark.parametrize("blocks", [(8, 3), (3, 8), (64, 16)], ids=str)
+def test_every_row_sees_itself_whatever_the_blocks(name, blocks):
+    layout = Layout.frame_major((5, 7, 6), *blocks)
+    seen = STATIC[name](layout, 0.01)
+    assert seen[own(layout)].all()
+    assert longest_for(layout, 0.01) == own(layout).sum(axis=1).max()
 
 
 @pytest.mark.parametrize("name", STATIC)

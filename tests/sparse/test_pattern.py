@@ -16,7 +16,8 @@ from qsjax.dit.attention import dense_attention
 from qsjax.errors import InputError
 from qsjax.sample import pattern_for
 from qsjax.settings import SparsePlan
-from qsjax.sparse import FAMILIES, Choice, Pattern, Sparsity, masks
+from qsjax.sparse import FAMILIES, Choice, Pattern, Sparsity
+from qsjax.sparse.shares import own
 
 GRID, TEXT = (3, 4, 6), 5
 
@@ -47,14 +48,19 @@ def attend(pattern, q, k, v, kv_valid):
     heads_first = [x.swapaxes(1, 2) for x in (q, k, v)]
     text = heads_first[0][:, :, video:]
     arranged = (
-        pattern.queries(heads_first[0], choice),
-        *(pattern.keys(x, choice) for x in heads_first[1:]),
+        pattern.orders.queries(heads_first[0], choice.second),
+        *(pattern.orders.keys(x, choice.second) for x in heads_first[1:]),
     )
     q, k, v = (x.swapaxes(1, 2) for x in arranged)
     out = block_sparse_attention(
-        q, k, v, pattern.lists(choice), kv_valid=pattern.valid(kv_valid), implementation="reference"
+        q,
+        k,
+        v,
+        pattern.lists(choice),
+        kv_valid=pattern.orders.valid(kv_valid),
+        implementation="reference",
     )
-    out = pattern.restore(out.swapaxes(1, 2), text, choice).swapaxes(1, 2)
+    out = pattern.orders.restore(out.swapaxes(1, 2), text, choice.second).swapaxes(1, 2)
     return out[:, :video]
 
 
@@ -110,11 +116,11 @@ def test_profiling_tells_spatial_heads_from_temporal_ones():
     assert choice.second.tolist() == [[False, True]]
     q = q.swapaxes(1, 2)
     video, text = q[:, :, :512], q[:, :, 512:]
-    arranged = pattern.queries(q, choice)
+    arranged = pattern.orders.queries(q, choice.second)
     np.testing.assert_array_equal(arranged[:, 0], video[:, 0])
     np.testing.assert_array_equal(arranged[:, 1], pattern.layouts[1].arrange(video[:, 1]))
-    np.testing.assert_array_equal(pattern.restore(arranged, text, choice), q)
-    keys = pattern.keys(q, choice)
+    np.testing.assert_array_equal(pattern.orders.restore(arranged, text, choice.second), q)
+    keys = pattern.orders.keys(q, choice.second)
     np.testing.assert_array_equal(keys[:, :, :512], arranged)
     np.testing.assert_array_equal(keys[:, :, 512:], text)
 
@@ -221,5 +227,5 @@ def test_chosen_lists_of_wide_blocks_hold_their_own_and_no_more_than_density(mas
     lists = pattern.lists(jax.jit(pattern.choose)(*tensors(), validity([5, 2])))
     seen = np.asarray(lists.block_map())[..., :24]  # 6 blocks of queries, 24 of keys
     assert seen.shape == (2, 2, 6, 24)
-    assert seen[..., masks.own(pattern.layouts[0])].all()
+    assert seen[..., own(pattern.layouts[0])].all()
     assert seen.sum(axis=-1).max() == round(0.34 * 24)
