@@ -4,14 +4,16 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import CancelledError, Future
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 from jax.stages import Compiled, Lowered
 
 THREADS = 2
-"""Programs that are compiled at the same time in this process: the compiler takes gigabytes for a large one."""
+"""Programs that are compiled at the same time in this process: the compiler takes gigabytes for a large one. On a GPU it is
+one, since the compiler times kernels on the device."""
 
-_turns = threading.Semaphore(THREADS)
 _running: set[Future[Any]] = set()
 Made = TypeVar("Made")
 
@@ -81,9 +83,10 @@ def in_thread(make: Callable[[], Made]) -> Future[Made]:
     Its exception is raised where the result is asked for. When the process ends, what has not begun is cancelled.
     """
     future: Future[Made] = Future()
+    turns = _turns()
 
     def run() -> None:
-        with _turns:
+        with turns:
             if not threading.main_thread().is_alive():
                 future.set_exception(CancelledError())
                 return
@@ -97,6 +100,11 @@ def in_thread(make: Callable[[], Made]) -> Future[Made]:
 
     threading.Thread(target=run, name="compile").start()
     return future
+
+
+@lru_cache(maxsize=1)
+def _turns() -> threading.Semaphore:
+    return threading.Semaphore(1 if jax.default_backend() == "gpu" else THREADS)
 
 
 def busy() -> bool:
