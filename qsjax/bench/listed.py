@@ -89,27 +89,24 @@ def listed_calls(
 
     Lists that are chosen while sampling count with their full length, which is exact for topk and an upper bound for topp.
     """
-    grid = token_grid(config, (1, 0, *latents))
-    video, dtype = int(np.prod(grid)), jnp.bfloat16
-    x = jnp.zeros((1, video + text, config.num_heads, config.head_dim), dtype)
-    valid = jnp.ones((1, video + text), jnp.bool_)
-    calls: list[Recorded] = []
     sparse = plan.sparse
     if kind == DENSE or sparse is None:
         return []
-    pattern = pattern_for(sparse, config, (1, 0, *latents), text)
+    video = int(np.prod(token_grid(config, (1, 0, *latents))))
+    x = jnp.zeros((1, video + text, config.num_heads, config.head_dim), jnp.bfloat16)
+    valid = jnp.ones((1, video + text), jnp.bool_)
     run: Callable[..., Any] = refresh_attention if kind == REFRESH else sparse_attention
-
-    def attend(q: Array, k: Array, v: Array) -> None:
-        residual, one = sparse.residual, jnp.ones((), jnp.float32)
-        state = empty_state(residual, pattern, 1, config.num_heads, config.head_dim, dtype)
-        run(pattern, residual, Gains(one, one), q, k, v, valid, state, scores=sparse.scores)
+    calls: list[Recorded] = []
 
     def lengths(q: Array, k: Array, v: Array) -> list[Array]:
+        residual, one = sparse.residual, jnp.ones((), jnp.float32)
+        pattern = pattern_for(sparse, config, (1, 0, *latents), text)
+        state = empty_state(residual, pattern, 1, config.num_heads, config.head_dim, x.dtype)
         with recorded(calls):
-            attend(q, k, v)
+            run(pattern, residual, Gains(one, one), q, k, v, valid, state, scores=sparse.scores)
         return [call.counts for call in calls]
 
+    # The sizes of blocks may depend on the device, too.
     with targets.assumed(target):
         found = jax.jit(lengths)(x, x, x)
     return [call.known(np.asarray(counts)) for call, counts in zip(calls, found, strict=True)]

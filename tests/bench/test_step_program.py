@@ -1,6 +1,7 @@
 """One small block of each kind, compiled for a TPU that is not here: what its text says, and how much glue there may be."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from functools import cache as remember
 
 import pytest
@@ -9,6 +10,7 @@ from pallas_kernels import targets
 from pallas_kernels.deviceless import missing
 from pallas_kernels.targets import TARGETS
 from qsjax.bench.kernel_rates import kernels
+from qsjax.bench.listed import ListedCall, listed_calls
 from qsjax.bench.step_parts import GLUE, Kernel, block_of, path_of
 from qsjax.bench.step_program import StepRequest, respond, traced
 from qsjax.dit import DiTConfig
@@ -80,8 +82,32 @@ def test_every_kernel_of_a_step_is_found_before_it_is_compiled():
     paths = sorted(f"{block_of(name)}: {path_of(name)}" for name, _ in found if block_of(name))
     compiled = [Kernel(**one) for one in answer("sparse")["kernels"] if one["part"] != "attention"]
     assert paths == sorted(f"{one.block}: {one.path}" for one in compiled)
-    sizes = {call.outvars[0].aval.shape[-2:] for name, call in found if block_of(name) == "single"}
+    tokens = [call for name, call in found if path_of(name).startswith("linear2/quantize_tokens")]
+    sizes = {call.outvars[0].aval.shape[-2:] for call in tokens}
     assert sizes == {(VIDEO + TEXT, 256), (VIDEO + TEXT, 1024)}
+
+
+def test_a_refresh_lists_what_is_listed_and_what_is_not():
+    config, plan, latents = REQUEST.config, REQUEST.plan, REQUEST.latents
+    calls = listed_calls(config, plan, "refresh", V5E, latents, TEXT)
+    listed, others = (call for call in calls if call.queries == VIDEO)
+    assert [a + b for a, b in zip(listed.counts[0], others.counts[0], strict=True)] == [9] * 8
+    (text,) = (call for call in calls if call.queries == TEXT)
+    assert set(text.counts[0]) == {9}
+    assert listed_calls(config, plan, "dense", V5E, latents, TEXT) == []
+    # All of the case's lists are as long as in the run, and a step takes as many blocks as the kernel does.
+    case = ListedCall.of(json.loads(json.dumps(asdict(listed)))).case
+    assert case.executed_density == pytest.approx(sum(listed.counts[0]) / (8 * 9))
+    assert case.steps(V5E) == SMALL.num_heads * 8
+
+
+def test_lists_that_are_chosen_later_count_in_full():
+    sparse = replace(SPARSE, sparsity=Sparsity(mask="topk", density=0.25, block=128))
+    plan = SamplingPlan(sparse=sparse)
+    for kind in ("refresh", "sparse"):
+        video = listed_calls(SMALL, plan, kind, V5E, REQUEST.latents, TEXT)[0]
+        # Two of eight blocks of video, and the text's.
+        assert {count for head in video.counts for count in head} == {3}
 
 
 @pytest.mark.slow
@@ -89,5 +115,3 @@ def test_a_refresh_packs_and_factorizes():
     found = answer("refresh")
     for parts in (found["blocks"]["double"], found["blocks"]["single"]):
         assert min(parts["packing"], parts["low rank"]) > 0
-    listed, others = (call for call in found["listed"] if call["queries"] == VIDEO)
-    assert [a + b for a, b in zip(listed["counts"][0], others["counts"][0], strict=True)] == [9] * 8
