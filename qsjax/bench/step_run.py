@@ -82,9 +82,9 @@ def chosen_target(name: str) -> Target:
     target = next((one for one in able if one.name == name), None)
     if target is None:
         known = ", ".join(one.name for one in able)
-        raise InputError(f"--target {name}: only {known} can be estimated; choose one of them")
+        raise InputError(f"`target={name!r}`: only {known} can be estimated; choose one of them")
     if reason := deviceless.missing(target):
-        raise InputError(f"--target {name}: the compiler that estimates is missing; {reason}")
+        raise InputError(f"`target={name!r}`: the compiler that estimates is missing; {reason}")
     return target
 
 

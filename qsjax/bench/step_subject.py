@@ -5,8 +5,8 @@ from functools import cached_property
 from typing import Any
 
 from pallas_kernels.block_sparse_attention import bench as attention_bench
-from pallas_kernels.block_sparse_attention import tiles
 from pallas_kernels.block_sparse_attention.case import AttentionCase
+from pallas_kernels.block_sparse_attention.tiles import DENSE_BLOCKS
 from pallas_kernels.targets import Target
 from qsjax.bench.step_program import StepRequest
 from qsjax.budget.models import PlannedModel
@@ -51,8 +51,7 @@ class Subject:
         """Dense attention by our own kernel."""
         case = next(c for c in attention_bench.CASES["tpu"] if c.listed is None and c.band is None)
         config = self.model.dit
-        # What dense attention on a TPU takes, where it is this kernel.
-        block_q, block_kv = getattr(tiles, "DENSE_BLOCKS", (case.block_q, case.block_kv))
+        block_q, block_kv = DENSE_BLOCKS
         return replace(
             case,
             tokens=self.size.tokens,
