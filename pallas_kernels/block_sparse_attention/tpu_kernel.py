@@ -111,8 +111,10 @@ def kernel(*refs: Ref, config: TpuKernelConfig) -> None:
             return executed + jnp.minimum(left, config.gather)
 
         plain, masked = (partial(step_body, masked=masked) for masked in (False, True))
-        executed = jax.lax.fori_loop(0, masked_from, plain, jnp.int32(0))
-        return jax.lax.fori_loop(masked_from, steps, masked, executed)
+        executed = jnp.int32(0)
+        if bounded:  # elsewhere all steps are masked: that is rare, and compiled sooner
+            executed = jax.lax.fori_loop(0, masked_from, plain, executed)
+        return jax.lax.fori_loop(masked_from if bounded else 0, steps, masked, executed)
 
     if always:
         executed = all_steps(True)
