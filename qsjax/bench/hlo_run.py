@@ -41,35 +41,44 @@ class Executed(NamedTuple):
     bytes: float
 
 
-def executed(text: str) -> list[Executed]:
+def executed(text: str, *, unknown: int = 1) -> list[Executed]:
     """Every instruction that a run of the program executes, loops with their trip counts, of branches the longest.
 
-    The instructions inside a fusion are not listed: the fusion has one cost. A loop whose trip count the text does not tell
-    counts once.
+    The instructions inside a fusion are not listed: the fusion has one cost.
+
+    Args:
+        text: the optimized HLO.
+        unknown: how often a loop runs whose trip count the text does not tell.
 
     Raises:
         ValueError: the text has no entry computation.
     """
     computations, entry = parse(text)
-    return list(_walk(computations, entry, 1, ()))
+    return list(_walk(computations, entry, 1, (), unknown))
 
 
 def _walk(
-    computations: dict[str, list[Instruction]], name: str, times: int, loops: tuple[str, ...]
+    computations: dict[str, list[Instruction]],
+    name: str,
+    times: int,
+    loops: tuple[str, ...],
+    unknown: int,
 ) -> Iterator[Executed]:
     known = {one.name: one for one in computations.get(name, [])}
     for one in known.values():
         roles = one.called
         if one.opcode == "while":
-            trips = trip_count(one, computations)
-            yield from _walk(computations, roles["body"], times * trips, (*loops, roles["body"]))
+            inner, trips = (*loops, roles["body"]), trip_count(one, computations, unknown)
+            yield from _walk(computations, roles["body"], times * trips, inner, unknown)
         elif one.opcode == "conditional":
             branches = [
-                list(_walk(computations, called, times, loops)) for called in roles.values()
+                list(_walk(computations, called, times, loops, unknown))
+                for called in roles.values()
             ]
             yield from max(branches, key=_cost, default=[])
         elif one.opcode in ("call", "async-start"):
-            yield from _walk(computations, next(iter(roles.values()), ""), times, loops)
+            called = next(iter(roles.values()), "")
+            yield from _walk(computations, called, times, loops, unknown)
         elif one.opcode not in _FREE:
             shapes = [one.result, *(known[o].result for o in set(one.operands) if o in known)]
             inside = tuple(computations.get(roles.get("calls", ""), ()))
@@ -92,8 +101,10 @@ def _origin(one: Instruction, known: dict[str, Instruction]) -> Instruction:
     return one
 
 
-def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int:
-    """How often a `while` runs: as the compiler says, else the constant that its condition compares with, else 1.
+def trip_count(
+    loop: Instruction, computations: dict[str, list[Instruction]], unknown: int = 1
+) -> int:
+    """How often a `while` runs: as the compiler says, else the constant that its condition compares with, else `unknown`.
 
     `jax.lax.scan` and `jax.lax.map` count from 0.
     """
@@ -107,4 +118,4 @@ def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) ->
                 f"{i.result} = {i.result} {i.opcode}({i.text}" for i in computations.get(called, [])
             ]
     bounds = [int(match[1]) for line in lines if (match := _CONSTANT.search(line))]
-    return max(bounds, default=1)
+    return max(bounds, default=unknown)

@@ -96,17 +96,18 @@ class Reading(NamedTuple):
     kernels: list[Kernel]
 
 
-def read(text: str, *, depth: int) -> Reading:
+def read(text: str, *, depth: int, unknown: int = 1) -> Reading:
     """Read the optimized HLO of a step.
 
     Args:
         text: of the compiled program.
         depth: blocks of each kind that it runs; cycles are those of one.
+        unknown: how often a loop runs that is as long as the data say.
 
     Raises:
         ValueError: the text is no HLO module.
     """
-    known, steps = sources(text), executed(text)
+    known, steps = sources(text), executed(text, unknown=unknown)
     blocks_of_loops = _loops(steps)
     blocks: dict[str, dict[str, float]] = {name: defaultdict(float) for name in BLOCKS}
     kernels = []

@@ -8,7 +8,8 @@ from qsjax.bench.step_parts import GLUE, PARTS
 _EXPLANATION = """Everything is an estimate of the TPU's compiler, nothing is measured: kernels by its profiler, the rest by XLA's own cost of each
 instruction, without the overlap of copies with computation. Shares are floor over estimate; parts without a floor need not
 exist. A floor is products at the peak of the matrix unit, or bytes at the bandwidth. "bf16 dense" is the same run with bfloat16
-products and dense attention by our own kernel. Text encoding and decoding are not compiled here."""
+products and dense attention by our own kernel. Half of the heads want the second order of tokens, where there are two; scores
+have a bound in all heads. Text encoding and decoding are not compiled here."""
 
 
 def text(report: dict[str, Any]) -> str:

@@ -124,6 +124,7 @@ def test_loops_run_as_often_as_their_conditions_say():
     assert {step.times for step in executed(told) if step.loops} == {5}
     unknown = TEXT.replace("constant(3)", "add(%a, %b)")
     assert {step.times for step in executed(unknown) if step.loops} == {1}
+    assert {step.times for step in executed(unknown, unknown=12) if step.loops} == {12}
 
 
 def test_a_profiled_program_has_both_costs():
