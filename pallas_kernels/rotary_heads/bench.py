@@ -1,4 +1,4 @@
-"""The two kinds of block of HunyuanVideo as cases for the benchmark: a projection alone, and one with the MLP's half behind it."""
+"""The two kinds of block of HunyuanVideo as cases for the benchmark: a projection alone, and one with the MLP's half after it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -54,7 +54,7 @@ def kernels(jaxpr: Any, scopes: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _cycles(call: Any, target: targets.Target) -> int:
-    """The profiler's cycles of a kernel by itself."""
+    """The profiler's cycles of a kernel alone."""
 
     def run(*operands: jax.Array) -> list[jax.Array]:
         return call.primitive.bind(*operands, **call.params)

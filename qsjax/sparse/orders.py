@@ -1,6 +1,6 @@
 """Tokens of a layer in the order of the lists, heads before tokens, and back.
 
-One order serves all heads, or each head chooses between the model's own and a second one. On a TPU a slice or a padding by itself is
+One order serves all heads, or each head chooses between the model's own and a second one. On a TPU a slice or a padding alone is
 a pass over the whole tensor; as operands of a select they are read where they are, and the select is one pass.
 """
 
