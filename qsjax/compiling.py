@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -67,6 +67,8 @@ class Programs:
         future = self._programs[key].compiled
         waits, begin = not future.done(), time.perf_counter()
         try:
+            while not future.done():  # a Ctrl-C just before a wait is seen when the wait ends
+                wait([future], timeout=1)
             return future.result()
         except BaseException:
             if future.done():  # Ctrl-C leaves a program that is still being compiled
