@@ -50,17 +50,22 @@ def test_the_form_of_the_convolution_is_the_targets(target, products):
 def test_rounded_sums_of_taps_cost_little_precision(monkeypatch):
     """In bfloat16 `taps` rounds three sums where `whole` rounds one; among norms and activations it is a tenth of the error."""
     _, vae = pair("three levels, 4x4x4")
-    z = latent(vae.config, 3, 4, 4)
+    z = latent(vae.config, 2, 4, 4)
     weights = parameters(vae)
     half = map_parameters(
         lambda name, leaf: weights[name].astype(leaf.dtype),
         abstract_vae(vae.config, jnp.dtype(jnp.bfloat16)),
     )
-    exact = np.asarray(vae.decode_tile(z))
+
+    def decoded(vae):
+        """In a program of its own, which knows the form of now."""
+        return np.asarray(jax.jit(lambda vae, z: vae.decode_tile(z))(vae, z))
+
+    exact = decoded(vae)
 
     def error(form):
         monkeypatch.setattr("qsjax.vae.convolution.taps", form)
-        return np.sqrt(np.mean((np.asarray(half.decode_tile(z)) - exact) ** 2))
+        return np.sqrt(np.mean((decoded(half) - exact) ** 2))
 
     once, each = error(whole), error(taps)
     assert once < each < 1.25 * once < 0.1 * np.std(exact)
