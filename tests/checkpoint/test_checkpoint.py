@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
+from compilations import compilations
 from flax import nnx
 
 from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, load_item, restore
@@ -68,6 +69,13 @@ def test_round_trip_stacks_blocks_and_joins_rows(tmp_path):
         model.blocks.proj.kernel.get_value()[1], tree["blocks.1.proj.kernel"]
     )
     np.testing.assert_array_equal(model.tail[0].bias.get_value(), tree["tail.0.bias"])
+
+
+def test_loading_compiles_nothing_on_a_cpu(tmp_path):
+    manifest = write(tmp_path / "ckpt", leaves())
+    with compilations() as programs:
+        restore(manifest, "model", abstract(), dtype=jnp.dtype("float32"))
+    assert not programs
     assert not (tmp_path / "ckpt.tmp").exists()
 
 
