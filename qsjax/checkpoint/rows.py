@@ -1,4 +1,7 @@
-"""Rows of a stored table, for one that is too large to read for the few that are needed."""
+"""Rows of a stored table, for one that is too large to read for the few that are needed.
+
+TensorStore, which comes with Orbax and writes the files, reads a part of an array; Orbax reads whole arrays.
+"""
 
 import json
 from pathlib import Path

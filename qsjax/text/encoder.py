@@ -1,5 +1,6 @@
 """Prompts to the text input of the DiT: text states of the LLaMA and the pooled vector of the CLIP."""
 
+import operator
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from qsjax.config import from_mapping, nearest
 from qsjax.errors import CheckpointError, InputError
 from qsjax.text.clip import Clip
 from qsjax.text.config import ClipConfig, LlamaConfig
-from qsjax.text.int8 import restore_int8
+from qsjax.text.int8 import restore_int8, store_int8
 from qsjax.text.llama import Llama
 from qsjax.text.template import PromptTemplate
 from qsjax.text.tokenize import PromptTokenizer, require_tokens, warn_if_truncated
@@ -103,7 +104,8 @@ class TextEncoder:
         Args:
             directory: the checkpoint.
             dtype: of parameters and activations; None takes that of the stored embeddings.
-            storage: "int8" holds linear weights as 8-bit integers (half the memory of bfloat16); None as `dtype`.
+            storage: "int8" holds linear weights as 8-bit integers (half the memory of bfloat16); None as they are stored, in
+                8 bits or else in `dtype`.
             progress: show a bar while reading.
 
         Raises:
@@ -214,24 +216,27 @@ def _read_model(
     progress: bool,
 ) -> Model:
     chosen = jnp.dtype(_stored_dtype(manifest, component) if dtype is None else dtype)
-    read = restore if storage is None else restore_int8
     module = nnx.eval_shape(lambda: make(config, dtype=chosen, rngs=nnx.Rngs(0)))
     if isinstance(module, Llama):
         del module.embed  # its rows are read when a prompt needs them
-    return read(
-        manifest,
-        component,
-        module,
-        dtype=chosen,
-        wanted=lambda leaf: component != "llama" or leaf != _TABLE,
-        progress=progress,
-    )
+    wanted = partial(operator.ne, _TABLE)
+    stored = manifest.component(component).storage
+    if stored is None and storage is not None:
+        return restore_int8(
+            manifest, component, module, dtype=chosen, wanted=wanted, progress=progress
+        )
+    if stored is not None:
+        module = nnx.eval_shape(store_int8, module)
+    # The module has the dtypes: scales are float32 whatever the activations are.
+    return restore(manifest, component, module, wanted=wanted, progress=progress)
 
 
 def _table(llama: Llama) -> Callable[[np.ndarray], np.ndarray]:
     """The rows of a LLaMA's own table."""
     if not hasattr(llama, "embed"):
-        raise InputError("this LLaMA has no table of embeddings; pass `embed`")
+        raise InputError(
+            "this LLaMA has no table of embeddings; give a function that finds their rows"
+        )
     table = np.asarray(llama.embed.embedding[...])
     return lambda ids: table[ids]
 
