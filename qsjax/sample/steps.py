@@ -1,4 +1,4 @@
-"""The denoising step of each kind: dense, refresh or sparse, each with optional step skipping."""
+"""The denoising step of each kind: dense, refresh, sparse, or adaptive, each but the last with optional step skipping."""
 
 import math
 from collections.abc import Callable
@@ -10,12 +10,15 @@ from jaxtyping import Array, Bool, Float
 from qsjax.dit import DiT, Modulation
 from qsjax.dit.blocks import Attention, Context
 from qsjax.residual import Gains, LayerState, refresh_attention, sparse_attention
+from qsjax.sample.adaptive import decided, is_due, present_gains
 from qsjax.sample.cache import where_it_belongs
+from qsjax.sample.drift import attention_drift
 from qsjax.sample.patterns import pattern_for, token_grid
 from qsjax.sample.skip import skipping
 from qsjax.sample.state import Blocks, Cache, Memory, Slot
 from qsjax.sample.step import Conditions, Step, euler_step
-from qsjax.settings import DENSE, REFRESH, SamplingPlan, SparsePlan
+from qsjax.settings import ADAPTIVE, DENSE, REFRESH, SPARSE, SamplingPlan, SparsePlan
+from qsjax.sparse.profile import profile_rows
 
 CACHE = 2
 """Position of the cache among a step's arguments after `plan` and `kind`. The cache may be overwritten: jit with
@@ -37,7 +40,7 @@ def denoise_step(
 
     Args:
         plan: the sampling plan.
-        kind: "dense", "refresh" or "sparse".
+        kind: "dense", "refresh", "sparse" or "adaptive".
         dit: the transformer.
         latents: latents before the step.
         cache: the cache from the previous step, or from `empty_cache`; None where the plan needs no cache.
@@ -48,12 +51,26 @@ def denoise_step(
     Returns:
         Latents and cache after the step.
     """
+    if kind == ADAPTIVE:
+        assert cache is not None  # the plan remembers
+        assert step.limits is not None  # `schedule` makes them for such a plan
+
+        def as_kind(kind: str) -> Callable[[], tuple[Array, Cache | None]]:
+            return lambda: denoise_step(
+                plan, kind, dit, latents, cache, step, conditions, axis=axis
+            )
+
+        due = is_due(step.limits, step.index, cache)
+        return jax.lax.cond(due, as_kind(REFRESH), as_kind(SPARSE))
     memories = (Memory(), Memory()) if cache is None else where_it_belongs(plan, cache)
     attention = None
     if kind != DENSE:
         assert plan.sparse is not None  # the only plans with other kinds
-        assert step.gains is not None  # `schedule` makes them for such a plan
-        attention = _attention(plan.sparse, kind, dit, latents.shape, step.gains, axis)
+        gains, adaptive = step.gains, memories[0].adaptive
+        if step.limits is not None and adaptive is not None:
+            gains = present_gains(step.limits, adaptive)
+        assert gains is not None  # `schedule` makes them for such a plan
+        attention = _attention(plan.sparse, kind, dit, latents.shape, gains, axis)
     writes = kind == REFRESH
     blocks = _blocks(dit, opens=attention is not None)
     if plan.skip is not None:
@@ -70,6 +87,9 @@ def denoise_step(
         attention=attention,
         axis=axis,
     )
+    if step.limits is not None and kind != DENSE:
+        cond, uncond = (decided(kind, step.limits, step.index, memory) for memory in memories)
+        memories = cond, uncond
     return latents, None if cache is None else memories
 
 
@@ -116,13 +136,21 @@ def _attention(
         )
         if state.dense is None:
             out, layer = run(q, k, v, kv_valid, state.layer)
+        else:
+
+            def dense() -> tuple[Array, LayerState]:
+                return dit.dense_attention(q, k, v, kv_valid, ())[0], state.layer
+
+            out, layer = jax.lax.cond(
+                state.dense, dense, lambda: run(q, k, v, kv_valid, state.layer)
+            )
+        if kind == REFRESH:
             return out, state._replace(layer=layer)
-
-        def dense() -> tuple[Array, LayerState]:
-            return dit.dense_attention(q, k, v, kv_valid, ())[0], state.layer
-
-        out, layer = jax.lax.cond(state.dense, dense, lambda: run(q, k, v, kv_valid, state.layer))
-        # A sparse step does not change the state: return the same object so that the scan skips the write-back.
-        return out, state._replace(layer=layer) if kind == REFRESH else state
+        # A sparse step does not change the cache: return the same object so that the scan skips the write-back.
+        if state.drift is None:
+            return out, state
+        rows = profile_rows(video, sparse.sparsity.profiled_rows)
+        drift = attention_drift(q, k, v, kv_valid, out, rows, axis)
+        return out, state._replace(drift=drift)
 
     return attention

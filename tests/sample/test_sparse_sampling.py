@@ -33,7 +33,6 @@ from qsjax.sample import (
 )
 from qsjax.sample.cache_size import cache_bytes
 from qsjax.sample.gains import gains
-from qsjax.settings import KINDS
 from qsjax.sparse import Sparsity
 
 HALF = Sparsity(mask="svg", density=0.4, block=4, profiled_rows=12)
