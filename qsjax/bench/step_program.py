@@ -12,10 +12,9 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from jaxtyping import Array
 
-from pallas_kernels import BlockLists, block_sparse_attention, targets
+from pallas_kernels import HeadLayout, targets
 from pallas_kernels.estimate import answer
 from pallas_kernels.targets import TARGETS
 from qsjax.bench.listed import ListedCall, listed_calls
@@ -23,6 +22,7 @@ from qsjax.bench.step_parts import read
 from qsjax.budget.compiled import StepShapes
 from qsjax.dit import DiT, DiTConfig, Modulation
 from qsjax.dit.blocks import Attention, Context
+from qsjax.dit.heads import HeadSource
 from qsjax.quant import Recipe
 from qsjax.sample import SamplingPlan
 from qsjax.sample.state import Memory
@@ -45,9 +45,8 @@ class StepRequest:
         latents: frames, height and width of the latents.
         text_tokens: tokens of the prompt.
         clipped: whether quantized activations have a learned clip.
-        slot: what fills the attention slot of a dense step: the transformer's "own" attention, our kernel with lists of all
-            blocks ("full lists"), or "nothing", where only the other kernels are of interest.
-        block_q, block_kv: of the full lists.
+        slot: what fills the attention slot of a dense step: the transformer's "own" attention, or "nothing", where only the
+            other kernels are of interest.
     """
 
     config: DiTConfig
@@ -58,9 +57,7 @@ class StepRequest:
     latents: tuple[int, int, int]
     text_tokens: int
     clipped: bool = True
-    slot: Literal["own", "full lists", "nothing"] = "own"
-    block_q: int = 512
-    block_kv: int = 1024
+    slot: Literal["own", "nothing"] = "own"
 
 
 def respond(request: StepRequest) -> dict[str, Any]:
@@ -114,31 +111,26 @@ def traced(request: StepRequest) -> jax.stages.Traced:
         text_tokens=request.text_tokens,
         clipped=request.clipped,
     )
-    attention = _slot(request)
-    step = None if attention is None else partial(_dense_step, plan, attention)
+    step = None if request.slot == "own" else partial(_dense_step, plan, _Nothing())
     return shapes.trace(request.kind, step)
 
 
-def _slot(request: StepRequest) -> Attention | None:
-    if request.slot == "own":
-        return None
+class _Nothing:
+    """Queries, keys and values are made and their sum is given back, by the kernels that attention on a TPU has them made by."""
 
-    def full_lists(q: Array, k: Array, v: Array, kv_valid: Array, state: Any) -> tuple[Array, Any]:
-        rows = -(-q.shape[1] // request.block_q)
-        columns = -(-k.shape[1] // request.block_kv)
-        lists = BlockLists.from_block_map(
-            np.ones((1, rows, columns), np.bool_),
-            block_q=request.block_q,
-            block_kv=request.block_kv,
-        )
-        out = block_sparse_attention(q, k, v, lists, kv_valid=kv_valid)
-        assert not isinstance(out, tuple)
-        return out, state
-
-    def nothing(q: Array, k: Array, v: Array, kv_valid: Array, state: Any) -> tuple[Array, Any]:
+    def __call__(
+        self, q: Array, k: Array, v: Array, kv_valid: Array, state: Any
+    ) -> tuple[Array, Any]:
         return q + k + v, state  # all three are needed, or the compiler leaves them out
 
-    return full_lists if request.slot == "full lists" else nothing
+    def from_heads(
+        self, source: HeadSource, kv_valid: Array, state: Any
+    ) -> tuple[tuple[Array, ...], Any]:
+        """See `qsjax.dit.blocks.ArrangingAttention`."""
+        length = kv_valid.shape[1]
+        heads = source.arranged(HeadLayout.plain(length, source.video))
+        out = heads.q + heads.k + heads.v
+        return source.merged(out, out[:, :, source.video :]), state
 
 
 def _dense_step(

@@ -64,9 +64,9 @@ class Subject:
 
     def request(self, kind: str, **changes: Any) -> StepRequest:
         """A step of this size; of the kind `BFLOAT16`, the one to compare with."""
-        recipe, plan, slot = self.model.recipe, self.plan, "own"
+        recipe, plan = self.model.recipe, self.plan
         if kind == BFLOAT16:
-            recipe, plan, kind, slot = Recipe.load(FLOAT), self.plan.dense, DENSE, "full lists"
+            recipe, plan, kind = Recipe.load(FLOAT), self.plan.dense, DENSE
         values: dict[str, Any] = {
             "config": self.model.dit,
             "recipe": recipe,
@@ -76,8 +76,5 @@ class Subject:
             "latents": self.latents,
             "text_tokens": self.size.text_tokens,
             "clipped": self.model.clipped,
-            "slot": slot,
-            "block_q": self.full_lists.block_q,
-            "block_kv": self.full_lists.block_kv,
         }
         return StepRequest(**{**values, **changes})
