@@ -5,11 +5,11 @@ The text is cut from a real program: a block of HunyuanVideo-13B for a v5e.
 
 import pytest
 
-from qsjax.bench import step_parts
 from qsjax.bench.hlo import bytes_of, elements, parse
 from qsjax.bench.hlo_run import executed
 from qsjax.bench.hlo_sources import sources
 from qsjax.bench.step_parts import Kernel, read
+from qsjax.budget import parts
 
 BODY = "jit(denoise_step)/while/body/closed_call"
 TEXT = """HloModule jit_denoise_step, is_scheduled=true
@@ -153,7 +153,7 @@ def test_without_sources_nothing_is_lost():
         block: sum(parts.values()) for block, parts in known.items()
     }
     assert found["single"]["products"] == 1000
-    assert set(found["single"]) <= set(step_parts.PARTS)
+    assert set(found["single"]) <= set(parts.PARTS)
 
 
 def test_sizes_of_types():
