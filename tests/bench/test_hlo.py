@@ -110,6 +110,11 @@ def test_kernels_are_those_of_pallas():
     moved = 256 * 128 + 4 * 256 + 2 * 256 * 512
     path = "linear1/quantize_tokens"
     assert kernel == Kernel("single", "token quantization", path, 1.0, 256 * 128, moved, 700)
+    told = TEXT.replace(
+        'custom_call_target="tpu_custom_call",',
+        'custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[1,256,512]{2,1,0}, f32[], s8[4]{0}},',
+    )
+    assert read(told, depth=3).kernels[0].operands == ((1, 256, 512), (), (4,))
 
 
 def test_loops_run_as_often_as_their_conditions_say():
