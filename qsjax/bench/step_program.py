@@ -17,6 +17,7 @@ from pallas_kernels import targets
 from pallas_kernels.estimate import answer
 from pallas_kernels.targets import TARGETS
 from qsjax.bench.cpu import cpu_seconds
+from qsjax.bench.hlo_text import compiled_text
 from qsjax.bench.kernel_calls import Call, calls
 from qsjax.bench.listed import ListedCall, listed_calls
 from qsjax.bench.step_parts import Kernel, read
@@ -71,7 +72,7 @@ def respond(request: StepRequest) -> dict[str, Any]:
     target = TARGETS[request.target]
     with targets.assumed(target):
         program = traced(request)
-        text = program.lower().compile().as_text() or ""
+        text = compiled_text(program.lower())
     seconds, spent = time.perf_counter() - start, cpu_seconds() - before
     # The one loop that is as long as the data say reorders the tokens of the heads that want their second order.
     reading = read(text, depth=DEPTH, unknown=request.config.num_heads // 2)
