@@ -6,6 +6,7 @@ step. Nothing is measured, and what overlaps is counted twice.
 """
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pallas_kernels.block_sparse_attention.case import AttentionCase
@@ -22,6 +23,8 @@ from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.settings import DENSE, SPARSE
 
 _TIMEOUT = 1800.0
+_TOGETHER = 2
+"""Processes at a time: each may take gigabytes."""
 
 
 def measure(subject: Subject) -> dict[str, Any]:
@@ -34,45 +37,61 @@ def measure(subject: Subject) -> dict[str, Any]:
     kinds = [*subject.kinds, BFLOAT16]
     estimates = _Estimates(subject.target)
     rows: dict[str, Any] = {}
-    with Progress(len(kinds) + 1, "compile", unit="step") as bar:
-        rates = Rates.of(subject, _TIMEOUT)
+    with (
+        Progress(len(kinds) + 1, "compile", unit="step") as bar,
+        ThreadPoolExecutor(_TOGETHER) as pool,
+    ):
+        profiled = pool.submit(Rates.of, subject, _TIMEOUT)
+        programs = {kind: pool.submit(_program, subject, kind) for kind in kinds}
+        rates = profiled.result()
         bar.advance(case="kernels")
-        for kind in kinds:
+        for kind, program in programs.items():
             try:
-                answer = in_own_process(
-                    "qsjax.bench.step_program", subject.request(kind), timeout=_TIMEOUT
-                )
+                answer = program.result()
             except NoEstimateError as error:
                 rows[kind] = {"failure": f"no estimate: {error}"}
             else:
+                estimates.learn(_listed(subject, answer), pool)
                 rows[kind] = _row(subject, kind, answer, rates, estimates)
             rows[kind] |= {"steps": subject.kinds.get(kind, subject.plan.steps)}
             bar.advance(case=kind)
     return rows
 
 
+def _program(subject: Subject, kind: str) -> dict[str, Any]:
+    return in_own_process("qsjax.bench.step_program", subject.request(kind), timeout=_TIMEOUT)
+
+
 class _Estimates:
-    """Seconds of cases of attention, each estimated once."""
+    """Seconds of cases of attention, each estimated once; if there is no estimate, why."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self.known: dict[AttentionCase, float | str] = {}
 
+    def learn(self, cases: Iterable[AttentionCase], pool: ThreadPoolExecutor) -> None:
+        """Estimate the cases that are not known."""
+        wanted = [case for case in dict.fromkeys(cases) if case not in self.known]
+        self.known |= dict(zip(wanted, pool.map(self._one, wanted), strict=True))
+
+    def _one(self, case: AttentionCase) -> float | str:
+        try:
+            return estimate(case, self.target, timeout=_TIMEOUT).seconds
+        except NoEstimateError as error:
+            return f"attention has no estimate for {case.name}: {error}"
+
     def seconds(self, cases: Iterable[AttentionCase], doubts: list[str]) -> float:
         """Of all cases; why one has no estimate is added to the doubts."""
-        total = 0.0
-        for case in cases:
-            if case not in self.known:
-                try:
-                    self.known[case] = estimate(case, self.target, timeout=_TIMEOUT).seconds
-                except NoEstimateError as error:
-                    self.known[case] = f"attention has no estimate for {case.name}: {error}"
-            found = self.known[case]
-            if isinstance(found, str):
-                doubts.append(found)
-            else:
-                total += found
-        return total
+        found = [self.known[case] for case in cases]
+        doubts += [one for one in found if isinstance(one, str)]
+        return sum((one for one in found if not isinstance(one, str)), 0.0)
+
+
+def _listed(subject: Subject, answer: dict[str, Any]) -> list[AttentionCase]:
+    """The calls of attention of a layer; a dense one is one call with full lists, where a kernel makes it."""
+    listed = [ListedCall.of(one) for one in answer["listed"]]
+    kernels = any(kernel["part"] == ATTENTION for kernel in answer["kernels"])
+    return [call.case for call in listed] or [subject.full_lists] * kernels
 
 
 def _row(
@@ -90,15 +109,12 @@ def _row(
             parts = blocks[kernel.block]
             seconds = kernel.calls * rates.seconds(kernel, target, doubts)
             parts[kernel.part] = parts.get(kernel.part, 0.0) + seconds
-    listed = [ListedCall.of(one) for one in answer["listed"]]
+    cases = _listed(subject, answer)
     for block in (DOUBLE, SINGLE):
         calls = sum(k.calls for k in kernels if k.part == ATTENTION and k.block == block)
-        cases: list[AttentionCase] = [call.case for call in listed]
-        if calls and not listed:
-            cases = [subject.full_lists]
-        elif calls != len(listed):
+        if calls != len(cases):
             doubts.append(
-                f"a {block} block runs {calls:g} kernels of attention, of which {len(listed)} are known"
+                f"a {block} block runs {calls:g} kernels of attention, of which {len(cases)} are known"
             )
         blocks[block][ATTENTION] = blocks[block].get(ATTENTION, 0.0) + estimates.seconds(
             cases, doubts

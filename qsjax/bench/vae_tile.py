@@ -5,6 +5,7 @@ fused across their borders. `python -m qsjax.bench.vae_tile` answers a `LevelReq
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +26,7 @@ from qsjax.vae import VAE, VAEConfig, abstract_vae
 from qsjax.versions import KERNELS, versions
 
 Level = Callable[[VAE, Array], Array]
+_TOGETHER = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +98,13 @@ def estimated(config: VAEConfig, target: Target, tile: Latents, timeout: float) 
     Raises:
         NoEstimateError: the compiler failed, or took too long.
     """
-    answers = [
-        in_own_process(
-            "qsjax.bench.vae_tile",
-            LevelRequest(config=config, target=target.name, tile=tile, level=level),
-            timeout=timeout,
-        )
+    requests = [
+        LevelRequest(config=config, target=target.name, tile=tile, level=level)
         for level in range(len(levels(config)))
     ]
+    ask = partial(in_own_process, "qsjax.bench.vae_tile", timeout=timeout)
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        answers = list(pool.map(ask, requests))
     return Decoding(
         tile=tile,
         seconds=sum(one["cycles"] for one in answers) / target.clock,
