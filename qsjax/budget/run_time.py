@@ -64,7 +64,7 @@ def run_time(
     step = partial(step_seconds, table, model, size, device)
     kinds = {
         kind: step(
-            kind,
+            BFLOAT16 if kind == DENSE and not integers else kind,
             density=density if kind == SPARSE else 1.0,
             integers=integers,
             cached=0.0 if kind == DENSE else cached / model.dit.num_blocks / prompts,
