@@ -11,25 +11,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qsjax.budget.overheads import FILE, overheads
+from qsjax.budget.overheads import BFLOAT16, FILE, overheads
 from qsjax.budget.parts import ENDS
 from qsjax.errors import InputError
+from qsjax.settings import DENSE
 
 _DIGITS = 4
 
 
 def table(report: dict[str, Any]) -> dict[str, Any]:
-    """The table of a report, as `qsjax.budget.overheads.Overheads` reads it.
+    """The table of a report, as `qsjax.budget.overheads.Overheads` reads it; steps without an estimate are left out.
 
     Raises:
-        InputError: a step has no estimate, or one of its kernels has none.
+        InputError: dense steps have no estimate, or a part of some step has none.
     """
     rows, one_pass, size = report["kinds"], report["pass_seconds"], report["size"]
     for kind, row in rows.items():
-        if reason := row.get("failure") or ", ".join(row["doubts"]):
+        if doubts := ", ".join(row.get("doubts", ())):
             raise InputError(
-                f"{kind} steps of {report['target']} are not fully estimated ({reason}); such a report is not stored"
+                f"{kind} steps of {report['target']} are not fully estimated ({doubts}); such a report is not stored"
             )
+    rows = {kind: row for kind, row in rows.items() if "failure" not in row}
+    if missing := {DENSE, BFLOAT16} - rows.keys():
+        raise InputError(
+            f"{' and '.join(sorted(missing))} steps of {report['target']} have no estimate; such a report is not stored"
+        )
     kinds = {
         kind: {
             block: _rounded(overheads(parts, row["floors"].get(block, {}), one_pass))

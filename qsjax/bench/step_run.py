@@ -164,11 +164,15 @@ def _stages(subject: Subject, decoding: Decoding | None) -> dict[str, Any]:
     if decoding is None:
         known = Overheads.known()
         name = target.name if target.name in known else TEXT_TARGET
-        decoding, origin = known[name].decoding, f"stored, libtpu {known[name].decoding.libtpu}"
+        decoding = known[name].decoding
         if name != target.name:
             slower = TARGETS[name].bfloat16_flops / target.bfloat16_flops
-            decoding = replace(decoding, seconds=slower * decoding.seconds)
-            origin += f", {name}, scaled"
+            decoding = replace(
+                decoding,
+                seconds=slower * decoding.seconds,
+                libtpu=f"{decoding.libtpu}, {name}, scaled by the peak",
+            )
+        origin = f"stored, libtpu {decoding.libtpu}"
     chip = subject.device
     seconds = decoding_seconds(decoding, subject.model.vae, chip, subject.latents)
     return {
