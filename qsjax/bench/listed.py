@@ -35,6 +35,7 @@ class ListedCall:
         heads, head_dim: of both.
         block_q, block_kv: of the lists.
         counts: lengths of the lists, by head (one entry if all heads share them) and block of queries.
+        scores: "float" or "int8".
     """
 
     queries: int
@@ -44,6 +45,7 @@ class ListedCall:
     block_q: int
     block_kv: int
     counts: tuple[tuple[int, ...], ...] = ()
+    scores: str = "float"
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "ListedCall":
@@ -56,7 +58,7 @@ class ListedCall:
         """The call as a case for `pallas_kernels.estimate`."""
         return ListedCase(
             f"{self.queries} queries", self.keys, self.heads, self.head_dim, self.block_q, self.block_kv, "tpu",
-            counts=self.counts,
+            scores=self.scores, counts=self.counts,
         )  # fmt: skip
 
 
@@ -146,9 +148,10 @@ def recorded(calls: list[Recorded]) -> Iterator[None]:
     ) -> tuple[Array, Array]:
         batch, queries, heads, head_dim = q.shape
         sizes = (queries, k.shape[1], heads, head_dim, blocks.block_q, blocks.block_kv)
-        del kv_valid, cache, options
+        scores = "float" if options.get("scales") is None else "int8"
+        del kv_valid, cache
         counts, longest = jnp.asarray(blocks.counts), blocks.indices.shape[-1]
-        calls.append(Recorded(ListedCall(*sizes), counts, longest))
+        calls.append(Recorded(ListedCall(*sizes, scores=scores), counts, longest))
         return jnp.zeros(q.shape, v.dtype), jnp.zeros((batch, heads, queries), jnp.float32)
 
     implementations: Any = BLOCK_SPARSE_ATTENTION.implementations
