@@ -1,4 +1,4 @@
-"""The denoising step of each kind: dense, refresh or sparse, each with optional step skipping."""
+"""The denoising step of each kind: dense, refresh, sparse, or adaptive, each but the last with optional step skipping."""
 
 import math
 from collections.abc import Callable
@@ -13,13 +13,16 @@ from qsjax.dit import DiT, Modulation
 from qsjax.dit.blocks import Context
 from qsjax.dit.heads import HeadSource
 from qsjax.residual import Gains, Heads, LayerState, Made, refresh, sparse, to_make
+from qsjax.sample.adaptive import decided, is_due, present_gains
 from qsjax.sample.cache import where_it_belongs
+from qsjax.sample.drift import attention_drift
 from qsjax.sample.patterns import pattern_for, token_grid
 from qsjax.sample.skip import skipping
 from qsjax.sample.state import Blocks, Cache, Memory, Slot
 from qsjax.sample.step import Conditions, Step, euler_step
-from qsjax.settings import DENSE, REFRESH, SamplingPlan, SparsePlan
+from qsjax.settings import ADAPTIVE, DENSE, REFRESH, SPARSE, SamplingPlan, SparsePlan
 from qsjax.sparse import Pattern
+from qsjax.sparse.profile import profile_rows
 
 Out = TypeVar("Out")
 
@@ -43,7 +46,7 @@ def denoise_step(
 
     Args:
         plan: the sampling plan.
-        kind: "dense", "refresh" or "sparse".
+        kind: "dense", "refresh", "sparse" or "adaptive".
         dit: the transformer.
         latents: latents before the step.
         cache: the cache from the previous step, or from `empty_cache`; None where the plan needs no cache.
@@ -54,12 +57,26 @@ def denoise_step(
     Returns:
         Latents and cache after the step.
     """
+    if kind == ADAPTIVE:
+        assert cache is not None  # the plan remembers
+        assert step.limits is not None  # `schedule` makes them for such a plan
+
+        def as_kind(kind: str) -> Callable[[], tuple[Array, Cache | None]]:
+            return lambda: denoise_step(
+                plan, kind, dit, latents, cache, step, conditions, axis=axis
+            )
+
+        due = is_due(step.limits, step.index, cache)
+        return jax.lax.cond(due, as_kind(REFRESH), as_kind(SPARSE))
     memories = (Memory(), Memory()) if cache is None else where_it_belongs(plan, cache)
     attention = None
     if kind != DENSE:
         assert plan.sparse is not None  # the only plans with other kinds
-        assert step.gains is not None  # `schedule` makes them for such a plan
-        attention = _Sparse(plan.sparse, kind, dit, latents.shape, step.gains, axis)
+        gains, adaptive = step.gains, memories[0].adaptive
+        if step.limits is not None and adaptive is not None:
+            gains = present_gains(step.limits, adaptive)
+        assert gains is not None  # `schedule` makes them for such a plan
+        attention = _Sparse(plan.sparse, kind, dit, latents.shape, gains, axis)
     writes = kind == REFRESH
     blocks = _blocks(dit, opens=attention is not None)
     if plan.skip is not None:
@@ -76,6 +93,9 @@ def denoise_step(
         attention=attention,
         axis=axis,
     )
+    if step.limits is not None and kind != DENSE:
+        cond, uncond = (decided(kind, step.limits, step.index, memory) for memory in memories)
+        memories = cond, uncond
     return latents, None if cache is None else memories
 
 
@@ -120,12 +140,17 @@ class _Sparse:
         state: Slot,
     ) -> tuple[Array, Slot]:
         """See `qsjax.dit.blocks.Attention`."""
-        return self._attend(
+        out, state = self._attend(
             self._pattern(q.shape[1]),
             Made(q, k, v, kv_valid),
             lambda: self.dit.dense_attention(q, k, v, kv_valid, ())[0],
             state,
         )
+        if self.kind == REFRESH or state.drift is None:
+            return out, state
+        rows = profile_rows(self._video, self.sparse.sparsity.profiled_rows)
+        drift = attention_drift(q, k, v, kv_valid, out, rows, self.axis)
+        return out, state._replace(drift=drift)
 
     def from_heads(
         self, source: HeadSource, kv_valid: Bool[Array, "B L"], state: Slot
@@ -133,7 +158,9 @@ class _Sparse:
         """See `qsjax.dit.blocks.ArrangingAttention`."""
         pattern = self._pattern(kv_valid.shape[1])
         heads = to_make(pattern, source, kv_valid, self.dit.kernels.sparse_attention)
-        if heads is None:
+        # Drift is measured on rows of the model's own order, which heads that kernels arrange do not have.
+        measures = self.kind != REFRESH and state.drift is not None
+        if heads is None or measures:
             out, state = self(*source.plain(), kv_valid, state)
             return source.divided(out), state
         return self._attend(
@@ -143,9 +170,13 @@ class _Sparse:
             state,
         )
 
+    @property
+    def _video(self) -> int:
+        """Tokens of the video."""
+        return math.prod(token_grid(self.dit.config, self.latents))
+
     def _pattern(self, tokens: int) -> Pattern:
-        video = math.prod(token_grid(self.dit.config, self.latents))
-        return pattern_for(self.sparse, self.dit.config, self.latents, tokens - video)
+        return pattern_for(self.sparse, self.dit.config, self.latents, tokens - self._video)
 
     def _attend(
         self, pattern: Pattern, heads: Heads[Out], dense: Callable[[], Out], state: Slot
