@@ -36,6 +36,7 @@ _KERNELS = {
     "rope": ROPE,
     "rotary": ROPE,
     "norm": ROPE,
+    "merge": ORDERS,
 }
 # Most specific first: the first file, or folder, of this list among an instruction's callers decides.
 _FILES = {
@@ -44,6 +45,7 @@ _FILES = {
     "absmax.py": PACKING,
     "state.py": CACHE,
     "cache.py": CACHE,
+    "merge_heads": ORDERS,
     "rotary_heads": ROPE,
     "rope.py": ROPE,
     "norms.py": ROPE,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array
 
-from pallas_kernels import targets
+from pallas_kernels import HeadLayout, targets
 from pallas_kernels.estimate import answer
 from pallas_kernels.targets import TARGETS
 from qsjax.bench.cpu import cpu_seconds
@@ -24,6 +24,7 @@ from qsjax.bench.step_parts import Kernel, read
 from qsjax.budget.compiled import StepShapes
 from qsjax.dit import DiT, DiTConfig, Modulation
 from qsjax.dit.blocks import Attention, Context
+from qsjax.dit.heads import HeadSource
 from qsjax.quant import Recipe
 from qsjax.sample import SamplingPlan
 from qsjax.sample.state import Memory
@@ -117,12 +118,26 @@ def traced(request: StepRequest) -> jax.stages.Traced:
         text_tokens=request.text_tokens,
         clipped=request.clipped,
     )
-    step = partial(_dense_step, plan, _nothing) if request.slot == "nothing" else None
+    step = partial(_dense_step, plan, _Nothing()) if request.slot == "nothing" else None
     return shapes.trace(request.kind, step)
 
 
-def _nothing(q: Array, k: Array, v: Array, kv_valid: Array, state: Any) -> tuple[Array, Any]:
-    return q + k + v, state  # all three are needed, or the compiler leaves them out
+class _Nothing:
+    """Queries, keys and values are made and their sum is given back, by the kernels that attention on a TPU has them made by."""
+
+    def __call__(
+        self, q: Array, k: Array, v: Array, kv_valid: Array, state: Any
+    ) -> tuple[Array, Any]:
+        return q + k + v, state  # all three are needed, or the compiler leaves them out
+
+    def from_heads(
+        self, source: HeadSource, kv_valid: Array, state: Any
+    ) -> tuple[tuple[Array, ...], Any]:
+        """See `qsjax.dit.blocks.ArrangingAttention`."""
+        length = kv_valid.shape[1]
+        heads = source.arranged(HeadLayout.plain(length, source.video))
+        out = heads.q + heads.k + heads.v
+        return source.merged(out, out[:, :, source.video :]), state
 
 
 def _dense_step(

@@ -19,7 +19,7 @@ from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.sample import SamplingPlan
 from qsjax.sample.cache_size import cache_bytes
 from qsjax.sample.patterns import pattern_for
-from qsjax.settings import DENSE, REFRESH, SPARSE
+from qsjax.settings import ADAPTIVE, DENSE, REFRESH, SPARSE
 from qsjax.sparse import Pattern
 
 
@@ -52,10 +52,15 @@ def describe(config: DiTConfig, plan: SamplingPlan, latents: tuple[int, ...], te
         frames=0, height=0, width=0, video_tokens=pattern.layouts[0].tokens, text_tokens=text
     )
     flops, density = StepFlops.count(config, size), executed_density(pattern)
-    dense = kinds.count(DENSE) + kinds.count(REFRESH)
-    share = (dense * flops.total() + kinds.count(SPARSE) * flops.total(density)) / (
-        len(kinds) * flops.total()
-    )
+    steps, adaptive = "", kinds.count(ADAPTIVE)
+    refreshing, sparse = kinds.count(REFRESH), kinds.count(SPARSE)
+    if adaptive:
+        # As many as there can be.
+        refreshing += adaptive // plan.sparse.least_interval
+        sparse += adaptive - adaptive // plan.sparse.least_interval
+        steps = "at most "
+    full = kinds.count(DENSE) + refreshing
+    share = (full * flops.total() + sparse * flops.total(density)) / (len(kinds) * flops.total())
     cached = cache_bytes(config, plan, latents, text)
     residual = plan.sparse.residual
     kept = (
@@ -64,8 +69,8 @@ def describe(config: DiTConfig, plan: SamplingPlan, latents: tuple[int, ...], te
         else "none"
     )
     return (
-        f"{plan.sparse.sparsity.mask} attention: {kinds.count(DENSE)} dense, {kinds.count(REFRESH)} refreshing and"
-        f" {kinds.count(SPARSE)} sparse steps; a sparse step computes {100 * density:.1f} % of the pairs of tokens, all steps"
+        f"{plan.sparse.sparsity.mask} attention: {kinds.count(DENSE)} dense, {steps}{refreshing} refreshing and"
+        f" {sparse} sparse steps; a sparse step computes {100 * density:.1f} % of the pairs of tokens, all steps"
         f" {100 * share:.0f} % of the operations of dense sampling; cache: {kept}"
     )
 
@@ -83,7 +88,7 @@ def steps_by_kind(
     The floor is the larger of two times. One is all matrix products at peak rate: 8-bit linear layers at the int8 peak, attention
     at the bfloat16 peak. The other is memory traffic at full bandwidth: resident weights and cache read once, the activations of
     all blocks written and read once. Lists depend on the device: of several, the one that computes most gives density, operations
-    and bytes.
+    and bytes. An adaptive step counts as the refresh that it may be.
 
     Args:
         model: the model with its recipe.

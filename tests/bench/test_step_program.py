@@ -116,6 +116,8 @@ def test_a_refresh_lists_what_is_listed_and_what_is_not():
     case = ListedCall.of(json.loads(json.dumps(asdict(listed)))).case
     assert case.executed_density == pytest.approx(sum(listed.counts[0]) / (8 * 9))
     assert case.steps(V5E) == SMALL.num_heads * 8
+    assert case.apart(V5E) == SMALL.num_heads * sum(listed.apart[0])
+    assert 0 < sum(others.apart[0]) <= 8
 
 
 def test_lists_that_are_chosen_later_count_in_full():
