@@ -138,6 +138,7 @@ def test_sparse_attention_compiles_three_programs_and_at_density_one_is_dense(pi
     pipeline(OTHER, seed=2, **size)
     assert "compile" not in pipeline.timings
     np.testing.assert_array_equal(pipeline.heads.density, 1)
+    assert pipeline.kinds == ("dense", "refresh", "sparse", "refresh")
     third = replace(sparse, sparsity=replace(sparse.sparsity, density=0.3))
     assert (pipeline(CAPTION, seed=1, **SIZE | {"sparse": third}) != video).any()
     assert (pipeline.heads.density < 1).all()

@@ -11,7 +11,7 @@ from pallas_kernels import targets
 from qsjax.params import map_parameters, parameters
 from qsjax.vae import Moments, abstract_vae
 from qsjax.vae.attention import causal_attention
-from qsjax.vae.convolution import convolve, taps, whole
+from qsjax.vae.convolution import convolve, copied, gathered, taps, whole
 from qsjax.vae.layers import GroupNorm, upsample
 
 
@@ -30,6 +30,18 @@ def test_convolution_is_causal_and_replicates_borders(stride, frames):
     weight = torch.from_numpy(kernel).permute(4, 3, 0, 1, 2)
     expected = torch.nn.functional.conv3d(padded, weight, stride=stride).permute(0, 2, 3, 4, 1)
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("sides", [(2, 0, 1, 1, 0), (0, 3, 2, 0, 0)])
+@pytest.mark.parametrize("pad", [copied, gathered])
+def test_borders_are_replicated_and_collect_their_gradients(pad, sides):
+    x, sides = normal(2, 1, 3, 4, 2), tuple((n, n // 2) for n in sides)
+    found, back = jax.vjp(lambda x: pad(x, sides), jnp.asarray(x))
+    np.testing.assert_array_equal(found, np.pad(x, sides, mode="edge"))
+    gradient = normal(*found.shape, seed=1)
+    came_from, expected = np.pad(np.arange(x.size).reshape(x.shape), sides, mode="edge"), x * 0
+    np.add.at(expected.reshape(-1), came_from.reshape(-1), gradient.reshape(-1))
+    np.testing.assert_allclose(back(jnp.asarray(gradient))[0], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])

@@ -27,6 +27,11 @@ ALL = (*COMPARED[:2], "second", "second-scaled", "third", "recall", *COMPARED[3:
 """Those at the lowest density and the default shift."""
 SCHEDULES = ((1, 5), (2, 6), (3, 8), (4, 9), (5, 13))
 """Dense steps and interval: six full passes in thirty steps, all at the beginning or all over the run."""
+PLACED: dict[str, dict[str, Any]] = {
+    "3 dense, every 5th": {"dense_steps": 3},
+    "at 0, 2, 5, 10, 18": {"refresh_at": (0.07, 0.17, 0.33, 0.6)},
+}
+"""Placements of the full passes in thirty steps: eight, as the recipes have them, and tables of five."""
 SKIPPED = (0.05, 0.1, 0.2)
 """Thresholds of step skipping."""
 FLOATS = Residual(store="float32", rank=16)
@@ -77,7 +82,15 @@ def sparse_grid() -> tuple[SparseRow, ...]:
             rows.append(
                 SparseRow(group=group, label=policy, weights=weights, shift=shift, sparse=plan)
             )
-    return (*rows, *_sweeps(), *_schedules(), *_baselines(), *_skipping(), *_interaction())
+    return (
+        *rows,
+        *_sweeps(),
+        *_schedules(),
+        *_placements(),
+        *_baselines(),
+        *_skipping(),
+        *_interaction(),
+    )
 
 
 def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
@@ -126,6 +139,16 @@ def _schedules() -> list[SparseRow]:
             scheduled = replace(plan, dense_steps=count, interval=interval)
             rows.append(SparseRow(group=group, label=f"{policy}, {label}", sparse=scheduled))
     return rows
+
+
+def _placements() -> list[SparseRow]:
+    """Fewer full passes, better placed; with the recipes' cache, 8-bit integers."""
+    plan = _plan(replace(MASKS["svg"], density=0.15), Residual(store="int8"))
+    group = "placement, float, svg, 15 %, shift 3"
+    return [
+        SparseRow(group=group, label=label, sparse=replace(plan, **changes))
+        for label, changes in PLACED.items()
+    ]
 
 
 def _baselines() -> list[SparseRow]:
