@@ -120,10 +120,18 @@ def test_policies_and_dense_layers_do_what_they_say(dit):
 def test_all_steps_at_once_equal_step_by_step(dit):
     """Kinds: d r s r s r. With true guidance, where each prompt has a cache of its own: tests/parallel."""
     plan = replace(DENSE, sparse=replace(SPARSE, interval=2))
+    kinds = ("dense", "refresh", "sparse")
+    assert set(kinds) == set(plan.kinds)
+
+    def programs():
+        """Of each kind, how many there are: one for each length of run that a test has asked for."""
+        return np.array([step_program(plan, kind)._cache_size() for kind in kinds])
+
+    before = programs()
     expected = sampled(dit, plan)
-    # One program a kind: steps differ in data only, in every test that runs them.
-    programs = {kind: step_program(plan, kind)._cache_size() for kind in set(plan.kinds)}
-    assert programs == {"dense": 1, "refresh": 1, "sparse": 1}
+    # Steps differ in data only: at most one more of a kind, of which there are up to three.
+    assert (programs() - before <= 1).all()
+    assert (programs() >= 1).all()
     sampler = jax.jit(make_sampler(CONFIG, plan))
     near(sampler(dit, initial_noise(7, SHAPE), prompt(1)), expected)
 
