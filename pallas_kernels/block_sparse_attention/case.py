@@ -14,7 +14,8 @@ from pallas_kernels.block_sparse_attention import tpu
 from pallas_kernels.block_sparse_attention.api import block_sparse_attention
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.scores import quantize
-from pallas_kernels.block_sparse_attention.tiles import keys_per_step
+from pallas_kernels.block_sparse_attention.tiles import keys_per_step, steps_apart
+from pallas_kernels.block_sparse_attention.tpu_kernel import Trips
 from pallas_kernels.roofline import Program, Work, random_like, spec
 from pallas_kernels.targets import Target
 
@@ -91,6 +92,12 @@ class AttentionCase:
         counts = np.asarray(self.lists.counts)
         return int(np.ceil(counts / gather).sum()) * self.heads // counts.shape[1]
 
+    def apart(self, target: Target) -> int:
+        """Those of the steps whose blocks are fetched one by one."""
+        gather = keys_per_step(target, self.lists) // self.block_kv
+        apart = np.asarray(steps_apart(self.lists, gather))
+        return int(apart.sum()) * self.heads // apart.shape[1]
+
     @property
     def work(self) -> Work:
         """Both products of the listed blocks, partial ones in full; queries, keys and values read, the result written."""
@@ -118,14 +125,18 @@ class AttentionCase:
         return attend
 
     def program(self, target: Target) -> Program:
-        """A few rows of one head over all keys, with a loop as long as the mean list and without branches.
+        """A few rows of one head over all keys, with a loop as long as the mean list, as many of whose steps fetch their blocks
+        one by one, and without branches.
 
         The profiler counts neither branches nor loops of unknown length, and is too slow for a whole call. Only the
         kernel is compiled: the copies that put heads before tokens are not in the estimate.
         """
         gather = keys_per_step(target, self.lists) // self.block_kv
         steps, lists = self.steps(target), self.lists
-        trips = max(1, round(steps / (lists.q_blocks * self.heads)))
+        rows = lists.q_blocks * self.heads
+        count = max(1, round(steps / rows))
+        # The last step of a row is always fetched block by block here.
+        trips = Trips(count, min(count, max(1, round(self.apart(target) / steps * count))))
         dtype = jnp.dtype(self.dtype)
         # The keys of all heads: those of a single head the compiler might keep in vector memory.
         k = spec(1, self.tokens, self.heads, self.head_dim, dtype=dtype)
@@ -170,5 +181,5 @@ class AttentionCase:
             launch,
             (arranged, profiled),
             traffic=once + steps * fetched,
-            repeats=steps / (_PROFILED_ROWS * trips),
+            repeats=steps / (_PROFILED_ROWS * count),
         )

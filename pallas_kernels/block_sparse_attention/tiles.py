@@ -1,4 +1,7 @@
-"""How many keys a step of the TPU kernel multiplies at once, for each device."""
+"""How many keys a step of the TPU kernel multiplies at once, for each device, and which steps fetch them in one piece."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.targets import Target
@@ -15,6 +18,25 @@ def keys_per_step(target: Target, blocks: BlockLists) -> int:
     """Keys of about as many blocks as the table allows: at least one block, at most the longest list."""
     wanted = min(_KEYS.get(target.name, 512) // blocks.block_kv, blocks.indices.shape[-1])
     return max(1, wanted) * blocks.block_kv
+
+
+def steps_apart(blocks: BlockLists, gather: int) -> Int[Array, "B H Q"]:
+    """Steps of each row whose blocks do not follow each other, or are too few, and are fetched one by one.
+
+    Args:
+        blocks: the lists.
+        gather: blocks of a step; a single one is always in one piece.
+    """
+    counts = jnp.asarray(blocks.counts)
+    if gather == 1:
+        return jnp.zeros_like(counts)
+    steps = -(-counts // gather)
+    first = jnp.asarray(blocks.indices)[..., ::gather]
+    last = jnp.asarray(blocks.indices)[..., gather - 1 :: gather]
+    together = last - first[..., : last.shape[-1]] == gather - 1
+    places = jnp.arange(last.shape[-1]).reshape(1, 1, 1, -1)
+    whole = places < (counts // gather)[..., None]
+    return steps - (together & whole).sum(axis=-1, dtype=counts.dtype)
 
 
 # Keys whose scores become weights at a time: short slices keep a v5e's registers from spilling, a v6e's wide matrix unit wants more.

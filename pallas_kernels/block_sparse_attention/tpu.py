@@ -22,7 +22,7 @@ from pallas_kernels.block_sparse_attention.cache import Cache, Complement
 from pallas_kernels.block_sparse_attention.scores import Int8Scales
 from pallas_kernels.block_sparse_attention.softmax import key_bias, lengths, score_bound
 from pallas_kernels.block_sparse_attention.tiles import keys_per_slice, keys_per_step
-from pallas_kernels.block_sparse_attention.tpu_kernel import INDICES, TpuKernelConfig, kernel
+from pallas_kernels.block_sparse_attention.tpu_kernel import INDICES, TpuKernelConfig, Trips, kernel
 from pallas_kernels.refs import Index, Operand
 from pallas_kernels.targets import Target
 from pallas_kernels.tpu_params import LANES, VMEM_LIMIT, interpret_params, needs_tpu
@@ -135,7 +135,7 @@ def launch(
     gather: int,
     scale: float,
     target: Target,
-    trips: int | None = None,
+    trips: Trips | None = None,
     count_blocks: bool = False,
 ) -> tuple[Array, ...]:
     """Run the kernel.
@@ -146,8 +146,8 @@ def launch(
         gather: listed blocks that a step multiplies.
         scale: of the scores.
         target: device to build for.
-        trips: run this many steps instead of those in the lists, without branches: a compiler's static estimate
-            counts neither branches nor loops of unknown length. The result is meaningless.
+        trips: run these steps instead of those in the lists, without branches: a compiler's static estimate counts neither
+            branches nor loops of unknown length. The result is meaningless.
         count_blocks: also return the number of blocks that each row multiplied, int32 [B, H, query blocks, 1, 1].
 
     Returns:

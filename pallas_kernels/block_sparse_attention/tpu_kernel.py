@@ -5,9 +5,9 @@ operations on whole registers, and the softmax's row vectors spread over a tile 
 transposed, too, and turned once a row.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,18 @@ COUNT, MASKED_FROM, INDICES = 0, 1, 2
 """Where a row of `lists` keeps the count, the first step that has keys to mask, and the list."""
 
 
+class Trips(NamedTuple):
+    """What a row does in a static estimate, whatever its list says.
+
+    Attributes:
+        steps: of its loop; the last one masks keys.
+        apart: steps, the last among them, whose blocks do not follow each other and are copied one by one.
+    """
+
+    steps: int
+    apart: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class TpuKernelConfig:
     """What is fixed when the kernel is compiled.
@@ -34,7 +46,7 @@ class TpuKernelConfig:
         gather: listed blocks that a step multiplies.
         scale: of the scores.
         slice: keys whose scores are turned into weights at a time; divides the keys of a step.
-        trips: number of steps, for a static estimate; None takes it from the list.
+        trips: for a static estimate, what every row does; None takes it from the list.
         complement: the cache is a `Complement`.
         follow: the complement's share of O_S.
     """
@@ -44,7 +56,7 @@ class TpuKernelConfig:
     gather: int
     scale: float
     slice: int
-    trips: int | None
+    trips: Trips | None
     complement: bool
     follow: float
 
@@ -85,24 +97,27 @@ def kernel(*refs: Ref, config: TpuKernelConfig) -> None:
     ref = dict(zip(config.names, refs, strict=True))
     copies = _Copies(ref, config)
     count, always = ref["lists"][0, COUNT], config.trips is not None
-    steps = _steps(count, config) if config.trips is None else config.trips
-    masked_from = ref["lists"][0, MASKED_FROM] if config.trips is None else config.trips - 1
-    _when(copies.row == 0, always)(lambda: copies.begin(steps))
-    first = jnp.int32(0) if always else ref["turn"][0]
+    steps = _steps(count, config) if config.trips is None else config.trips.steps
+    masked_from = ref["lists"][0, MASKED_FROM] if config.trips is None else config.trips.steps - 1
+    pl.when(copies.row == 0)(lambda: copies.begin(steps))
+    first = ref["turn"][0]
     ref["l"][...] = jnp.zeros(ref["l"].shape, jnp.float32)
     ref["acc"][...] = jnp.zeros(ref["acc"].shape, jnp.float32)
-    _when(steps == 0, always)(lambda: copies.fetch_next_row(first))
+    if not always:
+        pl.when(steps == 0)(lambda: copies.fetch_next_row(first))
 
     def all_steps(bounded: bool) -> Array:
         """Number of blocks that were multiplied: first without masks, then the steps that need them."""
         m = ref["m"]
         m[...] = ref["bound"][...] if bounded else jnp.full(m.shape, INITIAL_MAX, jnp.float32)
 
-        def step_body(step: Array, executed: Array, *, masked: bool) -> Array:
+        def step_body(step: Array, executed: Array, *, masked: bool, apart: bool = False) -> Array:
             slot = jax.lax.rem(first + step, 2)
             last = step + 1 == steps
-            _when(~last, always)(lambda: copies.fetch("lists", step + 1, 1 - slot))
-            if not always:
+            if always:
+                copies.fetch_always(step, 1 - slot, next_row=masked, apart=apart or masked)
+            else:
+                pl.when(~last)(lambda: copies.fetch("lists", step + 1, 1 - slot))
                 pl.when(last)(lambda: copies.fetch_next_row(1 - slot))
             left = count - step * config.gather
             copies.wait(slot)
@@ -112,7 +127,13 @@ def kernel(*refs: Ref, config: TpuKernelConfig) -> None:
 
         plain, masked = (partial(step_body, masked=masked) for masked in (False, True))
         executed = jnp.int32(0)
-        if bounded:  # elsewhere all steps are masked: that is rare, and compiled sooner
+        if config.trips is not None and config.trips.apart > 1:
+            together = config.trips.steps - config.trips.apart
+            executed = jax.lax.fori_loop(0, together, plain, executed)
+            executed = jax.lax.fori_loop(
+                together, masked_from, partial(plain, apart=True), executed
+            )
+        elif bounded:  # elsewhere all steps are masked: that is rare, and compiled sooner
             executed = jax.lax.fori_loop(0, masked_from, plain, executed)
         return jax.lax.fori_loop(masked_from if bounded else 0, steps, masked, executed)
 
@@ -122,8 +143,7 @@ def kernel(*refs: Ref, config: TpuKernelConfig) -> None:
         executed = jax.lax.cond(
             ref["bounded"][0, 0] > 0, partial(all_steps, True), partial(all_steps, False)
         )
-    if not always:
-        ref["turn"][0] = jax.lax.rem(first + steps, 2)
+    ref["turn"][0] = jax.lax.rem(first + steps, 2)
     if "executed" in ref:
         ref["executed"][0, 0] = executed
     l = ref["l"][...]
@@ -148,7 +168,7 @@ class _Copies:
     def begin(self, steps: Index) -> None:
         """The first row of a head fetches for itself."""
         self.ref["turn"][0] = 0
-        _when(steps > 0, self.config.trips is not None)(lambda: self.fetch("lists", 0, 0))
+        pl.when(steps > 0)(lambda: self.fetch("lists", 0, 0))
 
     def fetch(self, lists: str, step: Index, slot: Index) -> None:
         """Start to copy what a step of a row multiplies; blocks that follow each other, as those of a band do, in one piece."""
@@ -157,20 +177,16 @@ class _Copies:
         whole = self.ref[lists][0, COUNT] >= (step + 1) * config.gather
         together = whole & (last - first == config.gather - 1)
 
-        def start(places: range, blocks: int) -> None:
-            for place in places:
-                index = _listed(self.ref[lists], config, step, place)
-                for name in ("k", "v"):
-                    self._copy(name, index, slot, place, blocks).start()
-
-        def apart() -> None:
-            start(range(config.gather), 1)
-
-        if config.gather == 1 or config.trips is not None:
-            apart()
+        if config.gather == 1:
+            self._start(lists, step, slot, 1)
         else:
-            pl.when(together)(lambda: start(range(1), config.gather))
-            pl.when(~together)(apart)
+            pl.when(together)(lambda: self._start(lists, step, slot, config.gather))
+            pl.when(~together)(lambda: self._start(lists, step, slot, 1))
+
+    def fetch_always(self, step: Index, slot: Index, *, next_row: bool, apart: bool) -> None:
+        """For a static estimate, which does not count what is done under a condition: what follows a step, unconditionally."""
+        lists, following = ("next_lists", 0) if next_row else ("lists", step + 1)
+        self._start(lists, following, slot, 1 if apart else self.config.gather)
 
     def fetch_next_row(self, slot: Index) -> None:
         """Start to copy what the head's next row begins with, if there is such a row and its list is not empty."""
@@ -181,6 +197,13 @@ class _Copies:
         """Until all copies into a slot have arrived: semaphores count bytes, however many copies brought them."""
         for name in ("k", "v"):
             self._copy(name, 0, slot, 0, self.config.gather).wait()
+
+    def _start(self, lists: str, step: Index, slot: Index, blocks: int) -> None:
+        """Copies of so many blocks each, which follow each other."""
+        for place in range(0, self.config.gather, blocks):
+            index = _listed(self.ref[lists], self.config, step, place)
+            for name in ("k", "v"):
+                self._copy(name, index, slot, place, blocks).start()
 
     def _copy(self, name: str, index: Index, slot: Index, place: int, blocks: int) -> AsyncCopy:
         size = self.config.block_kv
@@ -197,10 +220,6 @@ def _steps(count: Array, config: TpuKernelConfig) -> Array:
 
 def _listed(lists: Ref, config: TpuKernelConfig, step: Index, place: int) -> Array:
     return lists[0, INDICES + step * config.gather + place]
-
-
-def _when(condition: bool | Array, always: bool) -> Callable[[Callable[[], None]], None]:
-    return (lambda body: body()) if always else pl.when(condition)
 
 
 def _by_key(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.roofline import Program, Work, random_like, spec
-from pallas_kernels.rotary_heads.api import rotary_heads
-from pallas_kernels.rotary_heads.reference import Heads, Projection
+from pallas_kernels.rotary_heads.api import Heads, rotary_heads
+from pallas_kernels.rotary_heads.reference import Projection
 from pallas_kernels.targets import Target
 
 

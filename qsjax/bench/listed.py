@@ -18,6 +18,7 @@ from jaxtyping import Array
 from pallas_kernels import BlockLists, targets
 from pallas_kernels.block_sparse_attention import BLOCK_SPARSE_ATTENTION
 from pallas_kernels.block_sparse_attention.case import AttentionCase
+from pallas_kernels.block_sparse_attention.tiles import keys_per_step, steps_apart
 from pallas_kernels.targets import Target
 from qsjax.dit import DiTConfig
 from qsjax.residual import Gains, empty_state, refresh_attention, sparse_attention
@@ -35,6 +36,8 @@ class ListedCall:
         heads, head_dim: of both.
         block_q, block_kv: of the lists.
         counts: lengths of the lists, by head (one entry if all heads share them) and block of queries.
+        apart: steps of each list that fetch their blocks one by one; empty if that is not known, and all may.
+        scores: "float" or "int8".
     """
 
     queries: int
@@ -44,11 +47,16 @@ class ListedCall:
     block_q: int
     block_kv: int
     counts: tuple[tuple[int, ...], ...] = ()
+    apart: tuple[tuple[int, ...], ...] = ()
+    scores: str = "float"
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "ListedCall":
         """From its fields as JSON has them."""
-        fields: dict[str, Any] = {**values, "counts": tuple(map(tuple, values["counts"]))}
+        lengths = {
+            name: tuple(map(tuple, values[name])) for name in ("counts", "apart") if name in values
+        }
+        fields: dict[str, Any] = {**values, **lengths}
         return cls(**fields)
 
     @property
@@ -56,15 +64,16 @@ class ListedCall:
         """The call as a case for `pallas_kernels.estimate`."""
         return ListedCase(
             f"{self.queries} queries", self.keys, self.heads, self.head_dim, self.block_q, self.block_kv, "tpu",
-            counts=self.counts,
+            counts=self.counts, fetched_apart=self.apart, scores=self.scores,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ListedCase(AttentionCase):
-    """A case with the lengths of its lists; which blocks they name is of no consequence for an estimate."""
+    """A case with the lengths of its lists, and how many of their steps fetch block by block: all that an estimate needs."""
 
     counts: tuple[tuple[int, ...], ...] = ()
+    fetched_apart: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def lists(self) -> BlockLists:
@@ -75,6 +84,12 @@ class ListedCase(AttentionCase):
         return BlockLists(
             indices, counts, block_q=self.block_q, block_kv=self.block_kv, kv_blocks=kv_blocks
         )
+
+    def apart(self, target: Target) -> int:
+        """Those of the steps whose blocks are fetched one by one; all of them if that is not known."""
+        if not self.fetched_apart:
+            return self.steps(target)
+        return int(np.sum(self.fetched_apart)) * self.heads // len(self.fetched_apart)
 
 
 def listed_calls(
@@ -98,18 +113,18 @@ def listed_calls(
     run: Callable[..., Any] = refresh_attention if kind == REFRESH else sparse_attention
     calls: list[Recorded] = []
 
-    def lengths(q: Array, k: Array, v: Array) -> list[Array]:
+    def lengths(q: Array, k: Array, v: Array) -> list[tuple[Array, Array]]:
         residual, one = sparse.residual, jnp.ones((), jnp.float32)
         pattern = pattern_for(sparse, config, (1, 0, *latents), text)
         state = empty_state(residual, pattern, 1, config.num_heads, config.head_dim, x.dtype)
         with recorded(calls):
             run(pattern, residual, Gains(one, one), q, k, v, valid, state, scores=sparse.scores)
-        return [call.counts for call in calls]
+        return [(call.counts, call.apart) for call in calls]
 
     # The sizes of blocks may depend on the device, too.
     with targets.assumed(target):
         found = jax.jit(lengths)(x, x, x)
-    return [call.known(np.asarray(counts)) for call, counts in zip(calls, found, strict=True)]
+    return [call.known(*map(np.asarray, ones)) for call, ones in zip(calls, found, strict=True)]
 
 
 class Recorded(NamedTuple):
@@ -118,17 +133,24 @@ class Recorded(NamedTuple):
     Attributes:
         call: without its lists' lengths.
         counts: those lengths, int32 [B or 1, H or 1, blocks of queries].
+        apart: steps that fetch block by block, likewise.
         longest: room for a list.
     """
 
     call: ListedCall
     counts: Array
+    apart: Array
     longest: int
 
-    def known(self, counts: np.ndarray) -> ListedCall:
+    def known(self, counts: np.ndarray, apart: np.ndarray) -> ListedCall:
         """The call with the lengths of the first sample; lists that are not chosen yet may become as long as there is room."""
-        lengths = counts[0] if counts.any() else np.full_like(counts[0], self.longest)
-        return replace(self.call, counts=tuple(map(tuple, lengths.tolist())))
+        known = bool(counts.any())
+        lengths = counts[0] if known else np.full_like(counts[0], self.longest)
+        return replace(self.call, counts=_nested(lengths), apart=_nested(apart[0]) if known else ())
+
+
+def _nested(lengths: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, lengths.tolist()))
 
 
 @contextmanager
@@ -146,9 +168,12 @@ def recorded(calls: list[Recorded]) -> Iterator[None]:
     ) -> tuple[Array, Array]:
         batch, queries, heads, head_dim = q.shape
         sizes = (queries, k.shape[1], heads, head_dim, blocks.block_q, blocks.block_kv)
-        del kv_valid, cache, options
+        scores = "float" if options.get("scales") is None else "int8"
+        del kv_valid, cache
         counts, longest = jnp.asarray(blocks.counts), blocks.indices.shape[-1]
-        calls.append(Recorded(ListedCall(*sizes), counts, longest))
+        gather = keys_per_step(targets.current(), blocks) // blocks.block_kv
+        apart = steps_apart(blocks, gather)
+        calls.append(Recorded(ListedCall(*sizes, scores=scores), counts, apart, longest))
         return jnp.zeros(q.shape, v.dtype), jnp.zeros((batch, heads, queries), jnp.float32)
 
     implementations: Any = BLOCK_SPARSE_ATTENTION.implementations

@@ -1,11 +1,13 @@
 """The cost of one step of each kind: executed density, operations, bytes, and a lower bound of its time on each device."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax.numpy as jnp
 
 from pallas_kernels import targets
+from pallas_kernels.targets import Target
 from qsjax.budget.devices import Device
 from qsjax.budget.flops import StepFlops
 from qsjax.budget.models import PlannedModel
@@ -97,7 +99,10 @@ def steps_by_kind(
         devices: the devices to estimate for.
     """
     flops, prompts = StepFlops.count(model.dit, size), 2 if plan.uses_negative else 1
-    lists = {device.name: _lists_on(device, model, size, latents, plan) for device in devices}
+    lists = {
+        device.name: lists_on(device.peaks, model.dit, plan, latents, size.text_tokens)
+        for device in devices
+    }
     most = max(lists.values(), default=(1.0, 0))
     moved = 2 * model.dit.num_blocks * activation_bytes(model.dit, size)
     integers = model.recipe.blocks.activations != UNQUANTIZED
@@ -135,17 +140,22 @@ def steps_by_kind(
     return rows
 
 
-def _lists_on(
-    device: Device,
-    model: PlannedModel,
-    size: Size,
-    latents: tuple[int, int, int],
-    plan: SamplingPlan,
+@lru_cache(maxsize=32)
+def lists_on(
+    target: Target, config: DiTConfig, plan: SamplingPlan, latents: tuple[int, int, int], text: int
 ) -> tuple[float, int]:
-    """Executed density of a sparse step, and bytes of the cache, with the lists that a device gets."""
+    """Executed density of a sparse step, and bytes of the lists and the cache, with the lists that a device gets.
+
+    Args:
+        target: the device.
+        config: sizes of the transformer.
+        plan: the sampling plan.
+        latents: frames, height and width of the latents.
+        text: tokens of the prompt, padding included.
+    """
     if plan.sparse is None:
         return 1.0, 0
     shape = (1, 0, *latents)
-    with targets.assumed(device.peaks):
-        pattern = pattern_for(plan.sparse, model.dit, shape, size.text_tokens)
-        return executed_density(pattern), cache_bytes(model.dit, plan, shape, size.text_tokens)
+    with targets.assumed(target):
+        pattern = pattern_for(plan.sparse, config, shape, text)
+        return executed_density(pattern), cache_bytes(config, plan, shape, text)

@@ -146,7 +146,8 @@ def restore(
                     arrays[name] = jnp.zeros(target.shape, kind, device=sharding)
                 arrays[name] = _writer(sharding)(arrays[name], value, np.int32(part.start))
             bar.advance(sum(_bytes(spec) for spec in specifications.values()))
-    return map_parameters(lambda name, _: jnp.asarray(arrays.pop(name)), module)
+    # `jnp.asarray` would compile a program for each shape.
+    return map_parameters(lambda name, _: jax.device_put(arrays.pop(name)), module)
 
 
 def read_ahead(read: Callable[[str], Read], items: Iterable[str]) -> Iterator[Read]:

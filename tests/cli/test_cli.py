@@ -131,7 +131,7 @@ def test_doctor_says_what_runs_and_why_not_the_others(capsys):
     assert "only a TPU" in objections["xla_int4"]
     assert {name.split(" ")[0] for name in report["operations"]} == {
         *("dense_attention", "block_sparse_attention", "quantized_matmul", "quantize_tokens"),
-        "rotary_heads",
+        *("rotary_heads", "merge_heads"),
     }
     assert report["videos"] is None  # this backend does not say how much memory it has
     assert main(["doctor"]) == 0

@@ -1,6 +1,7 @@
 """What people run first: the demo of the README, and the notebooks, with less of everything.
 
-In one process, which compiles for all of them what loading, quantizing and saving need.
+The notebooks take a minute and are slow tests: they call what the demo and the commands' own tests call. tests/notebooks
+looks at what they name.
 """
 
 import json
@@ -65,6 +66,7 @@ def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path, monkeypatc
     assert "--overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch, capsys):
     """In a namespace and a folder of its own, with the programs that this process has compiled."""

@@ -14,9 +14,12 @@ from tolerances import float32_sum
 from pallas_kernels import estimate as estimates
 from pallas_kernels.block_sparse_attention import bench as attention
 from pallas_kernels.block_sparse_attention.bench import svg_band
+from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.block_sparse_attention.case import AttentionCase
+from pallas_kernels.block_sparse_attention.tiles import steps_apart
 from pallas_kernels.deviceless import missing
 from pallas_kernels.estimate import NoEstimateError, estimate, instruction_cycles
+from pallas_kernels.merge_heads.bench import MergeCase
 from pallas_kernels.quantize_tokens.bench import TokensCase
 from pallas_kernels.quantized_matmul.bench import MatmulCase
 from pallas_kernels.roofline import Peaks, Work, random_like
@@ -89,6 +92,12 @@ def test_work_of_rotary_heads():
     assert work.seconds(Peaks.of(V5E)) == work.bytes / 819e9
 
 
+def test_work_of_merge_heads():
+    work = MergeCase(24960, 256, 24, 128, 16, "tpu").work
+    assert work.bytes == 2 * 2 * 25216 * 3072
+    assert work.bound(Peaks.of(V5E)) == "memory"
+
+
 def test_work_and_steps_of_attention():
     case = attention.hunyuan("uniform", 512, 1024, "tpu", listed=4)
     assert case.work.operations == 4 * 24 * 50 * 4 * 512 * 1024 * 128
@@ -110,6 +119,25 @@ def test_the_band_of_sparse_videogen():
     for density in (0.15, 0.25):
         case = attention.hunyuan("SVG", 128, 128, "tpu", band=svg_band(density))
         assert case.executed_density == pytest.approx(density, abs=0.005)
+
+
+def test_steps_whose_blocks_do_not_follow_each_other_are_counted():
+    listed = np.random.default_rng(3).random((2, 3, 7, 40)) < np.linspace(0.05, 1, 7)[:, None]
+    listed[0, 0] = [False] * 40
+    blocks = BlockLists.from_block_map(listed, block_q=128, block_kv=128)
+    for gather in (1, 3, 4):
+        expected = np.zeros(listed.shape[:3], np.int32)
+        for row in np.ndindex(*listed.shape[:3]):
+            places = np.flatnonzero(listed[row])
+            for start in range(0, len(places), gather):
+                step = places[start : start + gather].tolist()
+                run = list(range(step[0], step[0] + gather))
+                expected[row] += step != run
+        np.testing.assert_array_equal(steps_apart(blocks, gather), expected)
+    band = attention.hunyuan("SVG", 512, 128, "tpu", band=svg_band(0.15))
+    assert 0 < band.apart(V5E) < band.steps(V5E) / 2
+    one_block = attention.hunyuan("full", 1024, 1024, "tpu")
+    assert one_block.apart(V5E) == 0
 
 
 def test_a_program_scales_to_the_whole_call():

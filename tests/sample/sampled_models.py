@@ -53,13 +53,17 @@ def prompt(seed, length=5):
     )
 
 
-def walk(dit, plan, shape=SHAPE):
-    """Steps from noise to the video, one at a time: latents and cache after each of them."""
+def walk(dit, plan, shape=SHAPE, numbers=None):
+    """Steps from noise to the video, one at a time: latents and cache after each of them.
+
+    Runs of as many steps share their programs, whose arguments have rows for all of a run's steps.
+    """
     negative = prompt(2, 7) if plan.uses_negative else None
     conditions = _prepare(plan.dense, dit, prompt(1), negative)
     cached = empty_cache(plan, dit, shape, conditions) if plan.remembers else None
     programs = {kind: step_program(plan, kind) for kind in set(plan.kinds)}
-    for result in denoise(plan, programs, dit, initial_noise(7, shape), cached, conditions):
+    start = initial_noise(7, shape)
+    for result in denoise(plan, programs, dit, start, cached, conditions, numbers=numbers):
         yield result.latents, result.cache
 
 
