@@ -20,7 +20,8 @@ def merge_heads(
         assert second is not None  # `api` checks it
         video = reordered(video, second, frames, back=True)
     tokens = jnp.concatenate([video, text], axis=2).swapaxes(1, 2)
-    tokens = tokens.reshape(*tokens.shape[:2], -1)
+    samples, length, heads, size = tokens.shape
+    tokens = tokens.reshape(samples, length, heads * size)
     starts = [sum(lengths[:n]) for n in range(len(lengths))]
     return tuple(
         tokens[:, start : start + length] for start, length in zip(starts, lengths, strict=True)

@@ -108,27 +108,25 @@ def _copy(x: Ref, out: Ref) -> None:
 def _both_orders(x: Array, second: Array, strips: Strips, rows: int, target: Target) -> Array:
     samples, heads, _, size = x.shape
 
-    def whole(i: Array, b: Array, h: Array, *_: Ref) -> tuple[Array, Array, Array, int]:
+    def whole(i: Array, b: Array, h: Array) -> tuple[Array, Array, Array, int]:
         return b, h, pl.multiple_of(_first_position(i, strips) * strips.frames, 8), 0
 
     return pl.pallas_call(
         partial(_kernel, strips=strips),
         out_shape=jax.ShapeDtypeStruct((samples, rows, heads * size), x.dtype),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=(strips.blocks, samples, heads),
-            in_specs=[
-                pl.BlockSpec(
-                    (pl.Squeezed(), pl.Squeezed(), pl.Element(strips.rows), pl.Element(size)), whole
-                )
-            ],
-            out_specs=pl.BlockSpec(memory_space=pl.ANY),
-            scratch_shapes=[
-                pltpu.VMEM((2, strips.rows, size), x.dtype),
-                pltpu.VMEM((strips.rows, size), jnp.float32),
-                pltpu.SemaphoreType.DMA((2,)),
-            ],
-        ),
+        grid=(strips.blocks, samples, heads),
+        in_specs=[
+            pl.BlockSpec(memory_space=pltpu.SMEM),
+            pl.BlockSpec(
+                (pl.Squeezed(), pl.Squeezed(), pl.Element(strips.rows), pl.Element(size)), whole
+            ),
+        ],
+        out_specs=pl.BlockSpec(memory_space=pltpu.HBM),
+        scratch_shapes=[
+            pltpu.VMEM((2, strips.rows, size), x.dtype),
+            pltpu.VMEM((strips.rows, size), jnp.float32),
+            pltpu.SemaphoreType.DMA((2,)),
+        ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
@@ -153,7 +151,9 @@ def _kernel(
     columns = pl.ds(pl.multiple_of(head * size, size), size)
 
     def written(slot: Index) -> None:
-        pltpu.make_async_copy(buffer.at[slot], buffer.at[slot], semaphores.at[slot]).wait()
+        # Whatever the order was: as many bytes as a block has.
+        to = out.at[0, pl.ds(0, strips.rows), pl.ds(0, size)]
+        pltpu.make_async_copy(buffer.at[slot], to, semaphores.at[slot]).wait()
 
     def write(start: Array, at: int, rows: int) -> None:
         to = out.at[sample, pl.ds(pl.multiple_of(start, 8), rows), columns]

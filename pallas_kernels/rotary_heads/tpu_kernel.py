@@ -57,8 +57,11 @@ def kernel(
     @pl.when(second[number] != 0)
     def in_second_order() -> None:
         slot = jax.lax.rem(number, 2)
-        arrived = ref["strips"].at[slot]
-        pltpu.make_async_copy(arrived, arrived, ref["semaphores"].at[slot]).wait()
+        for part in range(3):
+            # As many bytes as all strips of a part have.
+            whole = ref["projected"].at[0, pl.ds(0, block), pl.ds(0, size)]
+            strip, semaphore = ref["strips"].at[slot, part], ref["semaphores"].at[slot]
+            pltpu.make_async_copy(whole, strip, semaphore).wait()
         for part, name in enumerate(("q", "k")):
             x = _interleaved(ref, strips, slot, part)
             ref[f"{name}_out"][...] = prepared(x, ref[f"{name}_scale"][...], "second_")
