@@ -37,6 +37,7 @@ _FILES = {
     "absmax.py": PACKING,
     "state.py": CACHE,
     "cache.py": CACHE,
+    "softmax.py": ROPE,  # lengths of queries and keys
     "rotary_heads": ROPE,
     "rope.py": ROPE,
     "norms.py": ROPE,
