@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="store the transformer quantized, without calibration: rtn-w4a8 rounds to nearest, quarot-w4a8 puts Hadamard "
         "rotations in front; RECIPE is a preset (bf16, w4a16, w4a8, w6a6, w8a8) or a TOML file",
     )
+    parser.add_argument(
+        "--text-storage",
+        choices=("int8",),
+        default=absent,
+        help="store the text encoders' linear layers in 8 bits, with a scale for each output channel (default: as in the source)",
+    )
     flags = {
         "verify": "re-read what was written and compare it with the source; if DST is a checkpoint already, only that",
         "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
@@ -115,6 +121,7 @@ def _convert(args: argparse.Namespace) -> int:
         **_given(args),
         dtype=getattr(args, "dtype", None),
         quantize=getattr(args, "quantize", None),
+        text_storage=getattr(args, "text_storage", None),
         verify=args.verify,
         overwrite=args.overwrite,
         offline=args.offline,
@@ -130,7 +137,7 @@ def _export(args: argparse.Namespace) -> int:
         raise InputError("--export needs a checkpoint and a folder; give SRC and DST")
     surplus = [
         *_given(args),
-        *(name for name in ("dtype", "quantize") if hasattr(args, name)),
+        *(name for name in ("dtype", "quantize", "text_storage") if hasattr(args, name)),
         *(["verify"] if args.verify else []),
     ]
     if surplus:

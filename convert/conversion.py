@@ -10,6 +10,7 @@ from convert.quantized import require
 from convert.report import as_text, describe
 from convert.sources import Sources
 from convert.stream import convert as write_checkpoint
+from convert.text_storage import require_text_storage
 from convert.verification import Verified
 from convert.verification import verify as verify_checkpoint
 from qsjax.checkpoint import MANIFEST, Manifest
@@ -61,6 +62,7 @@ def convert(
     prompt_template: PathLike | None = None,
     dtype: Literal["bfloat16", "float32"] | None = None,
     quantize: str | None = None,
+    text_storage: Literal["int8"] | None = None,
     verify: bool = False,
     overwrite: bool = False,
     offline: bool = False,
@@ -81,6 +83,7 @@ def convert(
         prompt_template: JSON file {"template", "crop_start", "max_length"}; None is the source's, else HunyuanVideo's.
         dtype: of all stored weights; None is the source's.
         quantize: METHOD-RECIPE stores the transformer quantized without calibration, as in "rtn-w4a8" or "quarot-w4a8".
+        text_storage: "int8" stores the linear layers of the text encoders in 8 bits, which they then also have in memory.
         verify: re-read what was written and compare it with the source; if `out` is a checkpoint already, only that.
         overwrite: replace `out`, once the new one is whole.
         offline: of the hub, use what was downloaded and ask nobody.
@@ -110,6 +113,8 @@ def convert(
             sources = Sources.find(folder, **named)
         if quantize is not None:
             require(Manifest.read(destination), quantize)
+        if text_storage is not None:
+            require_text_storage(Manifest.read(destination), text_storage)
     else:
         sources = Sources.find(folder, **named)
         manifest = write_checkpoint(
@@ -117,6 +122,7 @@ def convert(
             destination,
             dtype=dtype,
             quantize=quantize,
+            text_storage=text_storage,
             origin=origin,
             overwrite=overwrite,
             progress=progress,

@@ -119,7 +119,7 @@ class QuantizedDiT(Component):
         array = row.to_leaf(self.source.read, np.dtype(np.float32) if mixed else None)
         kind, _, layer = plain.partition(".")
         sites = [site for site in SITES.get(kind, ()) if site.linear == layer]
-        with _on_host():
+        with on_host():
             if sites:
                 # "single_blocks.3.linear2" has the layers linear2.attention and linear2.mlp.
                 start = path.removesuffix(layer)
@@ -231,7 +231,7 @@ def _paths(row: Row) -> tuple[str, str, str]:
 
 
 @contextmanager
-def _on_host() -> Iterator[None]:
+def on_host() -> Iterator[None]:
     """Compute on the CPU where jax has it, so that an accelerator's matmuls do not round the rotations."""
     try:
         host = jax.local_devices(backend="cpu")[0]

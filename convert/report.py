@@ -23,6 +23,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
                 if component.recipe is not None
                 else {}
             ),
+            **({} if component.storage is None else {"storage": component.storage}),
             "seconds": component.seconds,
         }
         for name, component in manifest.components.items()

@@ -17,6 +17,7 @@ from convert.items import ITEM_BYTES, Item, plan_items
 from convert.memory import peak_memory
 from convert.quantized import Quantization, with_quantization
 from convert.sources import Sources
+from convert.text_storage import with_text_storage
 from qsjax.checkpoint import CheckpointWriter, Manifest
 from qsjax.config import nearest
 from qsjax.errors import InputError
@@ -32,6 +33,7 @@ def convert(
     *,
     dtype: str | None = None,
     quantize: str | None = None,
+    text_storage: str | None = None,
     origin: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -48,6 +50,7 @@ def convert(
         dtype: "bfloat16" or "float32" for all weights; None keeps each component's own.
         quantize: "rtn-RECIPE" or "quarot-RECIPE" stores the transformer quantized, RECIPE a preset or a TOML file (see
             `convert.quantized`); the other components stay as they are.
+        text_storage: "int8" stores the linear layers of the text encoders in 8 bits (`convert.text_storage`); None as the source's.
         origin: where the files were published, for the manifest.
         overwrite: replace an existing checkpoint, once the new one is whole.
         progress: show one bar over everything, in bytes.
@@ -65,7 +68,7 @@ def convert(
     stored = None if dtype is None else np.dtype(dtype)
     quantization = None if quantize is None else Quantization.named(quantize)
     with open_components(sources, stored) as opened:
-        components = with_quantization(opened, quantization)
+        components = with_text_storage(with_quantization(opened, quantization), text_storage)
         data, files = describe(sources, components)
         plans = {name: plan_items(part, item_bytes) for name, part in components.items()}
         identity = _identity(components, data, item_bytes)

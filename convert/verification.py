@@ -12,6 +12,7 @@ from convert.component import Component, open_components
 from convert.containers.listing import first_few
 from convert.quantized import Quantization, with_quantization
 from convert.sources import Sources
+from convert.text_storage import TEXT_ENCODERS, stored_text_storage, with_text_storage
 from qsjax.checkpoint import Manifest, digest, load_item
 from qsjax.errors import CheckpointError
 from qsjax.progress import Progress
@@ -54,6 +55,8 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
         if sources is not None:
             opened = stack.enter_context(open_components(sources, None))
             parts = with_quantization(opened, _quantization(manifest, opened))
+            if set(TEXT_ENCODERS) & set(parts):
+                parts = with_text_storage(parts, stored_text_storage(manifest))
         if absent := sorted(set(parts) - set(manifest.components)):
             raise CheckpointError(
                 f"{checkpoint}: has no {', '.join(absent)}, which the sources have; convert them with `overwrite=True`"

@@ -15,7 +15,7 @@ class Kernels:
         sparse_attention: block-sparse attention: tpu, gpu, xla, reference
         matmul: products with packed weights: tpu, gpu, jax_triton, xla, reference
         quantize: quantization of tokens: tpu, gpu, xla, reference
-        rotary: norm, rotation and layout of queries and keys: tpu, xla, reference
+        rotary: norm, rotation and layout of queries and keys, and its inverse: tpu, xla, reference
     """
 
     attention: str = AUTO

@@ -60,7 +60,9 @@ class LatentDecoder:
             latents: as the transformer sees them, multiplied by the scaling factor.
             tiling: the tiles; None decodes in one pass.
         """
-        vae, z = self._models.vae, latents / self._config.scaling_factor
+        vae = self._models.vae
+        # On the host, where tiles are cut, and where a division need not be compiled.
+        z = np.asarray(latents) / np.float32(self._config.scaling_factor)
         decode = None if self._devices else self._compiled(vae, z, tiling)
         start = time.perf_counter()
         if tiling is None:

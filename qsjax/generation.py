@@ -26,6 +26,7 @@ class Result:
         timings: seconds by stage ("load", "encode", "compile", "denoise", "decode"). "compile" is what the run waited for;
             the compiler also works while other stages run.
         heads: recall and density of every head; None with dense attention.
+        kinds: kind of every step: dense, refresh or sparse, as it was executed.
         skipped: number of steps that were left out for the prompt.
         peak_memory_bytes: peak memory of the first device since the process began; None if the backend does not report it.
     """
@@ -36,6 +37,7 @@ class Result:
     settings: Settings
     timings: Mapping[str, float]
     heads: Heads | None
+    kinds: tuple[str, ...]
     skipped: int
     peak_memory_bytes: int | None
 

@@ -23,6 +23,7 @@ from qsjax.sample import (
     Skip,
     SparsePlan,
     StepResult,
+    executed_kinds,
     heads_of,
     initial_noise,
     within_budget,
@@ -46,10 +47,12 @@ class Pipeline(OpenCheckpoint):
 
     Attributes:
         heads: recall and density of every head in the last call with sparse attention; None after a dense one.
+        kinds: kind of every step of the last call, as it was executed: adaptive steps are refreshes or sparse.
         skipped: number of steps that the last call left out for the prompt (see `qsjax.settings.Skip`).
     """
 
     heads: Heads | None = None
+    kinds: tuple[str, ...] = ()
     skipped: int = 0
 
     @cached_property
@@ -154,6 +157,7 @@ class Pipeline(OpenCheckpoint):
             settings=chosen,
             timings=dict(self.timings),
             heads=self.heads,
+            kinds=self.kinds,
             skipped=self.skipped,
             peak_memory_bytes=(jax.local_devices()[0].memory_stats() or {}).get(
                 "peak_bytes_in_use"
@@ -292,8 +296,9 @@ class Pipeline(OpenCheckpoint):
     def _record_statistics(
         self, settings: Settings, prompt: EncodedPrompt, last: StepResult
     ) -> None:
-        """Set `skipped` and `heads` from the cache of the last step, which covers the whole run."""
+        """Set `skipped`, `kinds` and `heads` from the cache of the last step, which covers the whole run."""
         self.skipped = 0 if settings.skip is None else int(last.cache[0].skipped.count)
+        self.kinds = executed_kinds(settings, last.cache)[: last.index + 1]
         self.heads = None
         if settings.sparse is not None:
             slot = last.cache[0].slot

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.dispatch import AUTO, Implementation, Operation
+from pallas_kernels.frame_order import strips_of
 from pallas_kernels.rotary_heads import reference, tpu, xla
-from pallas_kernels.rotary_heads.reference import Heads, Projection
+from pallas_kernels.rotary_heads.layout import ArrangedHeads, HeadLayout
+from pallas_kernels.rotary_heads.reference import Projection
+
+Heads = tuple[Float[Array, "B H L D"], Float[Array, "B H L D"], Float[Array, "B H L D"]]
 
 
 def rotary_heads(
@@ -40,11 +44,80 @@ def rotary_heads(
     """
     projections = tuple(projections)
     _check(projections, cos, sin, heads)
+    length = sum(projected.shape[1] for projected, _, _ in projections)
+    layout = HeadLayout.plain(length, len(cos))
+    q, k, v, _ = _serve(projections, cos, sin, layout, None, heads, epsilon, implementation)
+    return q, k, v
+
+
+def arranged_heads(
+    projections: Sequence[Projection],
+    cos: Float[Array, "N D"],
+    sin: Float[Array, "N D"],
+    layout: HeadLayout,
+    second: Bool[Array, "B H"] | None = None,
+    *,
+    heads: int,
+    epsilon: float = 1e-6,
+    implementation: str = AUTO,
+) -> ArrangedHeads:
+    """The same in the rows and in the order that attention reads: what it would pad, cut and permute costs more than this.
+
+    Args:
+        projections, cos, sin, heads, epsilon, implementation: as in `rotary_heads`; the video are the N rotated tokens.
+        layout: rows of the result.
+        second: which heads have the second order of tokens; needed if the layout has `frames`.
+
+    Raises:
+        ValueError, UnsupportedError: as in `rotary_heads`.
+    """
+    projections = tuple(projections)
+    _check(projections, cos, sin, heads)
+    _check_layout(projections, len(cos), layout, second, heads)
+    return _serve(projections, cos, sin, layout, second, heads, epsilon, implementation)
+
+
+def _serve(
+    projections: tuple[Projection, ...],
+    cos: Array,
+    sin: Array,
+    layout: HeadLayout,
+    second: Array | None,
+    heads: int,
+    epsilon: float,
+    implementation: str,
+) -> ArrangedHeads:
     first = projections[0]
     serve = ROTARY_HEADS.serve(
-        implementation, dtype=first.projected.dtype, head_dim=first.q_scale.shape[0]
+        implementation,
+        dtype=first.projected.dtype,
+        head_dim=first.q_scale.shape[0],
+        strips=strips_of(len(cos), layout.frames),
     )
-    return serve(projections, cos, sin, heads=heads, epsilon=epsilon)
+    return serve(projections, cos, sin, second, heads=heads, epsilon=epsilon, layout=layout)
+
+
+def _check_layout(
+    projections: tuple[Projection, ...],
+    video: int,
+    layout: HeadLayout,
+    second: Array | None,
+    heads: int,
+) -> None:
+    text = sum(projected.shape[1] for projected, _, _ in projections) - video
+    queries = video if layout.apart else layout.text + text
+    if layout.text < video or layout.queries < queries or layout.keys < layout.text + text:
+        raise ValueError(f"{layout} has no room for {video} tokens of video and {text} of text")
+    samples, whole, _ = projections[0].projected.shape
+    if not layout.frames:
+        return
+    if whole < video or video % layout.frames:
+        raise ValueError(
+            f"{video} tokens are not {layout.frames} frames in the first of the projections"
+        )
+    if second is None or second.shape != (samples, heads):
+        found = None if second is None else second.shape
+        raise ValueError(f"`second` has shape {found}, expected {(samples, heads)}")
 
 
 def _check(projections: tuple[Projection, ...], cos: Array, sin: Array, heads: int) -> None:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.roofline import Program, Work, random_like, spec
-from pallas_kernels.rotary_heads.api import rotary_heads
-from pallas_kernels.rotary_heads.reference import Heads, Projection
+from pallas_kernels.rotary_heads.api import Heads, rotary_heads
+from pallas_kernels.rotary_heads.reference import Projection
 from pallas_kernels.targets import Target
 
 
@@ -80,15 +80,16 @@ class RotaryCase:
         return Program(call, self._specs(), self.work.bytes)
 
 
-def _cases(implementation: str, length: int, heads: int) -> tuple[RotaryCase, ...]:
+def _cases(implementation: str, length: int, heads: int, text: int = 256) -> tuple[RotaryCase, ...]:
     return (
         RotaryCase(length, 0, heads, 128, 0, implementation),
-        RotaryCase(length, 256, heads, 128, 4 * heads * 128, implementation),
+        RotaryCase(length, text, heads, 128, 4 * heads * 128, implementation),
     )
 
 
 CASES = {
-    "tpu": _cases("tpu", 4096, 24),
+    # Without text: the compiler's profiler does not know updates in place, which bring its rows behind the video's.
+    "tpu": _cases("tpu", 4096, 24, text=0),
     "gpu": _cases("xla", 25216, 24),
     "cpu": _cases("xla", 2048, 6),
 }

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-Heads = tuple[Float[Array, "B H L D"], Float[Array, "B H L D"], Float[Array, "B H L D"]]
+from pallas_kernels.rotary_heads.layout import ArrangedHeads, HeadLayout, arranged
 
 
 class Projection(NamedTuple):
@@ -26,11 +26,13 @@ def rotary_heads(
     projections: tuple[Projection, ...],
     cos: Float[Array, "N D"],
     sin: Float[Array, "N D"],
+    second: Bool[Array, "B H"] | None,
     *,
     heads: int,
     epsilon: float,
-) -> Heads:
-    """See `api.rotary_heads`."""
+    layout: HeadLayout,
+) -> ArrangedHeads:
+    """See `api.arranged_heads`."""
     size, tokens = cos.shape[1], len(cos)
     parts = []
     for projected, q_scale, k_scale in projections:
@@ -43,7 +45,7 @@ def rotary_heads(
         jnp.concatenate([_rotated(x[:, :, :tokens], cos, sin), x[:, :, tokens:]], axis=2)
         for x in (q, k)
     )
-    return q, k, v
+    return arranged(q, k, v, tokens, layout, second)
 
 
 def _normed(x: Array, scale: Array, epsilon: float) -> Array:

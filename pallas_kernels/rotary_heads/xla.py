@@ -6,20 +6,36 @@ of that kind take most of a block's time beside its products.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from pallas_kernels.rotary_heads.reference import Heads, Projection
+from pallas_kernels.rotary_heads.layout import ArrangedHeads, HeadLayout, arranged
+from pallas_kernels.rotary_heads.reference import Projection
 
 
 def rotary_heads(
     projections: tuple[Projection, ...],
     cos: Float[Array, "N D"],
     sin: Float[Array, "N D"],
+    second: Bool[Array, "B H"] | None,
     *,
     heads: int,
     epsilon: float,
-) -> Heads:
-    """See `api.rotary_heads`."""
+    layout: HeadLayout,
+) -> ArrangedHeads:
+    """See `api.arranged_heads`."""
+    q, k, v = _plain(projections, cos, sin, heads=heads, epsilon=epsilon)
+    return arranged(q, k, v, len(cos), layout, second)
+
+
+def _plain(
+    projections: tuple[Projection, ...],
+    cos: Float[Array, "N D"],
+    sin: Float[Array, "N D"],
+    *,
+    heads: int,
+    epsilon: float,
+) -> tuple[Float[Array, "B H L D"], Float[Array, "B H L D"], Float[Array, "B H L D"]]:
+    """Queries, keys and values with one token after the other."""
     parts, start = [], 0
     for projection in projections:
         stop = start + projection.projected.shape[1]

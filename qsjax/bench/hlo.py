@@ -18,6 +18,7 @@ _CALLED = re.compile(
     r"\b(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_OPERANDS = re.compile(r"\boperand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}")
 _FRAME = re.compile(r"\bstack_frame_id=(\d+)")
 _BITS = {"pred": 8, "bf16": 16}
 
@@ -50,6 +51,13 @@ class Instruction(NamedTuple):
         """Its entry in the text's table of stack frames (`qsjax.bench.hlo_sources`); 0 if it has none."""
         match = _FRAME.search(self.text)
         return int(match[1]) if match else 0
+
+    @property
+    def operand_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of a custom call that fixes the layout of its operands, as kernels do; else empty."""
+        match = _OPERANDS.search(self.text)
+        shapes = _SHAPE.findall(match[1]) if match else ()
+        return tuple(tuple(int(size) for size in sizes.split(",") if size) for _, sizes in shapes)
 
     @property
     def called(self) -> dict[str, str]:

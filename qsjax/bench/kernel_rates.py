@@ -1,11 +1,11 @@
 """The Pallas kernels of a small step, each compiled alone with the profiler on.
 
 The profiler aborts over some of XLA's own fusions, so a kernel cannot be profiled inside its step. It unrolls the grid, so the step
-must be small. `python -m qsjax.bench.kernel_rates` answers a `StepRequest` whose attention slot does nothing.
+must be small. `python -m qsjax.bench.kernel_rates` answers a `RatesRequest`.
 """
 
 from collections.abc import Iterator
-from math import prod
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,53 +15,66 @@ from pallas_kernels.deviceless import compile_for
 from pallas_kernels.estimate import answer
 from pallas_kernels.targets import TARGETS
 from qsjax.bench.hlo_run import executed
-from qsjax.bench.step_parts import ENDS, block_of, is_kernel, path_of
+from qsjax.bench.kernel_calls import Call, calls
+from qsjax.bench.step_parts import is_kernel
 from qsjax.bench.step_program import StepRequest, traced
 
-
-def respond(request: StepRequest) -> list[tuple[str, str, int, int]]:
-    """For each kernel its block and path (as `qsjax.bench.step_parts.Kernel`), the values in its largest result, and its cycles."""
-    target, found = TARGETS[request.target], {}
-    with targets.assumed(target):
-        for op_name, call in kernels(traced(request).jaxpr.jaxpr):
-            block, path = block_of(op_name) or ENDS, path_of(op_name)
-            shapes = [variable.aval for variable in call.invars]
-            results = max(prod(variable.aval.shape) for variable in call.outvars)
-            key = (block, path, str(shapes))
-            if key not in found:
-                found[key] = (block, path, results, _cycles(call, target))
-    return list(found.values())
+Profile = tuple[str, str, int, int, str]
+"""Block and path of a kernel (as in `qsjax.bench.step_parts.Kernel`), values that it writes, cycles, and why there are none."""
+NOT_PROFILED = "it was not asked for"
 
 
-def kernels(jaxpr: Any, scopes: str = "") -> Iterator[tuple[str, Any]]:
-    """Every call of a Pallas kernel in a jaxpr, with the path of its scopes and its name.
+@dataclass(frozen=True, kw_only=True)
+class RatesRequest:
+    """Kernels to profile.
 
-    Args:
-        jaxpr: `jax.extend.core.Jaxpr`.
-        scopes: those around it.
+    Attributes:
+        step: small; its attention slot does nothing.
+        only: numbers of the kernels to profile; None is all.
     """
-    for equation in jaxpr.eqns:
-        path = "/".join(filter(None, (scopes, str(equation.source_info.name_stack))))
-        if equation.primitive.name == "pallas_call":
-            name = equation.params.get("name") or "kernel"
-            yield (path if path.split("/")[-1] == name else f"{path}/{name}"), equation
-            continue
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                inner = getattr(inner, "jaxpr", inner)  # a closed one has it inside
-                if hasattr(inner, "eqns"):
-                    yield from kernels(inner, path)
+
+    step: StepRequest
+    only: tuple[int, ...] | None = None
 
 
-def _cycles(call: Any, target: targets.Target) -> int:
-    """The profiler's cycles of a kernel alone."""
+def respond(request: RatesRequest) -> list[Profile]:
+    """Every different kernel, in the order in which the step calls them."""
+    target = TARGETS[request.step.target]
+    with targets.assumed(target):
+        return [
+            _profile(call, target)
+            if request.only is None or number in request.only
+            else (call.block, call.path, call.elements, 0, NOT_PROFILED)
+            for number, call in enumerate(_different(request.step))
+        ]
+
+
+def _different(request: StepRequest) -> Iterator[Call]:
+    seen = set()
+    for call in calls(traced(request).jaxpr.jaxpr):
+        key = (call.block, call.path, call.shapes)
+        if key not in seen:
+            seen.add(key)
+            yield call
+
+
+def _profile(call: Call, target: targets.Target) -> Profile:
+    """The profiler's cycles of a kernel alone; a compiler that refuses one says why."""
+    equation = call.equation
 
     def run(*operands: jax.Array) -> list[jax.Array]:
-        return call.primitive.bind(*operands, **call.params)
+        return equation.primitive.bind(*operands, **equation.params)
 
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in call.invars]
-    text = compile_for(target, run, *shapes).as_text() or ""
-    return sum(step.instruction.profiled for step in executed(text) if is_kernel(step.instruction))
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
+    cycles, reason = 0, "the compiler wrote no cycles into the program"
+    try:
+        text = compile_for(target, run, *shapes).as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        reason = f"the compiler failed: {str(error).splitlines()[0][:200]}"
+    else:
+        steps: list[Any] = [one for one in executed(text) if is_kernel(one.instruction)]
+        cycles = sum(one.instruction.profiled for one in steps)
+    return call.block, call.path, call.elements, cycles, "" if cycles else reason
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import jax
 from pallas_kernels import deviceless, targets
 from pallas_kernels.block_sparse_attention import bench as attention_bench
 from pallas_kernels.estimate import estimable
+from pallas_kernels.merge_heads import bench as merge_bench
 from pallas_kernels.quantize_tokens import bench as tokens_bench
 from pallas_kernels.quantized_matmul import bench as matmul_bench
 from pallas_kernels.roofline import Peaks
@@ -24,6 +25,7 @@ OPERATIONS = {
     "quantized_matmul": matmul_bench.CASES,
     "quantize_tokens": tokens_bench.CASES,
     "rotary_heads": rotary_bench.CASES,
+    "merge_heads": merge_bench.CASES,
     "block_sparse_attention": attention_bench.CASES,
 }
 """Operation -> backend -> cases."""

@@ -37,6 +37,7 @@ class ListedCall:
         block_q, block_kv: of the lists.
         counts: lengths of the lists, by head (one entry if all heads share them) and block of queries.
         apart: steps of each list that fetch their blocks one by one; empty if that is not known, and all may.
+        scores: "float" or "int8".
     """
 
     queries: int
@@ -47,6 +48,7 @@ class ListedCall:
     block_kv: int
     counts: tuple[tuple[int, ...], ...] = ()
     apart: tuple[tuple[int, ...], ...] = ()
+    scores: str = "float"
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "ListedCall":
@@ -62,7 +64,7 @@ class ListedCall:
         """The call as a case for `pallas_kernels.estimate`."""
         return ListedCase(
             f"{self.queries} queries", self.keys, self.heads, self.head_dim, self.block_q, self.block_kv, "tpu",
-            counts=self.counts, fetched_apart=self.apart,
+            counts=self.counts, fetched_apart=self.apart, scores=self.scores,
         )  # fmt: skip
 
 
@@ -166,11 +168,12 @@ def recorded(calls: list[Recorded]) -> Iterator[None]:
     ) -> tuple[Array, Array]:
         batch, queries, heads, head_dim = q.shape
         sizes = (queries, k.shape[1], heads, head_dim, blocks.block_q, blocks.block_kv)
-        del kv_valid, cache, options
+        scores = "float" if options.get("scales") is None else "int8"
+        del kv_valid, cache
         counts, longest = jnp.asarray(blocks.counts), blocks.indices.shape[-1]
         gather = keys_per_step(targets.current(), blocks) // blocks.block_kv
         apart = steps_apart(blocks, gather)
-        calls.append(Recorded(ListedCall(*sizes), counts, apart, longest))
+        calls.append(Recorded(ListedCall(*sizes, scores=scores), counts, apart, longest))
         return jnp.zeros(q.shape, v.dtype), jnp.zeros((batch, heads, queries), jnp.float32)
 
     implementations: Any = BLOCK_SPARSE_ATTENTION.implementations

@@ -6,20 +6,27 @@ instruction comes from, or from what it does, in this order; what fits nothing i
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qsjax.bench.hlo import Instruction, elements
 from qsjax.bench.hlo_run import Executed, executed
 from qsjax.bench.hlo_sources import Source, sources
-
-BLOCKS = DOUBLE, SINGLE, ENDS = ("double", "single", "ends")
-"""Kinds of block, and everything outside of the loops over blocks."""
-ATTENTION, PRODUCTS, TOKENS = "attention", "products", "token quantization"
-ROPE, ORDERS, SLICES = "RoPE and norms", "orders and transposes", "slices and concatenations"
-CACHE, PACKING, LOW_RANK, REST = "cache", "packing", "low rank", "rest"
-PARTS = (ATTENTION, PRODUCTS, TOKENS, ROPE, ORDERS, SLICES, CACHE, PACKING, LOW_RANK, REST)
-GLUE = (ROPE, ORDERS, SLICES, CACHE, REST)
-"""What is no kernel, no product, and no work that only a refresh has."""
+from qsjax.budget.parts import (
+    ATTENTION,
+    BLOCKS,
+    CACHE,
+    DOUBLE,
+    ENDS,
+    LOW_RANK,
+    ORDERS,
+    PACKING,
+    PRODUCTS,
+    REST,
+    ROPE,
+    SINGLE,
+    SLICES,
+    TOKENS,
+)
 
 _SCOPES = {"double_block": DOUBLE, "single_block": SINGLE}
 _KERNELS = {
@@ -29,6 +36,7 @@ _KERNELS = {
     "rope": ROPE,
     "rotary": ROPE,
     "norm": ROPE,
+    "merge": ORDERS,
 }
 # Most specific first: the first file, or folder, of this list among an instruction's callers decides.
 _FILES = {
@@ -38,6 +46,7 @@ _FILES = {
     "state.py": CACHE,
     "cache.py": CACHE,
     "softmax.py": ROPE,  # lengths of queries and keys
+    "merge_heads": ORDERS,
     "rotary_heads": ROPE,
     "rope.py": ROPE,
     "norms.py": ROPE,
@@ -68,12 +77,13 @@ class Kernel(NamedTuple):
 
     Attributes:
         block: kind of block.
-        part: one of `PARTS`.
+        part: one of `qsjax.budget.parts.PARTS`.
         path: scopes inside the block and the kernel's name, as "qkv/quantize_tokens".
         calls: calls a block.
         elements: values in its largest result.
         bytes: of operands and results.
         profiled: cycles of a call by the profiler; 0 without it.
+        operands: their shapes.
     """
 
     block: str
@@ -83,6 +93,11 @@ class Kernel(NamedTuple):
     elements: int
     bytes: float
     profiled: int
+    operands: tuple[tuple[int, ...], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the operands, which only the process that compiled needs."""
+        return {name: value for name, value in self._asdict().items() if name != "operands"}
 
 
 class Reading(NamedTuple):
@@ -207,4 +222,7 @@ def _kernel(
     part = next((part for word, part in _KERNELS.items() if word in name), None)
     part = part or _by_file(known, [step.instruction]) or REST
     size = elements(step.instruction.result)
-    return Kernel(block, part, path or name, calls, size, step.bytes, step.instruction.profiled)
+    return Kernel(
+        block, part, path or name, calls, size, step.bytes, step.instruction.profiled,
+        step.instruction.operand_shapes,
+    )  # fmt: skip

@@ -4,7 +4,6 @@ Blocks run in a loop, so the program of two blocks of each kind has the same loo
 the others, and compiles as fast. `python -m qsjax.bench.step_program` answers a `StepRequest`.
 """
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -12,17 +11,20 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from jaxtyping import Array
 
-from pallas_kernels import BlockLists, block_sparse_attention, targets
+from pallas_kernels import HeadLayout, targets
 from pallas_kernels.estimate import answer
 from pallas_kernels.targets import TARGETS
+from qsjax.bench.cpu import cpu_seconds
+from qsjax.bench.hlo_text import compiled_text
+from qsjax.bench.kernel_calls import Call, calls
 from qsjax.bench.listed import ListedCall, listed_calls
-from qsjax.bench.step_parts import read
+from qsjax.bench.step_parts import Kernel, read
 from qsjax.budget.compiled import StepShapes
 from qsjax.dit import DiT, DiTConfig, Modulation
 from qsjax.dit.blocks import Attention, Context
+from qsjax.dit.heads import HeadSource
 from qsjax.quant import Recipe
 from qsjax.sample import SamplingPlan
 from qsjax.sample.state import Memory
@@ -45,9 +47,8 @@ class StepRequest:
         latents: frames, height and width of the latents.
         text_tokens: tokens of the prompt.
         clipped: whether quantized activations have a learned clip.
-        slot: what fills the attention slot of a dense step: the transformer's "own" attention, our kernel with lists of all
-            blocks ("full lists"), or "nothing", where only the other kernels are of interest.
-        block_q, block_kv: of the full lists.
+        slot: what fills the attention slot of a dense step: the transformer's "own" attention, or "nothing", where only the
+            other kernels are of interest.
     """
 
     config: DiTConfig
@@ -58,9 +59,7 @@ class StepRequest:
     latents: tuple[int, int, int]
     text_tokens: int
     clipped: bool = True
-    slot: Literal["own", "full lists", "nothing"] = "own"
-    block_q: int = 512
-    block_kv: int = 1024
+    slot: Literal["own", "nothing"] = "own"
 
 
 def respond(request: StepRequest) -> dict[str, Any]:
@@ -70,18 +69,29 @@ def respond(request: StepRequest) -> dict[str, Any]:
         `blocks`: cycles of a block by its kind and part (`qsjax.bench.step_parts`); `kernels`: its Pallas kernels;
         `listed`: its calls of block-sparse attention; `cpu_seconds` and `seconds`, to trace and compile.
     """
-    start, before = time.perf_counter(), _cpu_seconds()
-    text = compiled_text(request)
-    seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - before
+    start, before = time.perf_counter(), cpu_seconds()
+    target = TARGETS[request.target]
+    with targets.assumed(target):
+        program = traced(request)
+        text = compiled_text(program.lower())
+    seconds, spent = time.perf_counter() - start, cpu_seconds() - before
     # The one loop that is as long as the data say reorders the tokens of the heads that want their second order.
     reading = read(text, depth=DEPTH, unknown=request.config.num_heads // 2)
+    written = {(one.block, one.path, one.shapes): one for one in calls(program.jaxpr.jaxpr)}
+    kernels = [_as_written(one, written) for one in reading.kernels]
     return {
         "blocks": reading.blocks,
-        "kernels": [one._asdict() for one in reading.kernels],
+        "kernels": [one.as_json() for one in kernels],
         "listed": [asdict(call) for call in _listed(request)],
-        "cpu_seconds": cpu_seconds,
+        "cpu_seconds": spent,
         "seconds": seconds,
     }
+
+
+def _as_written(kernel: Kernel, written: dict[tuple[Any, ...], Call]) -> Kernel:
+    """With what the call writes, which the compiled text does not tell."""
+    call = written.get((kernel.block, kernel.path, kernel.operands))
+    return kernel if call is None else kernel._replace(elements=call.elements, bytes=call.bytes)
 
 
 def _listed(request: StepRequest) -> list[ListedCall]:
@@ -91,12 +101,6 @@ def _listed(request: StepRequest) -> list[ListedCall]:
     return listed_calls(
         request.config, request.plan, request.kind, target, request.latents, request.text_tokens
     )
-
-
-def compiled_text(request: StepRequest) -> str:
-    """The optimized HLO of a step."""
-    with targets.assumed(TARGETS[request.target]):
-        return traced(request).lower().compile().as_text() or ""
 
 
 def traced(request: StepRequest) -> jax.stages.Traced:
@@ -114,31 +118,26 @@ def traced(request: StepRequest) -> jax.stages.Traced:
         text_tokens=request.text_tokens,
         clipped=request.clipped,
     )
-    attention = _slot(request)
-    step = None if attention is None else partial(_dense_step, plan, attention)
+    step = partial(_dense_step, plan, _Nothing()) if request.slot == "nothing" else None
     return shapes.trace(request.kind, step)
 
 
-def _slot(request: StepRequest) -> Attention | None:
-    if request.slot == "own":
-        return None
+class _Nothing:
+    """Queries, keys and values are made and their sum is given back, by the kernels that attention on a TPU has them made by."""
 
-    def full_lists(q: Array, k: Array, v: Array, kv_valid: Array, state: Any) -> tuple[Array, Any]:
-        rows = -(-q.shape[1] // request.block_q)
-        columns = -(-k.shape[1] // request.block_kv)
-        lists = BlockLists.from_block_map(
-            np.ones((1, rows, columns), np.bool_),
-            block_q=request.block_q,
-            block_kv=request.block_kv,
-        )
-        out = block_sparse_attention(q, k, v, lists, kv_valid=kv_valid)
-        assert not isinstance(out, tuple)
-        return out, state
-
-    def nothing(q: Array, k: Array, v: Array, kv_valid: Array, state: Any) -> tuple[Array, Any]:
+    def __call__(
+        self, q: Array, k: Array, v: Array, kv_valid: Array, state: Any
+    ) -> tuple[Array, Any]:
         return q + k + v, state  # all three are needed, or the compiler leaves them out
 
-    return full_lists if request.slot == "full lists" else nothing
+    def from_heads(
+        self, source: HeadSource, kv_valid: Array, state: Any
+    ) -> tuple[tuple[Array, ...], Any]:
+        """See `qsjax.dit.blocks.ArrangingAttention`."""
+        length = kv_valid.shape[1]
+        heads = source.arranged(HeadLayout.plain(length, source.video))
+        out = heads.q + heads.k + heads.v
+        return source.merged(out, out[:, :, source.video :]), state
 
 
 def _dense_step(
@@ -154,11 +153,6 @@ def _dense_step(
     run: Callable[..., tuple[Array, Any]] = partial(euler_step, blocks=blocks, attention=attention)
     latents, _ = run(plan, dit, latents, *others, (Memory(), Memory()))
     return latents, cache
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

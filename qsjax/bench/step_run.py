@@ -1,18 +1,23 @@
 """A run of all steps from the estimates of one step of each kind, and the report of `qsjax bench step`."""
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from pallas_kernels import deviceless, targets
-from pallas_kernels.estimate import estimable
+from pallas_kernels.estimate import NoEstimateError, estimable
 from pallas_kernels.targets import TARGETS, Target
 from qsjax.bench.step import measure
-from qsjax.bench.step_subject import BFLOAT16, Subject
-from qsjax.budget.devices import Device
+from qsjax.bench.step_subject import Subject
+from qsjax.bench.vae_tile import estimated
 from qsjax.budget.models import PlannedModel
+from qsjax.budget.overheads import BFLOAT16, Decoding, Overheads
+from qsjax.budget.parts import pass_seconds
+from qsjax.budget.run_time import TEXT_TARGET, decoding_seconds, decoding_tiles, text_seconds
 from qsjax.budget.size import Size
 from qsjax.budget.steps import steps_by_kind
 from qsjax.budget.weights import Weights
+from qsjax.config import to_mapping
 from qsjax.errors import InputError
 from qsjax.quant import Recipe
 from qsjax.quant.recipe import FLOAT
@@ -21,10 +26,7 @@ from qsjax.versions import KERNELS, versions
 
 LIBTPU = "0.0.52"
 """The version whose estimates docs/benchmarks.md has."""
-# By libtpu 0.0.42 for a v5e, 61 x 480 x 832, 351 tokens of text in bfloat16, 15 tiles of four shapes. Compiling them takes about
-# 400 s on two cores; CPU-seconds are that at the ratio of the largest tile, 210 CPU-seconds in 109 s.
-_STORED = {"text": 0.046, "decoding": 13.0, "decoding_cpu_seconds": 770.0}
-_STORED_PIXELS, _STORED_TARGET = 61 * 480 * 832, "v5e"
+_TIMEOUT = 1800.0
 
 
 def bench(
@@ -36,6 +38,7 @@ def bench(
     height: int | None = None,
     width: int | None = None,
     steps: int | None = None,
+    vae: bool = False,
 ) -> dict[str, Any]:
     """Estimate a run of HunyuanVideo-13B on one TPU that need not be here; minutes.
 
@@ -44,6 +47,7 @@ def bench(
         recipe: sparse attention; None is dense.
         weights: quantization recipe; None is what the sampling recipe is for, else w4a8.
         frames, height, width, steps: of the video; None is the model's default.
+        vae: also compile a tile of the autoencoder; else its stored estimate counts.
 
     Returns:
         `kinds`: kind of step -> `qsjax.bench.step.measure`'s rows with floors; `run` and `rival`: seconds of all steps by
@@ -69,7 +73,16 @@ def bench(
         kinds = measure(subject)
         for kind, floor in _step_floors(subject).items():
             kinds[kind]["floor_seconds"] = floor
-    return report(subject, kinds)
+    decoding = None
+    if vae:
+        tiles = decoding_tiles(model.vae, chip, subject.latents)
+        try:
+            decoding = estimated(model.vae, chip, max(tiles, key=prod), _TIMEOUT)
+        except NoEstimateError as error:
+            raise InputError(
+                f"the autoencoder has no estimate: {error}; leave `vae` out"
+            ) from error
+    return report(subject, kinds, decoding)
 
 
 def chosen_target(name: str) -> Target:
@@ -88,7 +101,9 @@ def chosen_target(name: str) -> Target:
     return target
 
 
-def report(subject: Subject, kinds: dict[str, Any]) -> dict[str, Any]:
+def report(
+    subject: Subject, kinds: dict[str, Any], decoding: Decoding | None = None
+) -> dict[str, Any]:
     """Everything as plain data; `run`, `rival` and `ratio` only where all their steps have an estimate."""
     size, plan = subject.size, subject.plan
     result: dict[str, Any] = {
@@ -108,9 +123,15 @@ def report(subject: Subject, kinds: dict[str, Any]) -> dict[str, Any]:
             "double": subject.model.dit.num_double_blocks,
             "single": subject.model.dit.num_single_blocks,
         },
+        "executed_density": subject.lists[0],
+        "cache_bytes": subject.lists[1],
+        "hidden_size": subject.model.dit.hidden_size,
+        "heads": subject.model.dit.num_heads,
+        "pass_seconds": pass_seconds(subject.model.dit, subject.target, size.tokens),
         "kinds": kinds,
     }
-    stages = _stages(subject)
+    stages = _stages(subject, decoding)
+    result["decoding"] = stages["tile"]
     result["run"] = _run({kind: kinds[kind] for kind in subject.kinds}, stages)
     result["rival"] = _run({BFLOAT16: kinds[BFLOAT16]}, stages)
     if result["run"] and result["rival"]:
@@ -130,30 +151,42 @@ def _run(kinds: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any] | None
         "steps_floor": sum(row["steps"] * row["floor_seconds"] for row in kinds.values()),
         "text": stages["text"],
         "decoding": stages["decoding"],
-        "stages_from": stages["from"],
+        "decoding_from": stages["from"],
         "seconds": sum(steps.values()) + stages["text"] + stages["decoding"],
         "steps_cpu_seconds": compiling,
         "decoding_cpu_seconds": stages["decoding_cpu_seconds"],
     }
 
 
-def _stages(subject: Subject) -> dict[str, Any]:
-    """Text encoding and decoding: stored estimates, scaled by pixels and by the peak of the chip."""
-    size, target = subject.size, subject.target
-    speed = target.bfloat16_flops / TARGETS[_STORED_TARGET].bfloat16_flops
-    share = size.frames * size.height * size.width / _STORED_PIXELS
-    exact = share == 1 and target.name == _STORED_TARGET
+def _stages(subject: Subject, decoding: Decoding | None) -> dict[str, Any]:
+    """Text encoding and decoding: stored estimates, scaled to the size and, of a TPU that has none, by its peak."""
+    target, origin = subject.target, "estimated here"
+    if decoding is None:
+        known = Overheads.known()
+        name = target.name if target.name in known else TEXT_TARGET
+        decoding = known[name].decoding
+        if name != target.name:
+            slower = TARGETS[name].bfloat16_flops / target.bfloat16_flops
+            decoding = replace(
+                decoding,
+                seconds=slower * decoding.seconds,
+                libtpu=f"{decoding.libtpu}, {name}, scaled by the peak",
+            )
+        origin = f"stored, libtpu {decoding.libtpu}"
+    chip = subject.device
+    seconds = decoding_seconds(decoding, subject.model.vae, chip, subject.latents)
     return {
-        "text": _STORED["text"] / speed,
-        "decoding": _STORED["decoding"] * share / speed,
-        "decoding_cpu_seconds": _STORED["decoding_cpu_seconds"],
-        "from": "stored" if exact else f"stored for {_STORED_TARGET}, 61x480x832, and scaled",
+        "text": text_seconds(target),
+        "decoding": seconds,
+        "decoding_cpu_seconds": decoding.cpu_seconds,
+        "from": origin,
+        "tile": to_mapping(decoding),
     }
 
 
 def _step_floors(subject: Subject) -> dict[str, float]:
     """Seconds of a step of each kind at the peaks, as `qsjax plan` has them."""
-    chip = Device(name="chip", target=subject.target.name, memory_bytes=1)
+    chip = subject.device
     floating = replace(subject.model, recipe=Recipe.load(FLOAT))
     found = {}
     for model, plan in ((subject.model, subject.plan), (floating, subject.plan.dense)):
@@ -167,7 +200,7 @@ def _step_floors(subject: Subject) -> dict[str, float]:
         )
         names = rows if plan is subject.plan else {BFLOAT16: rows["dense"]}
         found |= {
-            kind: row["floor_seconds"]["chip"]
+            kind: row["floor_seconds"][chip.name]
             for kind, row in (rows if plan is subject.plan else names).items()
         }
     return found

@@ -9,15 +9,15 @@ from pallas_kernels.block_sparse_attention.case import AttentionCase
 from pallas_kernels.block_sparse_attention.tiles import DENSE_BLOCKS
 from pallas_kernels.targets import Target
 from qsjax.bench.step_program import StepRequest
+from qsjax.budget.devices import Device
 from qsjax.budget.models import PlannedModel
+from qsjax.budget.overheads import BFLOAT16
 from qsjax.budget.size import Size
+from qsjax.budget.steps import lists_on
 from qsjax.quant import Recipe
 from qsjax.quant.recipe import FLOAT
 from qsjax.sample import SamplingPlan
 from qsjax.settings import DENSE
-
-BFLOAT16 = "bf16 dense"
-"""The kind of step that a run is compared with: bfloat16 products, and dense attention by our own kernel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,19 @@ class Subject:
         return self.model.vae.latent_shape(self.size.frames, self.size.height, self.size.width)
 
     @property
+    def device(self) -> Device:
+        """One chip; its memory is of no consequence here."""
+        return Device(name="chip", target=self.target.name, memory_bytes=1)
+
+    @property
     def kinds(self) -> dict[str, int]:
         """Kinds of the steps -> how many there are."""
         return {kind: self.plan.kinds.count(kind) for kind in dict.fromkeys(self.plan.kinds)}
+
+    @property
+    def lists(self) -> tuple[float, int]:
+        """Executed density of a sparse step, and bytes of the lists and the cache of all layers."""
+        return lists_on(self.target, self.model.dit, self.plan, self.latents, self.size.text_tokens)
 
     @cached_property
     def full_lists(self) -> AttentionCase:
@@ -64,9 +74,9 @@ class Subject:
 
     def request(self, kind: str, **changes: Any) -> StepRequest:
         """A step of this size; of the kind `BFLOAT16`, the one to compare with."""
-        recipe, plan, slot = self.model.recipe, self.plan, "own"
+        recipe, plan = self.model.recipe, self.plan
         if kind == BFLOAT16:
-            recipe, plan, kind, slot = Recipe.load(FLOAT), self.plan.dense, DENSE, "full lists"
+            recipe, plan, kind = Recipe.load(FLOAT), self.plan.dense, DENSE
         values: dict[str, Any] = {
             "config": self.model.dit,
             "recipe": recipe,
@@ -76,8 +86,5 @@ class Subject:
             "latents": self.latents,
             "text_tokens": self.size.text_tokens,
             "clipped": self.model.clipped,
-            "slot": slot,
-            "block_q": self.full_lists.block_q,
-            "block_kv": self.full_lists.block_kv,
         }
         return StepRequest(**{**values, **changes})

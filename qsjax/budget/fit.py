@@ -63,7 +63,7 @@ def largest_video(run: Run, room: int) -> tuple[int, int, int] | None:
 def _changes(run: Run) -> Iterator[tuple[str, Run]]:
     """Changes that save memory, each as its text and the changed run."""
     settings, sparse = run.settings, run.settings.sparse
-    if run.encodes and run.text_storage is None:
+    if run.encodes and (run.text_storage or run.model.text_storage) is None:
         yield "`text_storage='int8'`", replace(run, text_storage="int8")
     if run.encodes:
         text = "a prompt encoded elsewhere (`save_prompts`, `load_prompts`)"

@@ -31,6 +31,7 @@ class PlannedModel:
         recipe: quantization recipe of the transformer.
         settings: default size and number of steps.
         clipped: whether quantized activations have a learned clip; calibration gives them one.
+        text_storage: how a checkpoint stores its text encoders: "int8", or None for floating point.
         llama, clip: sizes of the text encoders; None where the checkpoint has none.
     """
 
@@ -40,6 +41,7 @@ class PlannedModel:
     recipe: Recipe
     settings: Settings
     clipped: bool = True
+    text_storage: str | None = None
     llama: LlamaConfig | None = None
     clip: ClipConfig | None = None
 
@@ -100,6 +102,7 @@ class PlannedModel:
             settings=Settings.stored(manifest.generation),
             # A checkpoint that is not quantized yet is planned as calibration would make it, with clips.
             clipped=True if stored is None else components["dit"].clipped,
+            text_storage=components["llama"].storage if "llama" in components else None,
             **_text_encoders(
                 {name: manifest.config(name) for name in ("llama", "clip") if name in components},
                 source,

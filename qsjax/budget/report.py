@@ -12,6 +12,7 @@ from qsjax.budget.fit import advice
 from qsjax.budget.flops import StepFlops
 from qsjax.budget.models import PlannedModel
 from qsjax.budget.run import Run
+from qsjax.budget.run_time import run_time
 from qsjax.budget.size import Size
 from qsjax.budget.stages import transformer_bytes
 from qsjax.budget.steps import steps_by_kind
@@ -101,6 +102,10 @@ def make_report(
         "sampling": _sampling(run, devices),
         "calibration": _calibration(plan, [device for device in devices if device.chips == 1]),
         "steps_by_kind": kinds,
+        "run_time_estimate": {
+            device.name: run_time(model, settings.plan(), size, latents, device)
+            for device in devices
+        },
     }
     if compiled:
         report["compiled"] = _compiled(run, devices)

@@ -92,9 +92,8 @@ class Run:
         model = self.model
         stages = []
         if self.encodes and model.llama is not None and model.clip is not None:
-            stages.append(
-                Stage("text encoders", text_bytes(model.llama, model.clip, self.text_storage))
-            )
+            storage = self.text_storage or model.text_storage
+            stages.append(Stage("text encoders", text_bytes(model.llama, model.clip, storage)))
         plan, latents = self.settings.plan(), self.latents
         parts = transformer_bytes(
             model, self.resident, self.size, latents, plan, plan.kinds, self.backend, self.chips

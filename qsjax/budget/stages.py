@@ -72,6 +72,7 @@ def text_bytes(llama: LlamaConfig, clip: ClipConfig, storage: str | None) -> dic
             Llama(llama, dtype=_STORED, rngs=nnx.Rngs(0)),
             Clip(clip, dtype=_STORED, rngs=nnx.Rngs(0)),
         )
+        del models[0].embed  # stays on the host
         return models if storage is None else (store_int8(models[0]), store_int8(models[1]))
 
     sizes = [_bytes(nnx.state(model)) for model in nnx.eval_shape(build)]

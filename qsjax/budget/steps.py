@@ -1,11 +1,13 @@
 """The cost of one step of each kind: executed density, operations, bytes, and a lower bound of its time on each device."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax.numpy as jnp
 
 from pallas_kernels import targets
+from pallas_kernels.targets import Target
 from qsjax.budget.devices import Device
 from qsjax.budget.flops import StepFlops
 from qsjax.budget.models import PlannedModel
@@ -17,7 +19,7 @@ from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.sample import SamplingPlan
 from qsjax.sample.cache_size import cache_bytes
 from qsjax.sample.patterns import pattern_for
-from qsjax.settings import DENSE, REFRESH, SPARSE
+from qsjax.settings import ADAPTIVE, DENSE, REFRESH, SPARSE
 from qsjax.sparse import Pattern
 
 
@@ -50,10 +52,15 @@ def describe(config: DiTConfig, plan: SamplingPlan, latents: tuple[int, ...], te
         frames=0, height=0, width=0, video_tokens=pattern.layouts[0].tokens, text_tokens=text
     )
     flops, density = StepFlops.count(config, size), executed_density(pattern)
-    dense = kinds.count(DENSE) + kinds.count(REFRESH)
-    share = (dense * flops.total() + kinds.count(SPARSE) * flops.total(density)) / (
-        len(kinds) * flops.total()
-    )
+    steps, adaptive = "", kinds.count(ADAPTIVE)
+    refreshing, sparse = kinds.count(REFRESH), kinds.count(SPARSE)
+    if adaptive:
+        # As many as there can be.
+        refreshing += adaptive // plan.sparse.least_interval
+        sparse += adaptive - adaptive // plan.sparse.least_interval
+        steps = "at most "
+    full = kinds.count(DENSE) + refreshing
+    share = (full * flops.total() + sparse * flops.total(density)) / (len(kinds) * flops.total())
     cached = cache_bytes(config, plan, latents, text)
     residual = plan.sparse.residual
     kept = (
@@ -62,8 +69,8 @@ def describe(config: DiTConfig, plan: SamplingPlan, latents: tuple[int, ...], te
         else "none"
     )
     return (
-        f"{plan.sparse.sparsity.mask} attention: {kinds.count(DENSE)} dense, {kinds.count(REFRESH)} refreshing and"
-        f" {kinds.count(SPARSE)} sparse steps; a sparse step computes {100 * density:.1f} % of the pairs of tokens, all steps"
+        f"{plan.sparse.sparsity.mask} attention: {kinds.count(DENSE)} dense, {steps}{refreshing} refreshing and"
+        f" {sparse} sparse steps; a sparse step computes {100 * density:.1f} % of the pairs of tokens, all steps"
         f" {100 * share:.0f} % of the operations of dense sampling; cache: {kept}"
     )
 
@@ -81,7 +88,7 @@ def steps_by_kind(
     The floor is the larger of two times. One is all matrix products at peak rate: 8-bit linear layers at the int8 peak, attention
     at the bfloat16 peak. The other is memory traffic at full bandwidth: resident weights and cache read once, the activations of
     all blocks written and read once. Lists depend on the device: of several, the one that computes most gives density, operations
-    and bytes.
+    and bytes. An adaptive step counts as the refresh that it may be.
 
     Args:
         model: the model with its recipe.
@@ -92,7 +99,10 @@ def steps_by_kind(
         devices: the devices to estimate for.
     """
     flops, prompts = StepFlops.count(model.dit, size), 2 if plan.uses_negative else 1
-    lists = {device.name: _lists_on(device, model, size, latents, plan) for device in devices}
+    lists = {
+        device.name: lists_on(device.peaks, model.dit, plan, latents, size.text_tokens)
+        for device in devices
+    }
     most = max(lists.values(), default=(1.0, 0))
     moved = 2 * model.dit.num_blocks * activation_bytes(model.dit, size)
     integers = model.recipe.blocks.activations != UNQUANTIZED
@@ -130,17 +140,22 @@ def steps_by_kind(
     return rows
 
 
-def _lists_on(
-    device: Device,
-    model: PlannedModel,
-    size: Size,
-    latents: tuple[int, int, int],
-    plan: SamplingPlan,
+@lru_cache(maxsize=32)
+def lists_on(
+    target: Target, config: DiTConfig, plan: SamplingPlan, latents: tuple[int, int, int], text: int
 ) -> tuple[float, int]:
-    """Executed density of a sparse step, and bytes of the cache, with the lists that a device gets."""
+    """Executed density of a sparse step, and bytes of the lists and the cache, with the lists that a device gets.
+
+    Args:
+        target: the device.
+        config: sizes of the transformer.
+        plan: the sampling plan.
+        latents: frames, height and width of the latents.
+        text: tokens of the prompt, padding included.
+    """
     if plan.sparse is None:
         return 1.0, 0
     shape = (1, 0, *latents)
-    with targets.assumed(device.peaks):
-        pattern = pattern_for(plan.sparse, model.dit, shape, size.text_tokens)
-        return executed_density(pattern), cache_bytes(model.dit, plan, shape, size.text_tokens)
+    with targets.assumed(target):
+        pattern = pattern_for(plan.sparse, config, shape, text)
+        return executed_density(pattern), cache_bytes(config, plan, shape, text)

@@ -6,7 +6,7 @@ from typing import Any
 
 def text(report: dict[str, Any]) -> str:
     """The tables of a report from `qsjax.budget.report.make_report`."""
-    sections = [_storage, _operations, _kinds, _sampling, _calibration]
+    sections = [_storage, _operations, _kinds, _run_time, _sampling, _calibration]
     if "compiled" in report:
         sections.append(_compiled)
     return "\n\n".join("\n".join(section(report)) for section in sections)
@@ -74,6 +74,48 @@ def _kinds(report: dict[str, Any]) -> list[str]:
         *_table(heads, rows),
         *([f"lists and residual cache of all layers: {_gb(cached)}"] if cached else []),
     ]
+
+
+def _run_time(report: dict[str, Any]) -> list[str]:
+    found = report["run_time_estimate"]
+    known = {name: row for name, row in found.items() if "missing" not in row}
+    lines = []
+    if known:
+        kinds = list(next(iter(known.values()))["step_seconds"])
+        rows = [
+            (
+                name,
+                *(f"{row['step_seconds'][kind]:.2f} s" for kind in kinds),
+                f"{sum(row['steps_seconds'].values()):,.0f} s",
+                f"{row['text_seconds']:.2f} s",
+                f"{row['decoding_seconds']:.1f} s",
+                f"{row['seconds']:,.0f} s",
+                f"{row['bf16_dense_seconds']:,.0f} s",
+                f"{row['times_as_fast']:.2f} times",
+            )
+            for name, row in known.items()
+        ]
+        heads = (
+            "device",
+            *kinds,
+            "all steps",
+            "text",
+            "decoding",
+            "run",
+            "bf16 dense run",
+            "as fast",
+        )
+        versions = ", ".join(dict.fromkeys(row["libtpu"] for row in known.values()))
+        lines = [
+            f"the run's time, an estimate (libtpu {versions}'s of `qsjax bench step`, scaled to this run; nothing was measured)",
+            *_table(heads, rows),
+            "not counted: loading, compiling, the host's work, what several chips send to each other, steps that are skipped",
+        ]
+    missing: dict[str, list[str]] = {}
+    for name, row in found.items():
+        if "missing" in row:
+            missing.setdefault(row["missing"], []).append(name)
+    return lines + [f"no time for {', '.join(names)}: {why}" for why, names in missing.items()]
 
 
 def _compiled(report: dict[str, Any]) -> list[str]:

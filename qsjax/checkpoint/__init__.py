@@ -9,6 +9,7 @@ from qsjax.checkpoint.restore import Placement as Placement
 from qsjax.checkpoint.restore import load_item as load_item
 from qsjax.checkpoint.restore import restore as restore
 from qsjax.checkpoint.restore import stored_bytes as stored_bytes
+from qsjax.checkpoint.rows import StoredRows as StoredRows
 from qsjax.checkpoint.writer import CheckpointWriter as CheckpointWriter
 from qsjax.checkpoint.writer import digest as digest
 from qsjax.checkpoint.writer import write_atomically as write_atomically

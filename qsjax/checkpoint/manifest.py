@@ -43,6 +43,7 @@ class StoredComponent:
         method: of `qsjax convert --quantize` that quantized it; None if calibration did, or nothing.
         clipped: whether its quantized activations have a learned clip.
         calibration: how it was calibrated; None if it was not.
+        storage: "int8" if the linear layers of a text encoder are stored in 8 bits; None as in the source.
         parameters: their number.
         bytes: of all leaves.
         source: the PyTorch files it was converted from.
@@ -55,6 +56,7 @@ class StoredComponent:
     method: str | None = None
     clipped: bool = False
     calibration: Mapping[str, Any] | None = None
+    storage: str | None = None
     parameters: int = 0
     bytes: int = 0
     source: Mapping[str, Any] = field(default_factory=dict)

@@ -51,6 +51,11 @@ def add_arguments(options: Options) -> None:
         default="rtn-w4a8",
         help="conversion: as in qsjax convert",
     )
+    options.add_argument(
+        "--vae",
+        action="store_true",
+        help="step: also compile a tile of the autoencoder, minutes; else a stored estimate counts",
+    )
     add_sparse_options(options)
     options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 
@@ -109,7 +114,9 @@ def _step(args: argparse.Namespace, target: str | None) -> tuple[dict, str]:
         raise InputError("qsjax bench step needs a --target: v5e, v5p or v6e")
     sizes = {name: getattr(args, name) for name in _VIDEO}
     recipe = chosen_recipe(args)
-    report = bench(target, recipe=recipe, weights=args.weights, steps=args.steps, **sizes)
+    report = bench(
+        target, recipe=recipe, weights=args.weights, steps=args.steps, vae=args.vae, **sizes
+    )
     return report, text(report)
 
 

@@ -36,6 +36,7 @@ def examine() -> dict[str, Any]:
     import jax.numpy as jnp
 
     from pallas_kernels.block_sparse_attention import BLOCK_SPARSE_ATTENTION
+    from pallas_kernels.merge_heads import MERGE_HEADS
     from pallas_kernels.quantize_tokens import QUANTIZE_TOKENS
     from pallas_kernels.quantized_matmul import QUANTIZED_MATMUL
     from pallas_kernels.rotary_heads import ROTARY_HEADS
@@ -52,6 +53,7 @@ def examine() -> dict[str, Any]:
     tokens = {"dtype": jnp.dtype(jnp.bfloat16), "channels": _CHANNELS, "rotated": 128}
     cases.append((QUANTIZE_TOKENS, f"{_CHANNELS} channels, rotated by 128", tokens))
     cases.append((ROTARY_HEADS, f"bfloat16, head size {_HEAD_DIM}", heads))
+    cases.append((MERGE_HEADS, f"bfloat16, head size {_HEAD_DIM}", heads))
     for layout in ("bytes", "bytes_transposed", "int4"):
         facts = {"bits": 4, "layout": layout, "rows": _CHANNELS, "weight_only": False}
         cases.append((QUANTIZED_MATMUL, f"int8 x 4 bits, layout {layout}", facts))

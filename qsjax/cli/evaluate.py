@@ -48,6 +48,12 @@ def add_arguments(options: Options) -> None:
     options.add_argument(
         "--samples", type=int, default=20, help="quantization, sparse: samples of the calibration"
     )
+    options.add_argument(
+        "--first-caption",
+        type=int,
+        default=0,
+        help="quantization, sparse: number of the first held-out caption, from 0",
+    )
     options.add_argument("--batch", type=int, default=8, help="compare: clips at once")
     for name, text in _SIZES.items():
         options.add_argument(f"--{name}", type=int, help=f"{text} (default: the checkpoint's)")
@@ -93,6 +99,7 @@ def _grid(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         captions=captions,
         samples=args.samples,
         seed=args.seed,
+        first_caption=args.first_caption,
         progress=True,
         **_settings(args),
     )

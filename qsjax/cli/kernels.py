@@ -9,7 +9,7 @@ _KEYS = {
     "sparse_attention": "block-sparse attention: tpu, gpu, xla, reference",
     "matmul": "products with packed weights: tpu, gpu, jax_triton, xla, xla_int4, reference",
     "quantize": "quantization of tokens: tpu, gpu, xla, reference",
-    "rotary": "norm, rotation and layout of queries and keys: tpu, xla, reference",
+    "rotary": "norm, rotation and layout of queries and keys, and its inverse: tpu, xla, reference",
 }
 """The fields of `pallas_kernels.Kernels`, repeated here because importing it loads JAX; tests compare them."""
 

@@ -12,7 +12,7 @@ from qsjax.cli.kernels import add_kernels, given_kernels
 from qsjax.cli.options import Options, add_config, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError, QsjaxError, on_command_line
-from qsjax.settings import MODULATION_WEIGHTS, Settings
+from qsjax.settings import DENSE, MODULATION_WEIGHTS, REFRESH, Settings
 
 _SETTINGS = ("frames", "height", "width", "steps", "shift", "guidance", "true_cfg", "fps")
 
@@ -145,6 +145,8 @@ def run(args: argparse.Namespace) -> int:
     }
     if result.heads is not None:
         report["attention"] = result.heads.plain()
+        refreshes = [step for step, kind in enumerate(result.kinds) if kind == REFRESH]
+        report["refreshes"], report["dense_steps"] = refreshes, result.kinds.count(DENSE)
     _print(args, report)
     return 0
 
@@ -199,4 +201,6 @@ def _print(args: argparse.Namespace, report: dict) -> None:
             f"sparse steps computed {100 * heads['density']:.1f} % of the pairs, which hold {100 * heads['recall']:.1f} % of the"
             f" attention mass; least in head {least['head']} of layer {least['layer']}, {100 * least['recall']:.1f} %"
         )
+        refreshes = ", ".join(map(str, report["refreshes"]))
+        print(f"{report['dense_steps']} steps were dense; refreshes were steps {refreshes}")
     print(f"wrote {report['out']} ({size}{steps}{stages})")

@@ -3,6 +3,7 @@
 No implementation holds a full [heads, tokens, tokens] score matrix: at 720x1280x129 that would be 680 GB.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,11 +13,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels import HeadLayout
 from pallas_kernels.block_sparse_attention import BlockLists, block_sparse_attention, tpu
 from pallas_kernels.block_sparse_attention.tiles import DENSE_BLOCKS
-from pallas_kernels.dispatch import AUTO, Implementation, Operation
+from pallas_kernels.dispatch import AUTO, Implementation, Operation, parse
 from pallas_kernels.targets import TARGETS, Target
 from pallas_kernels.tpu_params import LANES
+from qsjax.dit.heads import HeadSource
 
 State = TypeVar("State")
 # Finite, so that a row without any valid key gives finite numbers instead of NaN.
@@ -48,6 +51,49 @@ def dense_attention(
     """
     serve = DENSE_ATTENTION.serve(implementation, dtype=q.dtype, head_dim=q.shape[-1])
     return serve(q, k, v, kv_valid), state
+
+
+@dataclass(frozen=True)
+class DenseAttention:
+    """What fills the attention slot unless a caller does; a TPU's kernel reads whole blocks that are written for it.
+
+    Attributes:
+        implementation: as in `dense_attention`.
+    """
+
+    implementation: str = AUTO
+
+    def __call__(
+        self,
+        q: Float[Array, "B Q H D"],
+        k: Float[Array, "B L H D"],
+        v: Float[Array, "B L H D"],
+        kv_valid: Bool[Array, "B L"],
+        state: State = (),
+    ) -> tuple[Float[Array, "B Q H D"], State]:
+        """See `dense_attention`."""
+        return dense_attention(q, k, v, kv_valid, state, implementation=self.implementation)
+
+    def from_heads(
+        self, source: HeadSource, kv_valid: Bool[Array, "B L"], state: State = ()
+    ) -> tuple[tuple[Float[Array, "B _ C"], ...], State]:
+        """See `qsjax.dit.blocks.ArrangingAttention`."""
+        if not (source.arranges() and self._tiled(source)):
+            out, state = self(*source.plain(), kv_valid, state)
+            return source.divided(out), state
+        length, video = kv_valid.shape[1], source.video
+        rows = [-(-length // block) * block for block in _blocks(length, length)]
+        heads = source.arranged(HeadLayout(*rows, text=video))
+        q, k, v = (x.swapaxes(1, 2) for x in heads[:3])
+        kv_valid = jnp.pad(kv_valid, ((0, 0), (0, rows[1] - length)))
+        out = self(q, k, v, kv_valid)[0].swapaxes(1, 2)
+        return source.merged(out, out[:, :, video:length]), state
+
+    def _tiled(self, source: HeadSource) -> bool:
+        name, target = parse(self.implementation)
+        first = source.projections[0]
+        facts = {"dtype": first.projected.dtype, "head_dim": first.q_scale.shape[0]}
+        return DENSE_ATTENTION.choose(name, backend=target.backend, **facts) == "tpu"
 
 
 def masked_attention(
@@ -113,11 +159,7 @@ def _cudnn(q: Array, k: Array, v: Array, kv_valid: Array) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _flash(q: Array, k: Array, v: Array, kv_valid: Array, target: Target) -> Array:
     """The block-sparse kernel with all blocks listed. It has no gradient of its own: calibration's is that of `_chunked`."""
-    sizes = (
-        min(size, -(-x.shape[1] // LANES) * LANES)
-        for size, x in zip(DENSE_BLOCKS, (q, k), strict=True)
-    )
-    block_q, block_kv = sizes
+    block_q, block_kv = _blocks(q.shape[1], k.shape[1])
     everything = np.ones((1, -(-q.shape[1] // block_q), -(-k.shape[1] // block_kv)), np.bool_)
     lists = BlockLists.from_block_map(everything, block_q=block_q, block_kv=block_kv)
     # The bare name is for the device at hand, which may be one that no table knows.
@@ -125,6 +167,15 @@ def _flash(q: Array, k: Array, v: Array, kv_valid: Array, target: Target) -> Arr
     out = block_sparse_attention(q, k, v, lists, kv_valid=kv_valid, implementation=name)
     assert not isinstance(out, tuple)
     return out
+
+
+def _blocks(queries: int, keys: int) -> tuple[int, int]:
+    """Queries and keys of a block."""
+    block_q, block_kv = (
+        min(size, -(-count // LANES) * LANES)
+        for size, count in zip(DENSE_BLOCKS, (queries, keys), strict=True)
+    )
+    return block_q, block_kv
 
 
 def _flash_forward(

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels import Projection, rotary_heads
+from pallas_kernels import Projection
 from pallas_kernels.dispatch import AUTO
 from qsjax.dit.config import DiTConfig
+from qsjax.dit.heads import HeadSource
 from qsjax.dit.norms import EPSILON
 from qsjax.dit.slot import (
     activated_input,
@@ -43,6 +44,16 @@ class Attention(Protocol[State]):
         """Attend over all tokens; keys outside `kv_valid` (padded text) are never seen."""
 
 
+@runtime_checkable
+class ArrangingAttention(Attention[State], Protocol[State]):
+    """An attention slot that has heads made in a layout of its own where kernels can do that."""
+
+    def from_heads(
+        self, source: HeadSource, kv_valid: Bool[Array, "B L"], state: State
+    ) -> tuple[tuple[Float[Array, "B _ C"], ...], State]:
+        """Attend over all tokens; the output for the tokens of each projection, the channels of all heads side by side."""
+
+
 @dataclass(frozen=True)
 class Context(Generic[State]):
     """What all blocks share.
@@ -63,23 +74,15 @@ class Context(Generic[State]):
 
 def _attend(
     projections: list[Projection], heads: int, context: Context[State], state: State
-) -> tuple[Array, State]:
-    """Norms, rotation and the attention slot; its output is [B, L, H, D].
-
-    The slot takes tokens first. A kernel that wants heads first begins with the inverse transposition, and both vanish.
-    """
-    with jax.named_scope("heads"):
-        made = rotary_heads(
-            projections,
-            context.cos,
-            context.sin,
-            heads=heads,
-            epsilon=EPSILON,
-            implementation=context.rotary,
-        )
+) -> tuple[tuple[Array, ...], State]:
+    """Norms, rotation and the attention slot; its output for the tokens of each projection, [B, L, H D]."""
+    source = HeadSource(tuple(projections), context.cos, context.sin, heads, context.rotary)
+    attention = context.attention
     with jax.named_scope("attention"):
-        q, k, v = (x.swapaxes(1, 2) for x in made)
-        return context.attention(q, k, v, context.kv_valid, state)
+        if isinstance(attention, ArrangingAttention):
+            return attention.from_heads(source, context.kv_valid, state)
+        out, state = attention(*source.plain(), context.kv_valid, state)
+        return source.divided(out), state
 
 
 class Stream(nnx.Module):
@@ -109,7 +112,7 @@ class Stream(nnx.Module):
         """Add the projected attention output, then the MLP's, each through its gate."""
         _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation
         with jax.named_scope("proj"):
-            x = gated_sum(x, gate, self.proj, attended.reshape(x.shape))
+            x = gated_sum(x, gate, self.proj, attended)
         with jax.named_scope("mlp"):
             hidden = self.fc1(modulated_input(self.fc1, x, mlp_shift, mlp_scale))
             return gated_sum(x, mlp_gate, self.fc2, activated_input(self.fc2, hidden))
@@ -137,10 +140,9 @@ class DoubleBlock(nnx.Module):
             self.img.project(img, img_modulation),
             self.txt.project(txt, txt_modulation),
         ]
-        attended, state = _attend(projections, self.heads, context, state)
-        video = img.shape[1]
-        img = self.img.update(img, attended[:, :video], img_modulation)
-        txt = self.txt.update(txt, attended[:, video:], txt_modulation)
+        (video, text), state = _attend(projections, self.heads, context, state)
+        img = self.img.update(img, video, img_modulation)
+        txt = self.txt.update(txt, text, txt_modulation)
         return (img, txt), state
 
 
@@ -171,7 +173,7 @@ class SingleBlock(nnx.Module):
             prepared = modulated_input(self.linear1, x, shift, scale)
             projected, hidden = split_output(self.linear1, prepared, 3 * self.width)
         projection = Projection(projected, self.q_norm.scale[...], self.k_norm.scale[...])
-        attended, state = _attend([projection], self.heads, context, state)
+        (attended,), state = _attend([projection], self.heads, context, state)
         with jax.named_scope("linear2"):
-            joined = joined_input(self.linear2, attended.reshape(x.shape), hidden)
+            joined = joined_input(self.linear2, attended, hidden)
             return gated_sum(x, gate, self.linear2, joined), state

@@ -4,7 +4,6 @@ It knows neither quantization nor sparsity. A linear layer may be replaced by an
 (`qsjax.dit.slot`), and attention is an argument of the call.
 """
 
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -13,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import Kernels
-from qsjax.dit.attention import dense_attention
+from qsjax.dit.attention import DenseAttention
 from qsjax.dit.blocks import Attention, Context, DoubleBlock, SingleBlock
 from qsjax.dit.config import DiTConfig
 from qsjax.dit.embedders import FREQUENCIES, Embedder, sinusoid
@@ -100,9 +99,9 @@ class DiT(nnx.Module):
         return dtype_of(self.patch_embed)
 
     @property
-    def dense_attention(self) -> Attention:
+    def dense_attention(self) -> DenseAttention:
         """What fills the attention slot unless a caller does."""
-        return partial(dense_attention, implementation=self.kernels.attention)
+        return DenseAttention(self.kernels.attention)
 
     def __call__(
         self,

@@ -62,6 +62,8 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         captions: clips of the evaluation.
         samples: of the calibration; each has a caption of its own.
         seed: of noise, calibration samples and their order.
+        first_caption: index of the first caption in the held-out stream; a table that chooses a setting and one that reports it
+            have captions of their own.
         progress: show bars.
         **settings: of the pipeline's call, for another size or number of steps.
 
@@ -81,14 +83,17 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         captions: int = 32,
         samples: int = 20,
         seed: int = 0,
+        first_caption: int = 0,
         progress: bool = False,
         **settings: Unpack[SettingsChanges],
     ) -> None:
-        if captions < 1 or samples < 1:
+        if captions < 1 or samples < 1 or first_caption < 0:
             raise InputError(
-                f"{captions} captions, {samples} samples: at least one of each is needed"
+                f"{captions} captions from number {first_caption} on, {samples} samples: at least one of each is needed, and"
+                " captions count from 0"
             )
-        self.captions = [scene.caption for scene in held_out(HELD_OUT, captions)]
+        stream = held_out(HELD_OUT, first_caption + captions)
+        self.captions = [scene.caption for scene in stream[first_caption:]]
         self._pipeline, self._folder, self._progress = pipeline, folder, progress
         self._sample_count, self._seed, self._settings = samples, seed, settings
         resolved = to_mapping(pipeline.resolve(**settings))
@@ -97,6 +102,8 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
             "captions": captions,
             "samples": samples,
             "seed": seed,
+            # Left out where it is 0: folders from before it was a setting are of the same run.
+            **({"first_caption": first_caption} if first_caption else {}),
             "settings": {name: value for name, value in resolved.items() if value is not None},
         }
         self._results = Results(folder, self.facts)

@@ -1,6 +1,6 @@
 """Attention for the DiT's attention slot: full attention that refreshes the cache, and sparse attention corrected by it."""
 
-from typing import NamedTuple
+from typing import TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -8,8 +8,11 @@ from jaxtyping import Array, Bool, Float
 from pallas_kernels import attention_with_residual, block_sparse_attention
 from pallas_kernels.dispatch import AUTO
 from qsjax.residual.state import Gains, LayerState, correction, refreshed
+from qsjax.residual.tokens import Arranged, Heads, Made
 from qsjax.settings import Residual
-from qsjax.sparse import Choice, Pattern
+from qsjax.sparse import Pattern
+
+Out = TypeVar("Out")
 
 
 def refresh_attention(
@@ -38,8 +41,33 @@ def refresh_attention(
         scores, implementation: passed to `pallas_kernels.block_sparse_attention`.
         axis: mesh axis of devices that share the heads, inside `jax.shard_map`.
     """
-    choice = pattern.choose(q, k, v, kv_valid)
-    tokens = _arranged(pattern, choice, q, k, v, kv_valid)
+    heads = Made(q, k, v, kv_valid)
+    return refresh(
+        pattern,
+        residual,
+        gains,
+        heads,
+        state,
+        scores=scores,
+        implementation=implementation,
+        axis=axis,
+    )
+
+
+def refresh(
+    pattern: Pattern,
+    residual: Residual,
+    gains: Gains,
+    heads: Heads[Out],
+    state: LayerState,
+    *,
+    scores: str = "float",
+    implementation: str = AUTO,
+    axis: str | None = None,
+) -> tuple[Out, LayerState]:
+    """`refresh_attention` for heads that may not be made yet."""
+    choice = heads.choose(pattern)
+    tokens = heads.arranged(pattern, choice)
     full = attention_with_residual(
         tokens.video,
         tokens.keys,
@@ -58,8 +86,8 @@ def refresh_attention(
     value = value * slot_valid[..., None]
     recall = (full.recall * slot_valid).sum(axis=1) / slot_valid.sum(axis=1)
     state = refreshed(residual, state, choice, value, full.others_lse, recall, gains, axis)
-    out = _with_text(full.out, pattern, choice, tokens, scores, implementation)
-    return out, state
+    text = _text(pattern, tokens, scores, implementation)
+    return heads.restored(pattern, choice, full.out, text), state
 
 
 def sparse_attention(
@@ -79,8 +107,25 @@ def sparse_attention(
 
     The arguments are those of `refresh_attention`.
     """
-    choice = pattern.choose(q, k, v, kv_valid) if pattern.config.every_step else state.choice
-    tokens = _arranged(pattern, choice, q, k, v, kv_valid)
+    heads = Made(q, k, v, kv_valid)
+    return sparse(
+        pattern, residual, gains, heads, state, scores=scores, implementation=implementation
+    )
+
+
+def sparse(
+    pattern: Pattern,
+    residual: Residual,
+    gains: Gains,
+    heads: Heads[Out],
+    state: LayerState,
+    *,
+    scores: str = "float",
+    implementation: str = AUTO,
+) -> tuple[Out, LayerState]:
+    """`sparse_attention` for heads that may not be made yet."""
+    choice = heads.choose(pattern) if pattern.config.every_step else state.choice
+    tokens = heads.arranged(pattern, choice)
     out = block_sparse_attention(
         tokens.video,
         tokens.keys,
@@ -92,48 +137,14 @@ def sparse_attention(
         implementation=implementation,
     )
     assert not isinstance(out, tuple)
-    return _with_text(out, pattern, choice, tokens, scores, implementation), state
+    text = _text(pattern, tokens, scores, implementation)
+    return heads.restored(pattern, choice, out, text), state
 
 
-class _Arranged(NamedTuple):
-    """Tokens in the order of the lists; the text, which follows the video, keeps its order.
-
-    Attributes:
-        video: queries of the video.
-        keys, values: of video and text.
-        valid: keys that may be seen.
-        text: queries of the text.
-    """
-
-    video: Float[Array, "B S H D"]
-    keys: Float[Array, "B K H D"]
-    values: Float[Array, "B K H D"]
-    valid: Bool[Array, "B K"]
-    text: Float[Array, "B T H D"]
-
-
-def _arranged(
-    pattern: Pattern, choice: Choice, q: Array, k: Array, v: Array, kv_valid: Array
-) -> _Arranged:
-    """Orders are made with heads before tokens, as kernels want them: the kernel's first transposition undoes the last one here,
-    and the compiler leaves out both."""
-    orders, second = pattern.orders, choice.second
-    video = orders.queries(q.swapaxes(1, 2), second)
-    keys, values = (orders.keys(x.swapaxes(1, 2), second) for x in (k, v))
-    video, keys, values = (x.swapaxes(1, 2) for x in (video, keys, values))
-    text = q[:, pattern.layouts[0].tokens :]
-    return _Arranged(video, keys, values, orders.valid(kv_valid), text)
-
-
-def _with_text(
-    video: Float[Array, "B S H D"],
-    pattern: Pattern,
-    choice: Choice,
-    tokens: _Arranged,
-    scores: str,
-    implementation: str,
-) -> Float[Array, "B L H D"]:
-    """The video's output back in the model's order, followed by the text's, whose queries see all keys."""
+def _text(
+    pattern: Pattern, tokens: Arranged, scores: str, implementation: str
+) -> Float[Array, "B T H D"]:
+    """The output of the text's queries, which see all keys."""
     rows = block_sparse_attention(
         tokens.text,
         tokens.keys,
@@ -144,5 +155,4 @@ def _with_text(
         implementation=implementation,
     )
     assert not isinstance(rows, tuple)
-    video, rows = (x.swapaxes(1, 2) for x in (video, rows))
-    return pattern.orders.restore(video, rows, choice.second).swapaxes(1, 2)
+    return rows

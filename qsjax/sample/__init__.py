@@ -1,5 +1,6 @@
 """Sampling: the schedule, the plan of a run, and the pure functions that follow it."""
 
+from qsjax.sample.adaptive import executed_kinds as executed_kinds
 from qsjax.sample.cache import empty_cache as empty_cache
 from qsjax.sample.cache_size import cache_bytes as cache_bytes
 from qsjax.sample.cache_size import within_budget as within_budget

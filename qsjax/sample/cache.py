@@ -9,6 +9,7 @@ from pallas_kernels import targets
 from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.residual import empty_state, placed
+from qsjax.sample.adaptive import nothing_decided
 from qsjax.sample.patterns import pattern_for, token_grid
 from qsjax.sample.skip import nothing_skipped
 from qsjax.sample.state import Cache, Memory, Slot
@@ -32,12 +33,13 @@ def empty_cache(
     """
 
     def memory(text: int) -> Memory:
-        slot, skipped = (), None
+        slot, skipped, adaptive = (), None, None
         if plan.sparse is not None:
             slot = _empty_slot(plan.sparse, dit, latents, text)
+            adaptive = nothing_decided(plan.steps) if plan.sparse.drift else None
         if plan.skip is not None:
             skipped = nothing_skipped(dit, latents[0], math.prod(token_grid(dit.config, latents)))
-        return Memory(slot, skipped)
+        return Memory(slot, skipped, adaptive)
 
     negative = conditions.negative
     return (
@@ -85,4 +87,5 @@ def _empty_slot(sparse: SparsePlan, dit: DiT, latents: tuple[int, ...], text: in
     dense = None
     if sparse.dense_layers:
         dense = jnp.zeros(layers, jnp.bool_).at[jnp.asarray(sparse.dense_layers)].set(True)
-    return Slot(placed(sparse.residual, stacked), dense)
+    drift = jnp.zeros((layers, latents[0]), jnp.float32) if sparse.drift else None
+    return Slot(placed(sparse.residual, stacked), dense, drift)

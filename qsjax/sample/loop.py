@@ -20,7 +20,7 @@ class StepResult(NamedTuple):
 
     Attributes:
         index: index of the step, from 0.
-        kind: "dense", "refresh" or "sparse".
+        kind: "dense", "refresh", "sparse" or "adaptive", which the device decides to be one of the two before.
         latents: float32 [B, C, T, H, W]; they stay readable after the next step.
         cache: the next step's input, which that step may overwrite in place; None where the plan needs no cache.
     """

@@ -111,10 +111,10 @@ def cache_specs(cache: Cache | None) -> Cache | None:
 def _memory_specs(memory: Memory) -> Memory:
     slot, skipped = memory.slot, None
     if slot:
-        slot = Slot._make((_layer_specs(slot.layer), None if slot.dense is None else P()))
+        slot = Slot._make((_layer_specs(slot.layer), *map(_replicated, slot[1:])))
     if memory.skipped is not None:
         skipped = Skipped._make((P(None, AXIS), P(None, AXIS), P(), P()))
-    return Memory(slot, skipped)
+    return Memory(slot, skipped, _replicated(memory.adaptive))
 
 
 def _layer_specs(layer: LayerState) -> LayerState:
@@ -125,6 +125,10 @@ def _layer_specs(layer: LayerState) -> LayerState:
 
     specs = _by_head(layer._replace(change=None, bend=None))
     return specs._replace(change=change_specs(layer.change), bend=change_specs(layer.bend))
+
+
+def _replicated(tree: Tree) -> Tree:
+    return jax.tree.map(lambda _: P(), tree)
 
 
 def _by_head(tree: Tree) -> Tree:

@@ -19,10 +19,31 @@ class Slot(NamedTuple):
     Attributes:
         layer: block lists and residual cache.
         dense: whether a layer is dense in every step, bool [layers]; None if no layer is.
+        drift: relative error of the last sparse step's attention, float32 [layers, B]; None where no step is adaptive.
     """
 
     layer: LayerState
     dense: Array | None = None
+    drift: Array | None = None
+
+
+class Adaptive(NamedTuple):
+    """What adaptive steps have decided.
+
+    Attributes:
+        count: number of refreshes so far, int32.
+        last_step: index of the last refresh, int32.
+        last, previous: places of the last two refreshes on the clock of `Residual`, float32.
+        refreshed: whether a step was a refresh, bool [steps].
+        drift: drift measured in each sparse step, float32 [steps]; 0 for the others.
+    """
+
+    count: Array
+    last_step: Array
+    last: Array
+    previous: Array
+    refreshed: Array
+    drift: Array
 
 
 class Skipped(NamedTuple):
@@ -47,10 +68,12 @@ class Memory(NamedTuple):
     Attributes:
         slot: a `Slot`, the attention slot's state; () with dense attention.
         skipped: the state of step skipping; None without it.
+        adaptive: the state of adaptive steps; None without them.
     """
 
     slot: Any = ()
     skipped: Skipped | None = None
+    adaptive: Adaptive | None = None
 
 
 Cache = tuple[Memory, Memory]

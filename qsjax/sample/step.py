@@ -14,6 +14,7 @@ from qsjax.dit.blocks import Attention
 from qsjax.errors import InputError
 from qsjax.parallel import by_heads, by_tokens
 from qsjax.residual import Gains
+from qsjax.sample.adaptive import Limits, limits
 from qsjax.sample.gains import gains
 from qsjax.sample.schedule import sigmas, timesteps
 from qsjax.sample.skip import may_skip
@@ -50,6 +51,7 @@ class Step(NamedTuple):
         delta: next sigma minus this one.
         gains: extrapolation of the residual cache; None with dense attention.
         allowed: whether the step may be left out; None without step skipping.
+        limits: what decides an adaptive step; None without them.
     """
 
     index: Array
@@ -57,6 +59,7 @@ class Step(NamedTuple):
     delta: Array
     gains: Gains | None = None
     allowed: Array | None = None
+    limits: Limits | None = None
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Array, "B C T H W"]:
@@ -119,6 +122,7 @@ def schedule(plan: SamplingPlan) -> Step:
         timestep=jnp.asarray(timesteps(sigma)),
         delta=jnp.asarray(np.diff(sigma)),
         gains=None if plan.sparse is None else gains(plan.sparse, sigma),
+        limits=limits(plan.sparse, sigma) if plan.sparse and plan.sparse.drift else None,
         allowed=None if plan.skip is None else jnp.asarray(may_skip(plan.kinds, (REFRESH,))),
     )
 

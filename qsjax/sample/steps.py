@@ -1,21 +1,30 @@
-"""The denoising step of each kind: dense, refresh or sparse, each with optional step skipping."""
+"""The denoising step of each kind: dense, refresh, sparse, or adaptive, each but the last with optional step skipping."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import jax
 from jaxtyping import Array, Bool, Float
 
 from qsjax.dit import DiT, Modulation
-from qsjax.dit.blocks import Attention, Context
-from qsjax.residual import Gains, LayerState, refresh_attention, sparse_attention
+from qsjax.dit.blocks import Context
+from qsjax.dit.heads import HeadSource
+from qsjax.residual import Gains, Heads, LayerState, Made, refresh, sparse, to_make
+from qsjax.sample.adaptive import decided, is_due, present_gains
 from qsjax.sample.cache import where_it_belongs
+from qsjax.sample.drift import attention_drift
 from qsjax.sample.patterns import pattern_for, token_grid
 from qsjax.sample.skip import skipping
 from qsjax.sample.state import Blocks, Cache, Memory, Slot
 from qsjax.sample.step import Conditions, Step, euler_step
-from qsjax.settings import DENSE, REFRESH, SamplingPlan, SparsePlan
+from qsjax.settings import ADAPTIVE, DENSE, REFRESH, SPARSE, SamplingPlan, SparsePlan
+from qsjax.sparse import Pattern
+from qsjax.sparse.profile import profile_rows
+
+Out = TypeVar("Out")
 
 CACHE = 2
 """Position of the cache among a step's arguments after `plan` and `kind`. The cache may be overwritten: jit with
@@ -37,7 +46,7 @@ def denoise_step(
 
     Args:
         plan: the sampling plan.
-        kind: "dense", "refresh" or "sparse".
+        kind: "dense", "refresh", "sparse" or "adaptive".
         dit: the transformer.
         latents: latents before the step.
         cache: the cache from the previous step, or from `empty_cache`; None where the plan needs no cache.
@@ -48,12 +57,26 @@ def denoise_step(
     Returns:
         Latents and cache after the step.
     """
+    if kind == ADAPTIVE:
+        assert cache is not None  # the plan remembers
+        assert step.limits is not None  # `schedule` makes them for such a plan
+
+        def as_kind(kind: str) -> Callable[[], tuple[Array, Cache | None]]:
+            return lambda: denoise_step(
+                plan, kind, dit, latents, cache, step, conditions, axis=axis
+            )
+
+        due = is_due(step.limits, step.index, cache)
+        return jax.lax.cond(due, as_kind(REFRESH), as_kind(SPARSE))
     memories = (Memory(), Memory()) if cache is None else where_it_belongs(plan, cache)
     attention = None
     if kind != DENSE:
         assert plan.sparse is not None  # the only plans with other kinds
-        assert step.gains is not None  # `schedule` makes them for such a plan
-        attention = _attention(plan.sparse, kind, dit, latents.shape, step.gains, axis)
+        gains, adaptive = step.gains, memories[0].adaptive
+        if step.limits is not None and adaptive is not None:
+            gains = present_gains(step.limits, adaptive)
+        assert gains is not None  # `schedule` makes them for such a plan
+        attention = _Sparse(plan.sparse, kind, dit, latents.shape, gains, axis)
     writes = kind == REFRESH
     blocks = _blocks(dit, opens=attention is not None)
     if plan.skip is not None:
@@ -70,6 +93,9 @@ def denoise_step(
         attention=attention,
         axis=axis,
     )
+    if step.limits is not None and kind != DENSE:
+        cond, uncond = (decided(kind, step.limits, step.index, memory) for memory in memories)
+        memories = cond, uncond
     return latents, None if cache is None else memories
 
 
@@ -85,44 +111,92 @@ def _blocks(dit: DiT, *, opens: bool) -> Blocks:
     return blocks
 
 
-def _attention(
-    sparse: SparsePlan,
-    kind: str,
-    dit: DiT,
-    latents: tuple[int, ...],
-    gains: Gains,
-    axis: str | None,
-) -> Attention:
-    attend: Callable[..., tuple[Array, LayerState]] = (
-        partial(refresh_attention, axis=axis) if kind == REFRESH else sparse_attention
-    )
-    video, implementation = math.prod(token_grid(dit.config, latents)), dit.kernels.sparse_attention
+@dataclass(frozen=True)
+class _Sparse:
+    """Sparse attention for the slot, or a refresh of its lists and cache.
 
-    def attention(
+    Attributes:
+        sparse: the plan.
+        kind: "refresh" or "sparse".
+        dit: the transformer.
+        latents: shape of the latents.
+        gains: of the step.
+        axis: mesh axis of devices that share the heads.
+    """
+
+    sparse: SparsePlan
+    kind: str
+    dit: DiT
+    latents: tuple[int, ...]
+    gains: Gains
+    axis: str | None
+
+    def __call__(
+        self,
         q: Float[Array, "B L H D"],
         k: Float[Array, "B L H D"],
         v: Float[Array, "B L H D"],
         kv_valid: Bool[Array, "B L"],
         state: Slot,
     ) -> tuple[Array, Slot]:
-        pattern = pattern_for(sparse, dit.config, latents, q.shape[1] - video)
+        """See `qsjax.dit.blocks.Attention`."""
+        out, state = self._attend(
+            self._pattern(q.shape[1]),
+            Made(q, k, v, kv_valid),
+            lambda: self.dit.dense_attention(q, k, v, kv_valid, ())[0],
+            state,
+        )
+        if self.kind == REFRESH or state.drift is None:
+            return out, state
+        rows = profile_rows(self._video, self.sparse.sparsity.profiled_rows)
+        drift = attention_drift(q, k, v, kv_valid, out, rows, self.axis)
+        return out, state._replace(drift=drift)
+
+    def from_heads(
+        self, source: HeadSource, kv_valid: Bool[Array, "B L"], state: Slot
+    ) -> tuple[tuple[Array, ...], Slot]:
+        """See `qsjax.dit.blocks.ArrangingAttention`."""
+        pattern = self._pattern(kv_valid.shape[1])
+        heads = to_make(pattern, source, kv_valid, self.dit.kernels.sparse_attention)
+        # Drift is measured on rows of the model's own order, which heads that kernels arrange do not have.
+        measures = self.kind != REFRESH and state.drift is not None
+        if heads is None or measures:
+            out, state = self(*source.plain(), kv_valid, state)
+            return source.divided(out), state
+        return self._attend(
+            pattern,
+            heads,
+            lambda: self.dit.dense_attention.from_heads(source, kv_valid, ())[0],
+            state,
+        )
+
+    @property
+    def _video(self) -> int:
+        """Tokens of the video."""
+        return math.prod(token_grid(self.dit.config, self.latents))
+
+    def _pattern(self, tokens: int) -> Pattern:
+        return pattern_for(self.sparse, self.dit.config, self.latents, tokens - self._video)
+
+    def _attend(
+        self, pattern: Pattern, heads: Heads[Out], dense: Callable[[], Out], state: Slot
+    ) -> tuple[Out, Slot]:
+        attend: Callable[..., tuple[Out, LayerState]] = (
+            partial(refresh, axis=self.axis) if self.kind == REFRESH else sparse
+        )
         run = partial(
             attend,
             pattern,
-            sparse.residual,
-            gains,
-            scores=sparse.scores,
-            implementation=implementation,
+            self.sparse.residual,
+            self.gains,
+            heads,
+            state.layer,
+            scores=self.sparse.scores,
+            implementation=self.dit.kernels.sparse_attention,
         )
         if state.dense is None:
-            out, layer = run(q, k, v, kv_valid, state.layer)
+            out, layer = run()
             return out, state._replace(layer=layer)
-
-        def dense() -> tuple[Array, LayerState]:
-            return dit.dense_attention(q, k, v, kv_valid, ())[0], state.layer
-
-        out, layer = jax.lax.cond(state.dense, dense, lambda: run(q, k, v, kv_valid, state.layer))
+        out, layer = jax.lax.cond(state.dense, lambda: (dense(), state.layer), run)
         # A sparse step does not change the state: return the same object so that the scan skips the write-back.
-        return out, state._replace(layer=layer) if kind == REFRESH else state
-
-    return attention
+        return out, state._replace(layer=layer) if self.kind == REFRESH else state

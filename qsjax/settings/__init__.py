@@ -14,6 +14,7 @@ from qsjax.settings.residual import Policy as Policy
 from qsjax.settings.residual import PolicyName as PolicyName
 from qsjax.settings.residual import Residual as Residual
 from qsjax.settings.skip import Skip as Skip
+from qsjax.settings.sparse import ADAPTIVE as ADAPTIVE
 from qsjax.settings.sparse import DENSE as DENSE
 from qsjax.settings.sparse import KINDS as KINDS
 from qsjax.settings.sparse import REFRESH as REFRESH

@@ -39,6 +39,11 @@ class SamplingPlan:
             raise InputError(f"true_cfg={self.true_cfg}: must be at least 1, which switches it off")
         if not self.guidance >= 0:
             raise InputError(f"guidance={self.guidance}: must not be negative; HunyuanVideo uses 6")
+        if self.skip is not None and self.sparse is not None and self.sparse.drift:
+            raise InputError(
+                "sparse.drift and skip.threshold do not go together: a step that is left out has no attention to measure; take"
+                " one of them"
+            )
 
     @property
     def uses_negative(self) -> bool:
@@ -57,5 +62,5 @@ class SamplingPlan:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kind of every step: dense, refresh or sparse."""
+        """The kind of every step: dense, refresh, sparse or adaptive."""
         return (DENSE,) * self.steps if self.sparse is None else self.sparse.kinds(self.steps)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped
 
+from pallas_kernels import HeadLayout
 from qsjax.sparse.layout import Layout
 
 
@@ -70,6 +71,20 @@ class Orders:
             flat = first.restore(flat)
         flat = followed(flat, first.tokens, rest, first.tokens)
         return flat.reshape(*out.shape[:2], *flat.shape[1:])
+
+    def head_layout(self, text: int) -> HeadLayout | None:
+        """The rows of `queries` and `keys` for kernels that write them; None if their orders are none that those know."""
+        first, *others = self.layouts
+        known = [(first.grid[0], 1, 1)] if others else []
+        if first.tile != (1, 1, 1) or [one.tile for one in others] != known:
+            return None
+        return HeadLayout(
+            queries=first.slots,
+            keys=first.kv_slots + -(-text // first.block_kv) * first.block_kv,
+            text=first.kv_slots,
+            apart=True,
+            frames=first.grid[0] if others else 0,
+        )
 
     def _reordered(
         self,

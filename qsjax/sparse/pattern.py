@@ -86,7 +86,9 @@ class Pattern:
                 seen_keys(layout, seen, rows)
                 for layout, seen in zip(self.layouts, self._maps, strict=True)
             ]
-            return Choice(second=nearest_order(q[:, rows], k, v, kv_valid, keys))
+            # Cut one by one: indexing with all of them would bring every head to another layout of memory first.
+            few = jnp.concatenate([q[:, row : row + 1] for row in rows.tolist()], axis=1)
+            return Choice(second=nearest_order(few, k, v, kv_valid, keys))
         if self.frozen:
             return Choice()
         config, (layout,) = self.config, self.layouts

@@ -27,9 +27,15 @@ def profile_rows(tokens: int, count: int) -> np.ndarray:
 
 def seen_keys(layout: Layout, seen: Bool[np.ndarray, "Q K"], rows: np.ndarray) -> np.ndarray:
     """The video keys, in the model's order, that each of the rows sees under a block map, bool [rows, N]."""
+    slots = token_slots(layout)
+    return seen[slots[rows] // layout.block_q][:, slots // layout.block_kv]
+
+
+def token_slots(layout: Layout) -> np.ndarray:
+    """The slot of every token of the video, int64 [N]."""
     slots = np.empty(layout.tokens, np.int64)
     slots[layout.order[layout.valid]] = np.flatnonzero(layout.valid)
-    return seen[slots[rows] // layout.block_q][:, slots // layout.block_kv]
+    return slots
 
 
 def nearest_order(

@@ -1,5 +1,6 @@
 """Prompts to the text input of the DiT: text states of the LLaMA and the pooled vector of the CLIP."""
 
+import operator
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,20 +8,22 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from qsjax.checkpoint import Manifest, restore
+from qsjax.checkpoint import Manifest, StoredRows, restore
 from qsjax.config import from_mapping, nearest
 from qsjax.errors import CheckpointError, InputError
 from qsjax.text.clip import Clip
 from qsjax.text.config import ClipConfig, LlamaConfig
-from qsjax.text.int8 import restore_int8
+from qsjax.text.int8 import restore_int8, store_int8
 from qsjax.text.llama import Llama
 from qsjax.text.template import PromptTemplate
 from qsjax.text.tokenize import PromptTokenizer, require_tokens, warn_if_truncated
 
+_TABLE = "embed.embedding"
 Model = TypeVar("Model", Llama, Clip)
 Config = TypeVar("Config", LlamaConfig, ClipConfig)
 
@@ -52,10 +55,12 @@ class TextEncoder:
         llama_tokenizer: of window `template.window`.
         clip_tokenizer: of window `clip.config.max_position_embeddings` or less.
         template: what surrounds a prompt for the LLaMA; the CLIP reads it bare.
+        embed: rows of the LLaMA's embedding by token id, on the host; None takes them from `llama.embed`. The table is
+            never on the device for them: a prompt needs a few hundred of its 128,320 rows.
 
     Raises:
         CheckpointError: tokenizers and models do not belong together.
-        InputError: the LLaMA tokenizer's window is not the template's.
+        InputError: the LLaMA tokenizer's window is not the template's, or no embeddings are there.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class TextEncoder:
         llama_tokenizer: PromptTokenizer,
         clip_tokenizer: PromptTokenizer,
         template: PromptTemplate,
+        embed: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.llama, self.clip, self.template = llama, clip, template
         self._llama_tokenizer, self._clip_tokenizer = llama_tokenizer, clip_tokenizer
@@ -82,6 +88,7 @@ class TextEncoder:
                 f"the CLIP tokenizer does not end a text with token {eos}, which the model pools; "
                 f"convert again with the tokenizer of this CLIP"
             )
+        self.embed = _table(llama) if embed is None else embed
 
     @classmethod
     def load(
@@ -97,7 +104,8 @@ class TextEncoder:
         Args:
             directory: the checkpoint.
             dtype: of parameters and activations; None takes that of the stored embeddings.
-            storage: "int8" holds linear weights as 8-bit integers (half the memory of bfloat16); None as `dtype`.
+            storage: "int8" holds linear weights as 8-bit integers (half the memory of bfloat16); None as they are stored, in
+                8 bits or else in `dtype`.
             progress: show a bar while reading.
 
         Raises:
@@ -117,12 +125,14 @@ class TextEncoder:
             tokenizers / "clip", length=clip_config.max_position_embeddings
         )
         read = partial(_read_model, manifest, dtype=dtype, storage=storage, progress=progress)
+        shape = (llama_config.vocab_size, llama_config.hidden_size)
         return cls(
             read("llama", Llama, llama_config),
             read("clip", Clip, clip_config),
             llama_tokenizer=llama_tokenizer,
             clip_tokenizer=clip_tokenizer,
             template=template,
+            embed=StoredRows(manifest, "llama", _TABLE, shape),
         )
 
     def __call__(self, prompts: Sequence[str]) -> EncodedPrompt:
@@ -151,28 +161,25 @@ class TextEncoder:
         require_tokens(prompts, words, encoder="the CLIP text encoder")
         warn_if_truncated(prompts, tokens, encoder="the LLaMA text encoder", crop_start=crop)
         warn_if_truncated(prompts, words, encoder="the CLIP text encoder")
-        return encode(
-            self.llama,
-            self.clip,
-            jnp.asarray(tokens.ids),
-            jnp.asarray(tokens.mask),
-            jnp.asarray(words.ids),
-            crop_start=crop,
-        )
+        embedded = self.embed(tokens.ids).astype(self.llama.dtype)
+        arrays = jax.device_put((embedded, tokens.mask, words.ids))
+        return encode(self.llama, self.clip, *arrays, crop_start=crop)
 
 
 @partial(jax.jit, static_argnames="crop_start")
 def encode(
     llama: Llama,
     clip: Clip,
-    ids: Int[Array, "B S"],
+    embedded: Float[Array, "B S D"],
     mask: Bool[Array, "B S"],
     clip_ids: Int[Array, "B C"],
     *,
     crop_start: int,
 ) -> EncodedPrompt:
-    """Run both encoders on tokens and drop the first `crop_start` positions of the LLaMA's states and mask."""
-    return EncodedPrompt(llama(ids, mask)[:, crop_start:], mask[:, crop_start:], clip(clip_ids))
+    """Run both encoders on embedded and on bare tokens, and drop the first `crop_start` positions of the LLaMA's states and mask."""
+    return EncodedPrompt(
+        llama.states(embedded, mask)[:, crop_start:], mask[:, crop_start:], clip(clip_ids)
+    )
 
 
 def abstract_prompt(
@@ -209,14 +216,29 @@ def _read_model(
     progress: bool,
 ) -> Model:
     chosen = jnp.dtype(_stored_dtype(manifest, component) if dtype is None else dtype)
-    read = restore if storage is None else restore_int8
-    return read(
-        manifest,
-        component,
-        nnx.eval_shape(lambda: make(config, dtype=chosen, rngs=nnx.Rngs(0))),
-        dtype=chosen,
-        progress=progress,
-    )
+    module = nnx.eval_shape(lambda: make(config, dtype=chosen, rngs=nnx.Rngs(0)))
+    if isinstance(module, Llama):
+        del module.embed  # its rows are read when a prompt needs them
+    wanted = partial(operator.ne, _TABLE)
+    stored = manifest.component(component).storage
+    if stored is None and storage is not None:
+        return restore_int8(
+            manifest, component, module, dtype=chosen, wanted=wanted, progress=progress
+        )
+    if stored is not None:
+        module = nnx.eval_shape(store_int8, module)
+    # The module has the dtypes: scales are float32 whatever the activations are.
+    return restore(manifest, component, module, wanted=wanted, progress=progress)
+
+
+def _table(llama: Llama) -> Callable[[np.ndarray], np.ndarray]:
+    """The rows of a LLaMA's own table."""
+    if not hasattr(llama, "embed"):
+        raise InputError(
+            "this LLaMA has no table of embeddings; give a function that finds their rows"
+        )
+    table = np.asarray(llama.embed.embedding[...])
+    return lambda ids: table[ids]
 
 
 def _read_config(manifest: Manifest, component: str, kind: type[Config]) -> Config:

@@ -1,10 +1,11 @@
 """Weight-only int8 storage of the text encoders' linear layers.
 
 Each output channel has a scale: w[:, n] ~ scale[n] * q[:, n], q = round(w / scale), scale = max |w[:, n]| / 127.
-The 8B LLaMA then takes 7.6 GB of memory instead of 14.1 in bfloat16. Weights become floating point one layer at a time,
+The 8B LLaMA then takes 6.5 GB of memory instead of 13.1 in bfloat16. Weights become floating point one layer at a time,
 inside the scan over layers; activations, norms and embeddings stay as they are.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -75,6 +76,7 @@ def restore_int8(
     module: Module,
     *,
     dtype: DTypeLike | None = None,
+    wanted: Callable[[str], bool] | None = None,
     progress: bool = False,
 ) -> Module:
     """Load a component as `restore` does, quantizing each linear layer as it comes off the disk.
@@ -86,13 +88,14 @@ def restore_int8(
         component: "llama" or "clip".
         module: the floating-point one, without values (`nnx.eval_shape`); not changed.
         dtype: of the parameters that stay floating; None keeps the module's.
+        wanted: says of a leaf's name whether it is read, for a module that is a part of the component; None reads all.
         progress: show a bar, in items.
 
     Raises:
         CheckpointError: a parameter is missing, surplus or of another shape.
     """
     shapes = {name: leaf.shape for name, leaf in parameters(module).items()}
-    places = find_places(manifest, component, shapes)
+    places = find_places(manifest, component, shapes, wanted)
     module = nnx.eval_shape(store_int8, module)
     abstract = parameters(module)
     arrays = {
@@ -102,9 +105,14 @@ def restore_int8(
         )
         for name, leaf in abstract.items()
     }
-    items = manifest.component(component).items
+    items: dict[str, list[str]] = {}
+    for item, leaf in places:
+        items.setdefault(item, []).append(leaf)
+
+    def read(item: str) -> dict[str, Array]:
+        return load_item(manifest, component, item, None if wanted is None else items[item])
+
     with Progress(len(items), f"load {component}", unit="item", enabled=progress) as bar:
-        read = partial(load_item, manifest, component)
         for item, leaves in zip(items, read_ahead(read, items), strict=True):
             for leaf, value in leaves.items():
                 name, row = places[item, leaf].parameter, np.int32(places[item, leaf].start)

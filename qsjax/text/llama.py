@@ -61,6 +61,8 @@ class LlamaLayer(nnx.Module):
 class Llama(nnx.Module):
     """Token ids to text states.
 
+    `embed` may be deleted where the rows of its table are gathered elsewhere: then `states` runs what is left.
+
     Args:
         config: shape of the original; only `config.num_used_layers` layers are made.
         dtype: of parameters and activations; norms' statistics, softmax and rotary tables are float32.
@@ -76,7 +78,7 @@ class Llama(nnx.Module):
         self.layers = stacked(
             lambda rngs: LlamaLayer(config, dtype=dtype, rngs=rngs), config.num_used_layers, rngs
         )
-        self.config = config
+        self.config, self.dtype = config, jnp.dtype(dtype)
 
     def __call__(self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
         """`hidden_states[-3]` of the original.
@@ -88,11 +90,14 @@ class Llama(nnx.Module):
         Returns:
             States in the model's dtype; rows of padding are finite but mean nothing.
         """
-        x = self.embed(ids)
+        return self.states(self.embed(ids), mask)
+
+    def states(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+        """The same from the tokens' embeddings, in the model's dtype; `embed` is not needed."""
         cos, sin = (
             jnp.asarray(table, x.dtype)
             for table in rotary_tables(
-                ids.shape[1], self.config.head_dim, theta=self.config.rope_theta
+                x.shape[1], self.config.head_dim, theta=self.config.rope_theta
             )
         )
         return run(self.layers, x, cos, sin, causal_mask(mask))

@@ -5,11 +5,11 @@ The text is cut from a real program: a block of HunyuanVideo-13B for a v5e.
 
 import pytest
 
-from qsjax.bench import step_parts
 from qsjax.bench.hlo import bytes_of, elements, parse
 from qsjax.bench.hlo_run import executed
 from qsjax.bench.hlo_sources import sources
 from qsjax.bench.step_parts import Kernel, read
+from qsjax.budget import parts
 
 BODY = "jit(denoise_step)/while/body/closed_call"
 TEXT = """HloModule jit_denoise_step, is_scheduled=true
@@ -110,6 +110,11 @@ def test_kernels_are_those_of_pallas():
     moved = 256 * 128 + 4 * 256 + 2 * 256 * 512
     path = "linear1/quantize_tokens"
     assert kernel == Kernel("single", "token quantization", path, 1.0, 256 * 128, moved, 700)
+    told = TEXT.replace(
+        'custom_call_target="tpu_custom_call",',
+        'custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[1,256,512]{2,1,0}, f32[], s8[4]{0}},',
+    )
+    assert read(told, depth=3).kernels[0].operands == ((1, 256, 512), (), (4,))
 
 
 def test_loops_run_as_often_as_their_conditions_say():
@@ -153,7 +158,7 @@ def test_without_sources_nothing_is_lost():
         block: sum(parts.values()) for block, parts in known.items()
     }
     assert found["single"]["products"] == 1000
-    assert set(found["single"]) <= set(step_parts.PARTS)
+    assert set(found["single"]) <= set(parts.PARTS)
 
 
 def test_sizes_of_types():

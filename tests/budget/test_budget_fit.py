@@ -32,8 +32,8 @@ def totals(run):
 def test_the_stages_of_hunyuan_video(run):
     found = totals(run)
     assert list(found) == ["text encoders", "transformer", "autoencoder"]
-    # 7.07e9 parameters of the language model's thirty used layers and its embeddings, 0.12e9 of the CLIP.
-    assert found["text encoders"] == pytest.approx(2 * 7.19e9, rel=0.01)
+    # 6.54e9 parameters of the language model's thirty used layers, whose embeddings stay on the host; 0.12e9 of the CLIP.
+    assert found["text encoders"] == pytest.approx(2 * 6.67e9, rel=0.01)
     small = totals(replace(run, text_storage="int8"))
     assert 0.5 < small["text encoders"] / found["text encoders"] < 0.6
     assert small["transformer"] == found["transformer"]

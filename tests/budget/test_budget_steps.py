@@ -14,7 +14,7 @@ from pallas_kernels.block_sparse_attention import tpu as attention_tpu
 from pallas_kernels.deviceless import missing
 from pallas_kernels.targets import TARGETS
 from qsjax.budget.compiled import compile_steps
-from qsjax.budget.steps import executed_density
+from qsjax.budget.steps import describe, executed_density
 from qsjax.budget.weights import Weights
 from qsjax.cli import main
 from qsjax.dit import DiTConfig
@@ -99,6 +99,31 @@ def test_a_sampling_recipe_is_planned_with_its_weights(capsys):
     text = capsys.readouterr().out
     assert "steps by kind" in text
     assert "recipe bf16" in text
+
+
+def test_adaptive_steps_are_planned_as_the_refreshes_that_they_may_be(capsys):
+    size = ("--height", "480", "--width", "832", "--frames", "61", "--device", "v5e-1")
+    changed = ("--recipe", "quantsparse-w4a8-d15", "--sparse.drift", "0.1")
+    kinds = plan_json(capsys, *changed, *size)["steps_by_kind"]
+    assert {kind: row["steps"] for kind, row in kinds.items()} == {
+        "dense": 4, "refresh": 1, "adaptive": 45,
+    }  # fmt: skip
+    assert kinds["adaptive"]["flops"] == kinds["refresh"]["flops"]
+
+
+def test_a_sentence_about_a_run_whose_refreshes_are_not_known():
+    sparsity = Sparsity(mask="band", density=0.25, block=16)
+    plan = SamplingPlan(steps=9, sparse=SparsePlan(sparsity=sparsity, dense_steps=3))
+
+    def sentence(**changes):
+        changed = replace(plan, sparse=replace(plan.sparse, **changes))
+        return describe(SMALL, changed, (1, 16, 4, 16, 16), 16)
+
+    assert "2 dense, 2 refreshing and 5 sparse steps" in sentence()
+    assert "2 dense, at most 4 refreshing and 3 sparse steps" in sentence(drift=0.1)
+    assert "2 dense, at most 3 refreshing and 4 sparse steps" in sentence(
+        drift=0.1, least_interval=3
+    )
 
 
 def test_an_assumed_target_is_current_only_inside():

@@ -198,6 +198,6 @@ def test_the_loaded_model_runs(checkpoint, made, whole):
     loaded, exact = (run(load_dit(path, dtype=jnp.float32)) for path in (whole, checkpoint))
     assert loaded.shape == given.latents.shape
     np.testing.assert_array_equal(loaded, run(made))
-    # 0.24 when all is rounded to nearest, 0.16 here; without the rotations of one layer it is 0.6.
+    # Training beats rounding to nearest, which is 0.24; 0.16 here; without the rotations of one layer it is 0.6.
     distance = float(jnp.linalg.norm(loaded - exact) / jnp.linalg.norm(exact))
-    assert 0.05 < distance < 0.3
+    assert 0.05 < distance < 0.2

@@ -6,14 +6,23 @@ import shutil
 import threading
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
+from compilations import compilations
 from flax import nnx
 
-from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, load_item, restore
-from qsjax.checkpoint.restore import ITEMS_AHEAD, read_ahead
+from qsjax.checkpoint import (
+    MANIFEST,
+    CheckpointWriter,
+    Manifest,
+    StoredRows,
+    load_item,
+    restore,
+)
+from qsjax.checkpoint.restore import ITEMS_AHEAD, _aligned, read_ahead
 from qsjax.errors import CheckpointError, InputError
 
 
@@ -68,6 +77,74 @@ def test_round_trip_stacks_blocks_and_joins_rows(tmp_path):
         model.blocks.proj.kernel.get_value()[1], tree["blocks.1.proj.kernel"]
     )
     np.testing.assert_array_equal(model.tail[0].bias.get_value(), tree["tail.0.bias"])
+
+
+def test_rows_are_read_from_the_pieces_that_hold_them(tmp_path, monkeypatch):
+    tree, manifest = leaves(), write(tmp_path / "ckpt", leaves())
+    rows, read = StoredRows(manifest, "model", "embed", (6, 3)), []
+    found = rows._read
+
+    def counting(piece, numbers):
+        read.append((piece.item, list(numbers)))
+        return found(piece, numbers)
+
+    monkeypatch.setattr(rows, "_read", counting)
+    np.testing.assert_array_equal(rows(np.array([[1, 3], [3, 1]])), tree["embed"][[[1, 3], [3, 1]]])
+    np.testing.assert_array_equal(rows(np.array([5, 1])), tree["embed"][[5, 1]])
+    assert read == [
+        ("a", [1, 3]),
+        ("b", [1]),
+    ]  # numbers within the piece; what is known is not read again
+    assert rows(np.array([0])).dtype == rows.dtype == jnp.bfloat16
+
+
+def test_rows_that_are_not_there_are_refused(tmp_path):
+    manifest = write(tmp_path / "ckpt", leaves())
+    with pytest.raises(CheckpointError, match="the rows of embed from 6 on are missing"):
+        StoredRows(manifest, "model", "embed", (7, 3))
+    with pytest.raises(CheckpointError, match="the rows of embed from 0 on are missing"):
+        StoredRows(manifest, "model", "embed", (6, 4))
+    rows = StoredRows(manifest, "model", "embed", (6, 3))
+    shutil.rmtree(tmp_path / "ckpt" / "model" / "b")
+    assert rows(np.array([3])).shape == (1, 3)
+    with pytest.raises(CheckpointError, match="rows of embed cannot be read"):
+        rows(np.array([4]))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("ocdbt", [False, True])
+@pytest.mark.parametrize("zarr3", [False, True])
+def test_rows_are_found_in_every_layout_of_orbax(tmp_path, compressed, ocdbt, zarr3):
+    context = ocp.Context()
+    saving = context.array.saving
+    saving.use_compression, saving.use_ocdbt, saving.use_zarr3 = compressed, ocdbt, zarr3
+    table = leaves()["embed"]
+    write(tmp_path / "ckpt", leaves())
+    for item, rows in (("a", table[:4]), ("b", table[4:])):
+        place = tmp_path / "ckpt" / "model" / item
+        shutil.rmtree(place)
+        with context:
+            ocp.save(place, {"embed": rows})
+    rows = StoredRows(Manifest.read(tmp_path / "ckpt"), "model", "embed", (6, 3))
+    np.testing.assert_array_equal(rows(np.arange(6)), table)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_what_is_loaded_on_a_cpu_is_not_copied(dtype):
+    array = _aligned((300, 201), jnp.dtype(dtype))
+    array[...] = 3
+    placed = jax.device_put(array)
+    assert (placed.shape, placed.dtype) == ((300, 201), jnp.dtype(dtype))
+    np.testing.assert_array_equal(np.asarray(placed, np.float32), 3)
+    if dtype != "int4":  # XLA packs those
+        assert placed.unsafe_buffer_pointer() == array.ctypes.data
+
+
+def test_loading_compiles_nothing_on_a_cpu(tmp_path):
+    manifest = write(tmp_path / "ckpt", leaves())
+    with compilations() as programs:
+        restore(manifest, "model", abstract(), dtype=jnp.dtype("float32"))
+    assert not programs
     assert not (tmp_path / "ckpt.tmp").exists()
 
 

@@ -9,6 +9,7 @@ import pytest
 from evaluate_models import SMALL
 
 import qsjax
+from qsjax.errors import InputError
 from qsjax.experiments.row import select
 from qsjax.experiments.sparse import SparseExperiment, SparseReport, sparse_grid
 from qsjax.experiments.sparse.grid import COMPARED, SparseRow
@@ -91,6 +92,16 @@ def test_a_second_run_repeats_nothing(pipeline, finished):
     assert tables_text(after) == tables_text(before)
 
 
+def test_captions_of_another_part_of_the_stream(pipeline, finished, tmp_path):
+    before = finished[1]
+    later = experiment(pipeline, tmp_path, first_caption=1)
+    assert later.captions[0] == before.captions[1]
+    assert later.facts["first_caption"] == 1
+    assert "first_caption" not in before.facts
+    with pytest.raises(InputError):
+        experiment(pipeline, tmp_path, first_caption=-1)
+
+
 def test_rows_of_the_same_programs_follow_each_other(pipeline, finished, tmp_path, monkeypatch):
     made, done = experiment(pipeline, tmp_path), []
 
@@ -160,3 +171,18 @@ def test_errors_that_add_up(finished):
     ]
     # 1 and 0.5 clip by clip; 0.25 over 0.15 + 0.2 of the means.
     assert "sum of the parts: 0.75 +- 0.25 clip by clip, 0.71 of the means" in tables_text(made)
+
+
+def test_latent_errors_of_placements_clip_by_clip(finished):
+    _, _, outcomes = finished
+    row = outcomes[0].row
+    made = [
+        outcomes[0]._replace(row=replace(row, group="placement", label=label), latents=latents)
+        for label, latents in (("now", np.array([0.1, 0.4])), ("then", np.array([0.1, 0.2])))
+    ]
+    # 0 and -0.2; log 1 and log 1/2.
+    text = tables_text(made)
+    assert [cell.strip() for cell in text.split("| then |")[2].splitlines()[0].split("|")[:2]] == [
+        "-0.1000 +- 0.1000",
+        "-0.35 +- 0.35",
+    ]

@@ -19,6 +19,7 @@ from pallas_kernels.block_sparse_attention.case import AttentionCase
 from pallas_kernels.block_sparse_attention.tiles import steps_apart
 from pallas_kernels.deviceless import missing
 from pallas_kernels.estimate import NoEstimateError, estimate, instruction_cycles
+from pallas_kernels.merge_heads.bench import MergeCase
 from pallas_kernels.quantize_tokens.bench import TokensCase
 from pallas_kernels.quantized_matmul.bench import MatmulCase
 from pallas_kernels.roofline import Peaks, Work, random_like
@@ -89,6 +90,12 @@ def test_work_of_rotary_heads():
     work = RotaryCase(25216, 256, 24, 128, 12288, "tpu").work
     assert work.bytes == 2 * 2 * 25216 * 9216 + 2 * 4 * 24960 * 128
     assert work.seconds(Peaks.of(V5E)) == work.bytes / 819e9
+
+
+def test_work_of_merge_heads():
+    work = MergeCase(24960, 256, 24, 128, 16, "tpu").work
+    assert work.bytes == 2 * 2 * 25216 * 3072
+    assert work.bound(Peaks.of(V5E)) == "memory"
 
 
 def test_work_and_steps_of_attention():

@@ -29,14 +29,26 @@ from pallas_kernels.quantized_matmul.operands import MatmulOperands
 from pallas_kernels.quantized_matmul.tiles import TABLE, Tiles, tpu_bytes, tpu_tiles
 from pallas_kernels.targets import TARGETS
 
-# A kernel and the shapes of its operands are compiled once; lists, masks and values are data.
-attend = jax.jit(block_sparse_attention, static_argnames=("return_lse", "scores", "implementation"))
+_attend = jax.jit(
+    block_sparse_attention, static_argnames=("return_lse", "scores", "implementation")
+)
 refresh = jax.jit(attention_with_residual, static_argnames="implementation")
 
 INTERPRET = TARGETS["interpret"]
 BOTH = pytest.mark.parametrize("kernel", ["tpu", "gpu"])
 LAYOUT = {"tpu": "bytes", "gpu": "bytes_transposed"}
 LENGTH, HEADS, SIZE = 300, 2, 128
+
+
+def attend(q, k, v, blocks, *, kv_valid, implementation, cache=None, scores="float"):
+    """Output and log-sum-exp. A kernel and the shapes of its operands are compiled once; lists, masks and values are data.
+
+    All calls name the same arguments: one that is left out is another program to `jax.jit` than one that is given.
+    """
+    return _attend(
+        q, k, v, blocks, kv_valid=kv_valid, cache=cache, scores=scores, return_lse=True,
+        implementation=implementation,
+    )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -175,14 +187,17 @@ TIGHT = {"atol": 16 * float32_sum(LENGTH), "rtol": 8 * float32_sum(LENGTH)}
 
 
 @BOTH
-@pytest.mark.parametrize(("samples", "heads"), [(1, HEADS), (2, 1), (2, HEADS)])
-def test_attention(kernel, samples, heads):
+@pytest.mark.parametrize(
+    ("samples", "heads", "densities"),
+    [(1, HEADS, [0.3]), (2, 1, [0.3]), (2, HEADS, [0.0, 0.3, 1.0])],
+)
+def test_attention(kernel, samples, heads, densities):
     """Lists that samples or heads share, and lists of their own; those that all share are in the test of some queries."""
     q, k, v, valid = attention_operands()
-    for density in (0.0, 0.3, 1.0):
+    for density in densities:
         blocks = lists(density, samples=samples, heads=heads)
         found, expected = (
-            attend(q, k, v, blocks, kv_valid=valid, return_lse=True, implementation=name)
+            attend(q, k, v, blocks, kv_valid=valid, implementation=name)
             for name in (f"{kernel}@interpret", "reference")
         )
         for one, other in zip(found, expected, strict=True):
@@ -199,9 +214,7 @@ def test_attention_with_and_without_a_bound_of_the_scores(scores):
     products = jnp.einsum("bqhd,bkhd->bhqk", q, k)
     assert (products.max(axis=-1) < bound).all()
     found, expected = (
-        attend(
-            q, k, v, lists(0.7), kv_valid=valid, scores=scores, return_lse=True, implementation=name
-        )
+        attend(q, k, v, lists(0.7), kv_valid=valid, scores=scores, implementation=name)
         for name in ("tpu@interpret", "reference")
     )
     for one, other in zip(found, expected, strict=True):
@@ -211,18 +224,17 @@ def test_attention_with_and_without_a_bound_of_the_scores(scores):
 @BOTH
 @pytest.mark.parametrize(
     ("kind", "rank"),
-    [
-        *(("additive", 0), ("additive_int8", 16), ("complement", 16)),
-        *(("following_int8", 0), ("following_int8", 16)),
-    ],
+    [("additive", 16), ("additive_int8", 0), ("complement", 0), ("following_int8", 16)],
 )
 def test_attention_applies_the_cache(kernel, kind, rank):
+    """Both stores with and without factors, and every kind; a complement with factors is in the test of int8 scores."""
     q, k, v, valid = attention_operands()
     found, expected = (
         attend(q, k, v, lists(), kv_valid=valid, cache=cache(kind, rank), implementation=name)
         for name in (f"{kernel}@interpret", "reference")
     )
-    np.testing.assert_allclose(found, expected, **TIGHT)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, **TIGHT)
 
 
 @BOTH
@@ -232,7 +244,7 @@ def test_attention_with_int8_scores(kernel, kind):
     found, expected = (
         attend(
             q, k + 3.0, v, lists(), kv_valid=valid, cache=kind and cache(kind, 16), scores="int8",
-            return_lse=True, implementation=name,
+            implementation=name,
         )
         for name in (f"{kernel}@interpret", "reference")
     )  # fmt: skip
@@ -248,7 +260,7 @@ def test_attention_of_some_of_the_queries(kernel):
         block_map = np.array(listed, bool)[None, None]
         rows = BlockLists.from_block_map(block_map, block_q=128, block_kv=128, longest=3)
         found, expected = (
-            attend(q[:, -140:], k, v, rows, kv_valid=valid, return_lse=True, implementation=name)
+            attend(q[:, -140:], k, v, rows, kv_valid=valid, implementation=name)
             for name in (f"{kernel}@interpret", "reference")
         )
         for one, other in zip(found, expected, strict=True):
@@ -302,14 +314,10 @@ def test_the_gpu_kernel_walks_blocks_of_any_size(block_q, block_kv):
 )
 def test_attention_over_any_lists(kernel, density, loud, seed):
     q, k, v, valid = attention_operands()
-    # With the log-sum-exp, which is compiled for another test.
     (found, _), (expected, _) = (
-        attend(
-            loud * q, k, v, lists(density, seed=seed), kv_valid=valid, return_lse=True,
-            implementation=name,
-        )
+        attend(loud * q, k, v, lists(density, seed=seed), kv_valid=valid, implementation=name)
         for name in (f"{kernel}@interpret", "reference")
-    )  # fmt: skip
+    )
     # Scores of size `loud` have rounding errors of that size, which the softmax passes on.
     np.testing.assert_allclose(found, expected, atol=TIGHT["atol"] * max(1, loud))
 

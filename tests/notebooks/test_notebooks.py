@@ -1,5 +1,11 @@
-"""The notebooks: each is what its text source says and holds no outputs. They run in tests/end_to_end."""
+"""The notebooks: each is what its text source says, holds no outputs, and names what is there.
 
+They run in `pytest -m slow tests/end_to_end/test_whole_runs.py`.
+"""
+
+import ast
+import importlib
+import inspect
 import json
 import re
 import subprocess
@@ -60,6 +66,56 @@ def test_a_notebook_is_plain_python(name):
     for cell in of_notebook(name):
         if cell.kind == "code":
             compile(cell.source, name, "exec")  # magics are none
+
+
+OURS = ("qsjax", "convert", "pallas_kernels")
+
+
+def is_ours(module):
+    return module.partition(".")[0] in OURS
+
+
+def imported(name):
+    """What a notebook takes from our packages, by its name there."""
+    trees = [ast.parse(cell.source) for cell in of_notebook(name) if cell.kind == "code"]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    found = {}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and is_ours(node.module):
+            module = importlib.import_module(node.module)
+            found |= {one.asname or one.name: getattr(module, one.name) for one in node.names}
+        if isinstance(node, ast.Import):
+            ours = [one.name for one in node.names if is_ours(one.name)]
+            found |= {one: importlib.import_module(one) for one in ours}
+    return nodes, found
+
+
+def called(node, found):
+    """The function of ours that a call names, or None."""
+    chain, target = [], node.func
+    while isinstance(target, ast.Attribute):
+        chain.append(target.attr)
+        target = target.value
+    if not isinstance(target, ast.Name) or target.id not in found:
+        return None
+    function = found[target.id]
+    for attribute in reversed(chain):
+        function = getattr(function, attribute)
+    return function
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_names_what_is_there(name):
+    """Imports, attributes of our modules, and the arguments' names of calls."""
+    nodes, found = imported(name)
+    calls = [(called(node, found), node) for node in nodes if isinstance(node, ast.Call)]
+    calls = [(function, node) for function, node in calls if function is not None]
+    assert len(calls) >= 3
+    for function, node in calls:
+        given = {keyword.arg for keyword in node.keywords if keyword.arg}
+        parameters = inspect.signature(function).parameters
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            assert given <= set(parameters), ast.unparse(node)
 
 
 def test_all_install_alike():

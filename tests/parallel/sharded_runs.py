@@ -1,5 +1,6 @@
 """Runs of a small random transformer on eight devices of one CPU, and the same on one: prints JSON. Started by the tests."""
 
+import gc
 import json
 import re
 import sys
@@ -25,6 +26,7 @@ from qsjax.sample import (
     denoise,
     denoise_step,
     empty_cache,
+    executed_kinds,
     initial_noise,
     prepare,
     schedule,
@@ -55,8 +57,9 @@ PLANS = {
     "sparse": SamplingPlan(
         steps=6, shift=3.0, true_cfg=2.0, skip=Skip(threshold=0.6), sparse=SPARSE
     ),
+    "adaptive": SamplingPlan(steps=4, shift=3.0, sparse=replace(SPARSE, drift=1e-3)),
 }
-WAYS = {"dense": ((1, False), (8, True), (3, True)), "integers": ((8, False), (8, True)), "sparse": ((1, False), (8, False))}  # fmt: skip
+WAYS = {"dense": ((1, False), (8, True), (3, True)), "integers": ((8, False), (8, True)), "sparse": ((1, False), (8, False)), "adaptive": ((1, False), (8, False))}  # fmt: skip
 """Devices, and whether they share the weights. Three do not divide eight heads and gather the tokens. Integers are rounded to otherwise among other partial sums, and compared on as many."""
 
 
@@ -154,6 +157,8 @@ def run(plan: SamplingPlan, dit: DiT, devices: int, cut: bool) -> dict:
         "full_size": found,
         "whole_stacks": stacks,
         "share": share(dit),
+        "kinds": executed_kinds(plan, cache),
+        "drift": None if cache is None or cache[0].adaptive is None else np.asarray(cache[0].adaptive.drift).tolist(),
         "skipped": None if plan.skip is None else int(cache[0].skipped.count),
         "values": None if plan.sparse is None else list(cache[0].slot.layer.cached.values.sharding.shard_shape(cache[0].slot.layer.cached.values.shape)),
     }  # fmt: skip
@@ -211,7 +216,12 @@ def tiles(checkpoint: str) -> dict:
 
 
 if __name__ == "__main__":
-    models = {"integers": model("w4a8"), "sparse": model(config=CONFIG)}
+    gc.set_threshold(50_000, 20, 50)  # as in conftest.py
+    models = {
+        "integers": model("w4a8"),
+        "sparse": model(config=CONFIG),
+        "adaptive": model(config=CONFIG),
+    }
     floats = model()
     report: dict[str, Any] = {
         name: [run(plan, models.get(name, floats), *way) for way in WAYS[name]]

@@ -36,7 +36,7 @@ def runs(tiny_checkpoint):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", [*PLANS, "integers"])
+@pytest.mark.parametrize("name", [*PLANS, "integers", "adaptive"])
 def test_several_devices_sample_what_one_does(runs, name):
     one, *others = runs[name]
     expected = np.array(one["latents"])
@@ -50,6 +50,14 @@ def test_several_devices_sample_what_one_does(runs, name):
 def test_no_device_has_the_tokens_of_the_whole_video(runs, name):
     eight = runs[name][1]
     assert set(eight["full_size"]) == ({"dense"} if name == "dense" else {"refresh", "sparse"})
+    assert not any(eight["full_size"].values())
+
+
+def test_all_devices_decide_alike_which_steps_are_refreshes(runs):
+    one, eight = runs["adaptive"]
+    assert one["kinds"] == eight["kinds"] == ["refresh", "sparse", "refresh", "sparse"]
+    assert one["drift"][1] > 1e-3
+    np.testing.assert_allclose(eight["drift"], one["drift"], rtol=1e-3)
     assert not any(eight["full_size"].values())
 
 

@@ -53,13 +53,17 @@ def prompt(seed, length=5):
     )
 
 
-def walk(dit, plan, shape=SHAPE):
-    """Steps from noise to the video, one at a time: latents and cache after each of them."""
+def walk(dit, plan, shape=SHAPE, numbers=None):
+    """Steps from noise to the video, one at a time: latents and cache after each of them.
+
+    Runs of as many steps share their programs, whose arguments have rows for all of a run's steps.
+    """
     negative = prompt(2, 7) if plan.uses_negative else None
     conditions = _prepare(plan.dense, dit, prompt(1), negative)
     cached = empty_cache(plan, dit, shape, conditions) if plan.remembers else None
     programs = {kind: step_program(plan, kind) for kind in set(plan.kinds)}
-    for result in denoise(plan, programs, dit, initial_noise(7, shape), cached, conditions):
+    start = initial_noise(7, shape)
+    for result in denoise(plan, programs, dit, start, cached, conditions, numbers=numbers):
         yield result.latents, result.cache
 
 
@@ -73,8 +77,20 @@ _prepare = jax.jit(prepare, static_argnums=0)
 
 
 def step_program(plan, kind):
-    """A jitted step. Its number, its levels of noise and which layers are dense are arguments, and so left out of the key."""
-    sparse = plan.sparse and replace(plan.sparse, interval=0, dense_steps=1, dense_layers=())
+    """A jitted step. Its number, its levels of noise, its clock, what makes it a refresh and which layers are dense are arguments,
+    and so left out of the key.
+    """
+    if (sparse := plan.sparse) is not None:
+        sparse = replace(
+            sparse,
+            residual=replace(sparse.residual, clock="steps"),
+            interval=0,
+            refresh_at=(),
+            drift=float(sparse.drift > 0),
+            least_interval=1,
+            dense_steps=1,
+            dense_layers=(),
+        )
     return _step_program(replace(plan, steps=1, shift=1.0, sparse=sparse), kind)
 
 

@@ -23,13 +23,16 @@ from qsjax.sample import (
 from qsjax.sample.skip import may_skip
 from qsjax.sparse import Sparsity
 
-STEPS = 8
-ALWAYS = Skip(threshold=1e9)
+STEPS = 6
+# A polynomial that says 1 whatever changes, so that it is known which steps are left out. A rule is compiled into the steps, as
+# is the length of the run: both are the same in most tests.
+TWO_OF_THREE = Skip(threshold=2.5, coefficients=(0.0, 1.0))
+EVERY_OTHER = Skip(threshold=1.5, coefficients=(0.0, 1.0))
 SPARSE = SparsePlan(
     sparsity=Sparsity(mask="svg", density=0.4, block=4, profiled_rows=12),
     residual=Residual(store="float32", rank=0),
     interval=3,
-)  # r s s r s s r s
+)  # r s s r s s
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +44,9 @@ def near(found, expected):
     np.testing.assert_allclose(found, expected, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)
 
 
-def run(dit, plan):
+def run(dit, plan, numbers=None):
     """Latents after every step, and the count of steps left out until then."""
-    steps = list(walk(dit, plan))
+    steps = list(walk(dit, plan, numbers=numbers))
     counts = [0 if plan.skip is None else int(cache[0].skipped.count) for _, cache in steps]
     return [latents for latents, _ in steps], counts
 
@@ -54,25 +57,43 @@ def test_first_and_last_steps_and_refreshes_are_always_computed():
     assert not may_skip(("dense",), ()).any()
 
 
-@pytest.mark.parametrize(("sparse", "true_cfg"), [(None, 2.0), (SPARSE, 1.0)])
-def test_a_threshold_that_nothing_is_below_changes_nothing(dit, sparse, true_cfg):
-    plan = SamplingPlan(steps=STEPS, shift=3.0, sparse=sparse, true_cfg=true_cfg)
+def test_a_threshold_that_nothing_is_below_changes_nothing(dit):
+    plan = SamplingPlan(steps=STEPS, shift=3.0, true_cfg=2.0)
     expected, _ = run(dit, plan)
     found, counts = run(dit, replace(plan, skip=Skip(threshold=1e-9)))
     assert counts[-1] == 0
     near(found[-1], expected[-1])
 
 
-@pytest.mark.parametrize(("sparse", "computed"), [(None, [0, 7]), (SPARSE, [0, 3, 6, 7])])
-def test_what_may_be_left_out_is_below_a_large_threshold(dit, sparse, computed):
-    plan = SamplingPlan(steps=STEPS, shift=3.0, sparse=sparse, skip=ALWAYS)
-    _, counts = run(dit, plan)
-    assert [n for n, more in enumerate(np.diff([0, *counts])) if not more] == computed
+def test_a_step_that_is_computed_is_the_one_without_a_rule(dit):
+    """Where none may be left out, refreshes and sparse steps compute what they do without a rule."""
+    plan = SamplingPlan(steps=STEPS, shift=3.0, sparse=SPARSE)
+    expected, _ = run(dit, plan)
+    plan = replace(plan, skip=EVERY_OTHER)
+    numbers = schedule(plan)._replace(allowed=jnp.zeros(STEPS, jnp.bool_))
+    found, counts = run(dit, plan, numbers)
+    assert counts == [0] * STEPS
+    near(found[-1], expected[-1])
+
+
+@pytest.mark.parametrize(
+    ("sparse", "skip", "counts"),
+    [
+        # Step 0 is computed and starts the sum at 0; 1 and 2 make it 1 and 2; 3 would make it 3. The last, which would make
+        # it 2, is always computed.
+        (None, TWO_OF_THREE, [0, 1, 2, 2, 3, 3]),
+        # Step 3, which would make the sum 1, is a refresh and always computed.
+        (SPARSE, EVERY_OTHER, [0, 1, 1, 1, 2, 2]),
+    ],
+)
+def test_changes_add_up_through_the_polynomial_until_a_step_is_computed(dit, sparse, skip, counts):
+    _, found = run(dit, SamplingPlan(steps=STEPS, shift=3.0, sparse=sparse, skip=skip))
+    assert found == counts
 
 
 def test_what_the_blocks_added_last_is_added_again(dit):
     """The second step of two skips: its velocity is the final layer of its own tokens and the first step's blocks."""
-    plan = SamplingPlan(steps=STEPS, shift=3.0, skip=ALWAYS)
+    plan = SamplingPlan(steps=STEPS, shift=3.0, skip=TWO_OF_THREE)
     found, counts = run(dit, plan)
     assert counts[:2] == [0, 1]
     text, numbers = prompt(1), schedule(plan)
@@ -91,18 +112,11 @@ def test_what_the_blocks_added_last_is_added_again(dit):
     near(found[1], x[1])
 
 
-def test_changes_add_up_through_the_polynomial_until_a_step_is_computed(dit):
-    """A polynomial that says 1 whatever changes: of a threshold of 2.5, two steps in three are left out."""
-    skip = Skip(threshold=2.5, coefficients=(0.0, 1.0))
-    _, counts = run(dit, SamplingPlan(steps=STEPS, shift=3.0, skip=skip))
-    # Step 0 is computed and starts the sum at 0; 1 and 2 make it 1 and 2; 3 would make it 3. The last is always computed.
-    assert counts == [0, 1, 2, 2, 3, 4, 4, 4]
-
-
 def test_the_sampler_leaves_out_the_same_steps(dit):
-    plan = SamplingPlan(steps=6, shift=3.0, sparse=SPARSE, skip=Skip(threshold=1.0))
+    """By the change of the tokens themselves: tests/parallel."""
+    plan = SamplingPlan(steps=STEPS, shift=3.0, sparse=SPARSE, skip=EVERY_OTHER)
     expected, counts = run(dit, plan)
-    assert 0 < counts[-1] < 3
+    assert counts == [0, 1, 1, 1, 2, 2]
     found = jax.jit(make_sampler(CONFIG, plan))(dit, initial_noise(7, SHAPE), prompt(1))
     near(found, expected[-1])
 

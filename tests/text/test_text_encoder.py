@@ -8,7 +8,7 @@ import torch
 from compilations import compilations
 from flax import nnx
 from text_checkpoints import CLIP_SMALL, LLAMA_SMALL, TEMPLATE, write_checkpoint
-from text_oracles import relative_error, torch_clip, torch_llama
+from text_oracles import our_llama, relative_error, torch_clip, torch_llama
 
 import qsjax.text.encoder as encoder_module
 from qsjax.errors import CheckpointError, InputError
@@ -88,6 +88,7 @@ def test_a_prompt_that_leaves_nothing_is_refused(checkpoint, encoder):
         "llama_tokenizer": encoder._llama_tokenizer,
         "clip_tokenizer": encoder._clip_tokenizer,
     }
+    tokenizers["embed"] = encoder.embed
     bare = TextEncoder(encoder.llama, encoder.clip, template=template, **tokenizers)
     with pytest.raises(InputError, match="prompt ' ' gives the LLaMA text encoder no token"):
         bare([" "])
@@ -108,9 +109,29 @@ def test_dtype_follows_the_checkpoint_unless_given(checkpoint, tmp_path):
         leaves = jax.tree.leaves(nnx.state((encoder.llama, encoder.clip)))
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
     tokens = jnp.zeros((1, 12), jnp.int32)
-    inputs = (stored.llama, stored.clip, tokens, tokens == 0, tokens[:, :8])
+    embedded = jnp.zeros((1, 12, LLAMA_SMALL.hidden_size), jnp.bfloat16)
+    inputs = (stored.llama, stored.clip, embedded, tokens == 0, tokens[:, :8])
     encoded = jax.eval_shape(lambda: encoder_module.encode(*inputs, crop_start=4))
     assert encoded.text.dtype == encoded.pooled.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_of_the_embedding_are_gathered_on_the_host(checkpoint, dtype):
+    """The table is not among the model's parameters; states are those of the model that has it, to the bit."""
+    encoder = TextEncoder.load(checkpoint, dtype=dtype)
+    assert not hasattr(encoder.llama, "embed")
+    whole = our_llama(torch_llama(LLAMA_SMALL), LLAMA_SMALL, dtype=dtype)
+    parts = {
+        "llama_tokenizer": encoder._llama_tokenizer,
+        "clip_tokenizer": encoder._clip_tokenizer,
+        "template": TEMPLATE,
+    }
+    ids = encoder._llama_tokenizer([TEMPLATE.fill(prompt) for prompt in PROMPTS]).ids
+    np.testing.assert_array_equal(encoder.embed(ids).astype(dtype), whole.embed(jnp.asarray(ids)))
+    expected = TextEncoder(whole, encoder.clip, **parts)(PROMPTS)
+    jax.tree.map(np.testing.assert_array_equal, encoder(PROMPTS), expected)
+    with pytest.raises(InputError, match="no table of embeddings"):
+        TextEncoder(encoder.llama, encoder.clip, **parts)
 
 
 def test_mismatched_parts_are_refused(checkpoint, encoder, tmp_path):

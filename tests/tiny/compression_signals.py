@@ -86,13 +86,15 @@ def videos(
     settings = pipeline.resolve(steps=steps, frames=frames)
     plan, text = settings.plan(), pipeline.encode(captions)
     dit = pipeline.dit if dit is None else dit
-    conditions = jax.jit(partial(prepare, plan))(dit, text)
+    # On the host, where taking a step's numbers from those of all steps costs nothing.
+    numbers, rows = jax.device_get((schedule(plan), _prepare(plan, dit, text).modulation))
     step = _step(attention)
-    x = initial_noise(seed, pipeline.latent_shape(settings, len(captions)))
+    # Bound to its device like the model's weights, and so like what a step returns: there is one program for all steps.
+    noise = initial_noise(seed, pipeline.latent_shape(settings, len(captions)))
+    x = jax.device_put(noise, jax.devices()[0])
     for index in range(steps):
-        numbers = jax.tree.map(lambda leaf, index=index: leaf[index], schedule(plan))
-        row = jax.tree.map(lambda leaf, index=index: leaf[index], conditions.modulation)
-        x = step(dit, x, numbers, text, row)
+        now, row = jax.tree.map(lambda leaf, index=index: leaf[index], (numbers, rows))
+        x = step(dit, x, now, text, row)
     return pipeline.decode(x)
 
 
@@ -135,6 +137,9 @@ def signals(
         }
     full = make(steps=steps)
     return {name: psnr(full, make(**{"steps": steps} | change)) for name, change in changes.items()}
+
+
+_prepare = jax.jit(prepare, static_argnums=0)
 
 
 @cache

@@ -21,7 +21,7 @@ from qsjax.experiments.sparse.sampling import sampled, without_numbers
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.progress import Progress
 from qsjax.quant import Recipe
-from qsjax.sample import Heads, SamplingPlan, Skip, SparsePlan, heads_of
+from qsjax.sample import Heads, Skip, SparsePlan, executed_kinds, heads_of
 from qsjax.sample.state import Memory
 from qsjax.settings import SPARSE
 from qsjax.versions import EVALUATION, versions
@@ -87,6 +87,7 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
         captions: int = 32,
         samples: int = 20,
         seed: int = 0,
+        first_caption: int = 0,
         progress: bool = False,
         **settings: Unpack[SettingsChanges],
     ) -> None:
@@ -96,6 +97,7 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
             captions=captions,
             samples=samples,
             seed=seed,
+            first_caption=first_caption,
             progress=progress,
             **settings,
         )
@@ -134,10 +136,12 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
         shown: list[np.ndarray] = []
         skipped: list[float] = []
         heads: list[Heads] = []
+        kinds: list[str] = []
         total = plan.steps * len(reference.batches)
         with Progress(total, row.name, unit="step", enabled=self._progress) as bar:
             for batch in reference.batches:
                 latents, cache = sampled(plan, dit, batch, bar)
+                kinds += executed_kinds(plan, cache)
                 memory = Memory() if cache is None else cache[0]
                 if memory.skipped is not None:
                     skipped.append(int(memory.skipped.count) / plan.steps)
@@ -157,7 +161,7 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
         return SparseOutcome(
             row,
             **{name: _rounded(np.concatenate(parts)) for name, parts in figures.items()},
-            density=_density(plan, heads),
+            density=_density(kinds, heads),
             recall=round(recall, 4),
             dense_steps=0 if row.sparse is None else row.sparse.dense_steps,
             skipped=round(float(np.mean(skipped)), 4) if skipped else 0.0,
@@ -183,11 +187,11 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
         return self._models[weights]
 
 
-def _density(plan: SamplingPlan, heads: Sequence[Heads]) -> float:
-    """The mean over steps; lists that change between steps count as at the last refresh."""
+def _density(kinds: Sequence[str], heads: Sequence[Heads]) -> float:
+    """The mean over the steps of all batches; lists that change between steps count as at the last refresh."""
     if not heads:
         return 1.0
-    share = plan.kinds.count(SPARSE) / plan.steps
+    share = kinds.count(SPARSE) / len(kinds)
     listed = float(np.mean([one.density.mean() for one in heads]))
     return round(1 - share + share * listed, 4)
 

@@ -27,6 +27,20 @@ ALL = (*COMPARED[:2], "second", "second-scaled", "third", "recall", *COMPARED[3:
 """Those at the lowest density and the default shift."""
 SCHEDULES = ((1, 5), (2, 6), (3, 8), (4, 9), (5, 13))
 """Dense steps and interval: six full passes in thirty steps, all at the beginning or all over the run."""
+PLACED: dict[float, dict[str, dict[str, Any]]] = {
+    3.0: {
+        "3 dense, every 5th": {"dense_steps": 3},
+        "at 0, 2, 5, 10, 18": {"refresh_at": (0.07, 0.17, 0.33, 0.6)},
+    },
+    7.0: {
+        "5 dense, every 5th": {"dense_steps": 5},
+        "at 0, 2, 5, 10, 16, 23, 31, 38, 44": {
+            "refresh_at": (0.04, 0.1, 0.2, 0.32, 0.46, 0.62, 0.76, 0.88)
+        },
+    },
+}
+"""Placements of the full passes by shift: as the recipes have them, eight in thirty steps and fourteen in fifty (`--steps 50`), and
+tables of five and nine."""
 SKIPPED = (0.05, 0.1, 0.2)
 """Thresholds of step skipping."""
 FLOATS = Residual(store="float32", rank=16)
@@ -77,7 +91,15 @@ def sparse_grid() -> tuple[SparseRow, ...]:
             rows.append(
                 SparseRow(group=group, label=policy, weights=weights, shift=shift, sparse=plan)
             )
-    return (*rows, *_sweeps(), *_schedules(), *_baselines(), *_skipping(), *_interaction())
+    return (
+        *rows,
+        *_sweeps(),
+        *_schedules(),
+        *_placements(),
+        *_baselines(),
+        *_skipping(),
+        *_interaction(),
+    )
 
 
 def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
@@ -126,6 +148,21 @@ def _schedules() -> list[SparseRow]:
             scheduled = replace(plan, dense_steps=count, interval=interval)
             rows.append(SparseRow(group=group, label=f"{policy}, {label}", sparse=scheduled))
     return rows
+
+
+def _placements() -> list[SparseRow]:
+    """Fewer full passes, better placed; with the recipes' cache, 8-bit integers."""
+    plan = _plan(replace(MASKS["svg"], density=0.15), Residual(store="int8"))
+    return [
+        SparseRow(
+            group=f"placement, float, svg, 15 %, shift {shift:g}",
+            label=label,
+            shift=shift,
+            sparse=replace(plan, **changes),
+        )
+        for shift, placements in PLACED.items()
+        for label, changes in placements.items()
+    ]
 
 
 def _baselines() -> list[SparseRow]:

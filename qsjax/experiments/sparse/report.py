@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qsjax.evaluate.statistics import estimate, paired
 from qsjax.evaluate.tables import markdown, plain, shown
 from qsjax.experiments.report import Report, groups
@@ -72,6 +74,8 @@ def tables_text(outcomes: Sequence[SparseOutcome]) -> str:
         parts.append(f"### {group}\n\n{markdown(headers, rows)}")
         if group.startswith("together"):
             parts.append(_interaction(members))
+        if group.startswith("placement"):
+            parts.append(_differences(members))
     return "\n\n".join([*parts, NOTE])
 
 
@@ -88,6 +92,22 @@ def _settings(outcomes: Sequence[SparseOutcome]) -> list[str]:
     differences = (f"{name} over first" for name in COMPARED if name != "first")
     headers = ("PSNR, dB", *COMPARED, *differences)
     return [f"### policies\n\n{markdown(headers, rows)}"] if rows else []
+
+
+def _differences(members: Sequence[SparseOutcome]) -> str:
+    """Latent error over that of the first row, clip by clip: as a difference, and as the mean logarithm of the ratio, to which a
+    single clip that is lost does not count for more than the others."""
+    base, *others = members
+    rows = [
+        [
+            one.row.label,
+            shown(paired(one.latents, base.latents), 4, signed=True),
+            shown(estimate(np.log(one.latents / base.latents)), 2, signed=True),
+        ]
+        for one in others
+    ]
+    over = f"latent error over {base.row.label}"
+    return markdown(("", over, "logarithm of the ratio"), rows)
 
 
 def _interaction(members: Sequence[SparseOutcome]) -> str:

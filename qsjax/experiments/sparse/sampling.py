@@ -48,9 +48,12 @@ def cached_programs(plan: SamplingPlan) -> tuple[EmptyCache, Mapping[str, Progra
 
 def without_numbers(sparse: SparsePlan) -> SparsePlan:
     """The plan without what reaches its steps as numbers: plans that are then equal share their programs."""
-    return replace(sparse, interval=0, dense_steps=1)
+    drift = 1.0 if sparse.drift else 0.0
+    return replace(sparse, interval=0, refresh_at=(), drift=drift, least_interval=1, dense_steps=1)
 
 
 def _static(plan: SamplingPlan) -> SamplingPlan:
     sparse = plan.sparse and without_numbers(plan.sparse)
-    return SamplingPlan(steps=1, true_cfg=plan.true_cfg, sparse=sparse, skip=plan.skip)
+    # What adaptive steps decide is kept for every step; other programs do not depend on how many there are.
+    steps = plan.steps if sparse and sparse.drift else 1
+    return SamplingPlan(steps=steps, true_cfg=plan.true_cfg, sparse=sparse, skip=plan.skip)

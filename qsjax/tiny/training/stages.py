@@ -134,13 +134,14 @@ def train_vae(options: Options) -> None:
 
 def train_dit(options: Options) -> None:
     """Train the transformer on the flow of the data."""
+    basis = latents.load(options.basis)  # before a model is made, which takes seconds
     model = (
         load_dit(options.start, dtype=jnp.float32)
         if options.start
         else DiT(DIT_CONFIG, rngs=nnx.Rngs(options.seed))
     )
     plan = SamplingPlan(steps=_STEPS, shift=objectives.SHIFT, guidance=1.0, true_cfg=_GUIDANCE)
-    _train("dit", options, DIT, model, objectives.flow, options.seed + TRAIN_DIT, plan)
+    _train("dit", options, basis, DIT, model, objectives.flow, options.seed + TRAIN_DIT, plan)
 
 
 def distil(options: Options) -> None:
@@ -153,7 +154,8 @@ def distil(options: Options) -> None:
     teacher = dit_training.velocity(model, options.matmul_dtype)(nnx.split(model)[1])
     objective = objectives.guided_flow(teacher)
     plan = SamplingPlan(steps=_STEPS, shift=objectives.SHIFT, guidance=_GUIDANCE)
-    _train("distil", options, DISTIL, model, objective, options.seed + TRAIN_DISTIL, plan)
+    basis = latents.load(options.basis)
+    _train("distil", options, basis, DISTIL, model, objective, options.seed + TRAIN_DISTIL, plan)
 
 
 def write_bundle(options: Options) -> None:
@@ -204,13 +206,13 @@ def trained_vae(work: Path) -> VAE:
 def _train(
     stage: str,
     options: Options,
+    basis: latents.Basis,
     training: DiTTraining,
     model: DiT,
     objective: objectives.Objective,
     stream: int,
     plan: SamplingPlan,
 ) -> None:
-    basis = latents.load(options.basis)
     training = replace(
         training,
         curriculum=options.curriculum(training.curriculum),
