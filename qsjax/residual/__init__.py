@@ -11,6 +11,7 @@ from qsjax.residual.state import empty_state as empty_state
 from qsjax.residual.state import placed as placed
 from qsjax.residual.tokens import Heads as Heads
 from qsjax.residual.tokens import Made as Made
+from qsjax.residual.tokens import picked as picked
 from qsjax.residual.tokens import to_make as to_make
 from qsjax.settings import POLICIES as POLICIES
 from qsjax.settings import Policy as Policy

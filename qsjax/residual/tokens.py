@@ -3,11 +3,12 @@
 Queries, keys and values are there already, tokens first; or they are made where the kernel reads them (`qsjax.dit.heads`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Shaped
 
 from pallas_kernels import HeadLayout
 from pallas_kernels.block_sparse_attention import BLOCK_SPARSE_ATTENTION
@@ -101,11 +102,13 @@ class ToMake:
         source: makes them.
         layout: of the lists.
         kv_valid: keys that may be seen, video before text.
+        made: what `arranged` returns, if it is made already.
     """
 
     source: HeadSource
     layout: HeadLayout
     kv_valid: Bool[Array, "B L"]
+    made: Arranged | None = None
 
     def choose(self, pattern: Pattern) -> Choice:
         """From heads in the model's order. They are made again in the order that this chooses: that costs less than to move them."""
@@ -113,6 +116,8 @@ class ToMake:
 
     def arranged(self, pattern: Pattern, choice: Choice) -> Arranged:
         """See `Heads`."""
+        if self.made is not None:
+            return self.made
         heads = self.source.arranged(self.layout, choice.second)
         assert heads.text is not None  # the layout has the text apart
         video, keys, values, text = (
@@ -133,6 +138,28 @@ class ToMake:
         del pattern
         video, text = (x.swapaxes(1, 2) for x in (video, text))
         return self.source.merged(video, text, choice.second, self.layout.frames)
+
+    def ready(self, pattern: Pattern, choice: Choice) -> "ToMake":
+        """The same, made: for those who look at heads besides attention."""
+        return replace(self, made=self.arranged(pattern, choice))
+
+    def queries(
+        self, pattern: Pattern, choice: Choice, rows: np.ndarray
+    ) -> Float[Array, "B R H D"]:
+        """Queries of some of the video's tokens, given by their places in the model's order."""
+        video, frames = self.arranged(pattern, choice).video, self.layout.frames
+        few = picked(video, rows)
+        if not frames:
+            return few
+        assert choice.second is not None  # the layout has two orders
+        frame, position = np.divmod(rows, self.source.video // frames)
+        other = picked(video, position * frames + frame)
+        return jnp.where(choice.second[:, None, :, None], other, few)
+
+
+def picked(x: Shaped[Array, "B L *C"], rows: np.ndarray) -> Shaped[Array, "B R *C"]:
+    """Some rows, cut one by one: indexing with all of them would bring the whole array to another layout of memory first."""
+    return jnp.concatenate([x[:, row : row + 1] for row in rows.tolist()], axis=1)
 
 
 def to_make(

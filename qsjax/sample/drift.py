@@ -10,11 +10,11 @@ _SMALLEST = 1e-30
 
 
 def attention_drift(
-    q: Float[Array, "B L H D"],
+    q: Float[Array, "B Q H D"],
     k: Float[Array, "B L H D"],
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
-    out: Float[Array, "B L H D"],
+    out: Float[Array, "B Q H D"],
     rows: np.ndarray,
     axis: str | None = None,
 ) -> Float[Array, " B"]:
@@ -23,10 +23,10 @@ def attention_drift(
     Full attention is computed for these rows only: of 64 rows of 25,216 it takes a quarter of a percent of a full pass.
 
     Args:
-        q, k, v: one layer's queries, keys and values.
+        q, k, v: one layer's queries, keys and values; the queries may be some of the tokens.
         kv_valid: which keys are not padding.
-        out: the attention to measure.
-        rows: indices of the rows, int [R].
+        out: the attention of the queries, to measure.
+        rows: indices of the rows among the queries, int [R].
         axis: mesh axis of devices that share the heads, inside `jax.shard_map`; all get the same result.
     """
     scores = jnp.einsum("brhd,blhd->bhrl", q[:, rows], k, preferred_element_type=jnp.float32)

@@ -7,12 +7,13 @@ from functools import partial
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from qsjax.dit import DiT, Modulation
 from qsjax.dit.blocks import Context
 from qsjax.dit.heads import HeadSource
-from qsjax.residual import Gains, Heads, LayerState, Made, refresh, sparse, to_make
+from qsjax.residual import Gains, Heads, LayerState, Made, picked, refresh, sparse, to_make
 from qsjax.sample.adaptive import decided, is_due, present_gains
 from qsjax.sample.cache import where_it_belongs
 from qsjax.sample.drift import attention_drift
@@ -158,17 +159,35 @@ class _Sparse:
         """See `qsjax.dit.blocks.ArrangingAttention`."""
         pattern = self._pattern(kv_valid.shape[1])
         heads = to_make(pattern, source, kv_valid, self.dit.kernels.sparse_attention)
-        # Drift is measured on rows of the model's own order, which heads that kernels arrange do not have.
+        # The profile that chooses in every step and the one that measures drift would make heads three times.
         measures = self.kind != REFRESH and state.drift is not None
-        if heads is None or measures:
+        if heads is None or (measures and pattern.config.every_step):
             out, state = self(*source.plain(), kv_valid, state)
             return source.divided(out), state
-        return self._attend(
+        choice = state.layer.choice
+        if measures:
+            heads = heads.ready(pattern, choice)
+        out, state = self._attend(
             pattern,
             heads,
             lambda: self.dit.dense_attention.from_heads(source, kv_valid, ())[0],
             state,
         )
+        if not measures:
+            return out, state
+        rows = profile_rows(self._video, self.sparse.sparsity.profiled_rows)
+        tokens, q = heads.arranged(pattern, choice), heads.queries(pattern, choice, rows)
+        # Full attention of a row does not depend on the order of the keys.
+        drift = attention_drift(
+            q,
+            tokens.keys,
+            tokens.values,
+            tokens.valid,
+            picked(out[0], rows).reshape(q.shape),
+            np.arange(len(rows)),
+            self.axis,
+        )
+        return out, state._replace(drift=drift)
 
     @property
     def _video(self) -> int:

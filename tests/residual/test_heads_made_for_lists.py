@@ -10,7 +10,8 @@ import pytest
 from pallas_kernels import Projection, frame_order
 from qsjax.dit.attention import DenseAttention
 from qsjax.dit.heads import HeadSource
-from qsjax.residual import Gains, Made, Residual, empty_state, refresh, sparse, to_make
+from qsjax.residual import Gains, Made, Residual, empty_state, picked, refresh, sparse, to_make
+from qsjax.sample.drift import attention_drift
 from qsjax.sparse import Pattern, Sparsity
 
 GRID, VIDEO, TEXT, HEADS, SIZE = (4, 5, 8), 160, 128, 2, 128
@@ -94,6 +95,26 @@ def test_outputs_and_caches_are_the_same(sparsity, kind, second, together):
     assert np.abs(np.asarray(found[0])).max() > 0.1
     for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=2e-5)
+
+
+def test_queries_are_found_in_every_order():
+    """And full attention of theirs, to measure drift by, does not depend on the order of keys."""
+    pattern, made, rows = Pattern(SVG, GRID, TEXT), source(KERNEL), np.array([0, 41, 90, 159])
+    heads = to_make(pattern, made, valid(), KERNEL)
+    assert heads is not None
+    q, k, v = source("xla").plain()
+    out = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
+    expected = attention_drift(q, k, v, valid(), out, rows)
+    for second in ([[True, False]], [[False, True]]):
+        choice = pattern.empty(1, HEADS)._replace(second=jnp.asarray(second))
+        ready = heads.ready(pattern, choice)
+        tokens, found = ready.arranged(pattern, choice), ready.queries(pattern, choice, rows)
+        np.testing.assert_allclose(found, q[:, rows], rtol=0, atol=1e-5)
+        few = picked(out, rows)
+        drift = attention_drift(
+            found, tokens.keys, tokens.values, tokens.valid, few, np.arange(len(rows))
+        )
+        np.testing.assert_allclose(drift, expected, rtol=1e-5)
 
 
 def test_dense_attention_of_whole_blocks():
