@@ -47,7 +47,7 @@ _FILES = {
     "cache.py": CACHE,
     "merge_heads": ORDERS,
     "softmax.py": ROPE,  # lengths of queries and keys
-    "softmax.py": ROPE,  # lengths of queries and keys
+    "rotary_heads": ROPE,
     "rope.py": ROPE,
     "norms.py": ROPE,
     "pattern.py": ORDERS,
