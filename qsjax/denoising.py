@@ -175,11 +175,26 @@ class Denoiser:
         leaves = jax.tree.leaves(arguments[1:])
         key = (name, plan, *((leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves))
         jitted = jax.jit(function, donate_argnums=CACHE if name in KINDS else ())
-        return key, partial(jitted.lower, *arguments)
+        return key, partial(jitted.lower, *jax.tree.map(_shape, arguments))
 
     def _everywhere(self, tree: Tree) -> Tree:
         """The arrays of a tree, replicated over the mesh if there is one."""
         return tree if self._mesh is None else replicated(self._mesh, tree)
+
+
+def _shape(leaf: Any) -> Any:
+    """Shape and dtype of an array on the default device; anything else as it is.
+
+    An array that was put there on purpose ("committed") leaves a mark in the program, by which it would be another one
+    than that compiled ahead, in the cache on disk too.
+    """
+    if not isinstance(leaf, jax.Array) or getattr(jax.config, "jax_default_device", None):
+        return leaf
+    device, sharding = jax.local_devices()[0], leaf.sharding
+    usual = {None, device.default_memory().kind}
+    if sharding.device_set != {device} or sharding.memory_kind not in usual:
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type)
 
 
 def _cache(plan: SamplingPlan, dit: DiT, latents: Array, conditions: Conditions) -> Cache:

@@ -6,8 +6,11 @@ from jaxtyping import Array, Int
 from pallas_kernels.block_sparse_attention.blocks import BlockLists
 from pallas_kernels.targets import Target
 
-# By the compiler's estimate a step costs about a thousand cycles, however few keys it multiplies.
-_KEYS = {"v5e": 1024, "v6e": 1024}
+# By the compiler's estimate a step costs some hundred cycles, however few keys it multiplies, and a v6e multiplies fast: there the
+# longer steps pay, although more of a list's last one is empty.
+_KEYS = {"v5e": 1024, "v6e": 2048}
+# With so few queries, as those of a text, a step of a v5e is too short for its copies: they take a sixth of the time.
+_FEW_QUERIES, _THEIR_KEYS = 256, 2048
 
 
 DENSE_BLOCKS = (1024, 1024)
@@ -15,9 +18,14 @@ DENSE_BLOCKS = (1024, 1024)
 
 
 def keys_per_step(target: Target, blocks: BlockLists) -> int:
-    """Keys of about as many blocks as the table allows: at least one block, at most the longest list."""
-    wanted = min(_KEYS.get(target.name, 512) // blocks.block_kv, blocks.indices.shape[-1])
-    return max(1, wanted) * blocks.block_kv
+    """Keys of about as many blocks as the table allows: at least one block, at most the longest list.
+
+    More for few queries that may see all keys: shorter lists would leave more of their last step empty.
+    """
+    keys, longest = _KEYS.get(target.name, 512), blocks.indices.shape[-1]
+    if blocks.block_q <= _FEW_QUERIES and longest == blocks.kv_blocks and target.name in _KEYS:
+        keys = _THEIR_KEYS
+    return max(1, min(keys // blocks.block_kv, longest)) * blocks.block_kv
 
 
 def steps_apart(blocks: BlockLists, gather: int) -> Int[Array, "B H Q"]:
@@ -40,7 +48,7 @@ def steps_apart(blocks: BlockLists, gather: int) -> Int[Array, "B H Q"]:
 
 
 # Keys whose scores become weights at a time: short slices keep a v5e's registers from spilling, a v6e's wide matrix unit wants more.
-_SLICES = {"v5e": 128, "v6e": 512}
+_SLICES = {"v5e": 256, "v6e": 1024}
 
 
 def keys_per_slice(target: Target, keys: int) -> int:

@@ -46,6 +46,7 @@ _FILES = {
     "state.py": CACHE,
     "cache.py": CACHE,
     "merge_heads": ORDERS,
+    "softmax.py": ROPE,  # lengths of queries and keys
     "rotary_heads": ROPE,
     "rope.py": ROPE,
     "norms.py": ROPE,

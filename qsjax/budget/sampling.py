@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from qsjax.budget.size import Size
 from qsjax.budget.weights import modulation_table_bytes
 from qsjax.dit import DiTConfig
-from qsjax.settings import DENSE, REFRESH, SPARSE
+from qsjax.settings import ADAPTIVE, DENSE, REFRESH, SPARSE
 
 _BFLOAT16, _FLOAT32 = 2, 4
 
@@ -43,11 +43,12 @@ def step_bytes(
     Args:
         config: sizes of the transformer.
         size: size of the video.
-        kind: kind of the step.
+        kind: kind of the step; an adaptive one takes what the larger of its two parts does.
         backend: backend whose compiler lays out the step.
         chips: number of chips that share the video's tokens; the result is for one of them.
     """
-    width = WIDTHS.get(backend, WIDTHS["tpu"])[kind]
+    widths = WIDTHS.get(backend, WIDTHS["tpu"])
+    width = max(widths[part] for part in ((REFRESH, SPARSE) if kind == ADAPTIVE else (kind,)))
     video = -(-size.video_tokens // chips)
     tokens = width * config.hidden_size * (video + size.text_tokens) * _BFLOAT16
     rotary = video * config.head_dim * _FLOAT32

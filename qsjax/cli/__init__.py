@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     verb = next((word for word in arguments if word in VERBS), None)
     parser = build_parser(verb)
     args = parser.parse_args(arguments)
+    if verb is not None and getattr(args, "config", None) is not None:
+        args.options.find_typed(arguments[arguments.index(verb) + 1 :])
     from qsjax.cache import keep_programs  # `--help` is printed by now
     from qsjax.errors import QsjaxError, on_command_line
 

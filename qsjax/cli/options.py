@@ -1,7 +1,7 @@
 """Options from a TOML file, which typed options override; and the meaning of `--recipe` in older versions."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ class Options:
     Attributes:
         parser: the parser.
         actions: option without "--" -> what the parser does with it.
+        typed: names in the parsed arguments of the options that were typed, see `find_typed`.
     """
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self.parser = parser
+        self.typed: frozenset[str] = frozenset()
         self.actions: dict[str, argparse.Action] = {}
         self._add: Callable[..., argparse.Action] = parser.add_argument
 
@@ -29,6 +31,21 @@ class Options:
         for name in names:
             if name.startswith("--"):
                 self.actions[name.removeprefix("--")] = action
+
+    def find_typed(self, words: Sequence[str]) -> None:
+        """Set `typed`: what is there when the words are parsed without any default.
+
+        Args:
+            words: the command line after the verb; the parser has accepted it.
+        """
+        defaults = {action: action.default for action in self.actions.values()}
+        try:
+            for action in defaults:
+                action.default = argparse.SUPPRESS
+            self.typed = frozenset(vars(self.parser.parse_args(words)))
+        finally:
+            for action, default in defaults.items():
+                action.default = default
 
     def group(self, title: str, description: str) -> "Options":
         """Options that the help shows under a title of their own; they are added to the same list."""
@@ -48,10 +65,10 @@ def add_config(options: Options) -> None:
 
 
 def with_config(options: Options, args: argparse.Namespace) -> argparse.Namespace:
-    """Set the options that were left at their default to the values in the file of `--config`.
+    """Set the options that were not typed to the values in the file of `--config`.
 
     Args:
-        options: all options of the verb.
+        options: all options of the verb, and which of them were typed.
         args: the parsed arguments; they are modified.
 
     Raises:
@@ -64,7 +81,7 @@ def with_config(options: Options, args: argparse.Namespace) -> argparse.Namespac
         if key not in actions:
             raise InputError(f"{args.config}: unknown option {key!r}; {nearest(key, actions)}")
         action = actions[key]
-        if getattr(args, action.dest) != action.default:
+        if action.dest in options.typed:
             continue
         try:
             setattr(args, action.dest, _converted(action, value))

@@ -87,8 +87,10 @@ class SamplingRecipe:
         Raises:
             InputError: an unknown section or field, or a value that does not fit.
         """
-        known = to_mapping(cls() if base is None else base)
-        recipe = from_mapping(cls, _merged(known, _nested(values, source)), source=source)
+        known, changes = to_mapping(cls() if base is None else base), _nested(values, source)
+        recipe = from_mapping(
+            cls, _merged(_without_placement(known, changes), changes), source=source
+        )
         sparse, skip = recipe.sparse, recipe.skip
         return replace(
             recipe,
@@ -139,6 +141,14 @@ def _nested(values: Mapping[str, Any], source: str) -> dict[str, Any]:
             names = ("weights", *SECTIONS, *fields)
             raise InputError(f"{source}: unknown key {key!r}; {nearest(key, names)}")
     return nested
+
+
+def _without_placement(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The base without its own placement of refreshes, where the changes name another: an interval, a table or a drift."""
+    sparse, changed = base.get("sparse"), changes.get("sparse", {})
+    if not sparse or not any(name in changed for name in ("interval", "refresh_at", "drift")):
+        return base
+    return {**base, "sparse": {**sparse, "refresh_at": (), "drift": 0.0}}
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from qsjax.budget import (
 )
 from qsjax.budget.calibration import SHARE_OF_PEAK
 from qsjax.budget.report import make_report
+from qsjax.budget.sampling import step_bytes
 from qsjax.cli import main
 from qsjax.config import to_mapping
 from qsjax.dit import DiT, DiTConfig
@@ -180,6 +181,13 @@ def test_the_widest_step_counts(kinds, widths, wide):
     taken = sampling_bytes(DIT, weights("w4a8").resident, size, 50, kinds)
     assert taken["activations"] == widths * 3072 * 2 * 25_216 + 24_960 * 128 * 4 + wide
     assert taken["resident_weights"] == weights("w4a8").resident
+
+
+@pytest.mark.parametrize("backend", ["tpu", "gpu"])
+def test_an_adaptive_step_takes_what_the_larger_of_its_parts_does(backend):
+    size = size_of(61, 480, 832)
+    parts = [step_bytes(DIT, size, kind, backend) for kind in ("refresh", "sparse")]
+    assert step_bytes(DIT, size, "adaptive", backend) == max(parts) != min(parts)
 
 
 def test_calibration_by_hand():

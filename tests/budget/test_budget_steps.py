@@ -101,6 +101,16 @@ def test_a_sampling_recipe_is_planned_with_its_weights(capsys):
     assert "recipe bf16" in text
 
 
+def test_adaptive_steps_are_planned_as_the_refreshes_that_they_may_be(capsys):
+    size = ("--height", "480", "--width", "832", "--frames", "61", "--device", "v5e-1")
+    changed = ("--recipe", "quantsparse-w4a8-d15", "--sparse.drift", "0.1")
+    kinds = plan_json(capsys, *changed, *size)["steps_by_kind"]
+    assert {kind: row["steps"] for kind, row in kinds.items()} == {
+        "dense": 4, "refresh": 1, "adaptive": 45,
+    }  # fmt: skip
+    assert kinds["adaptive"]["flops"] == kinds["refresh"]["flops"]
+
+
 def test_a_sentence_about_a_run_whose_refreshes_are_not_known():
     sparsity = Sparsity(mask="band", density=0.25, block=16)
     plan = SamplingPlan(steps=9, sparse=SparsePlan(sparsity=sparsity, dense_steps=3))

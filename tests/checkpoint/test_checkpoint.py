@@ -6,6 +6,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
@@ -21,7 +22,7 @@ from qsjax.checkpoint import (
     load_item,
     restore,
 )
-from qsjax.checkpoint.restore import ITEMS_AHEAD, read_ahead
+from qsjax.checkpoint.restore import ITEMS_AHEAD, _aligned, read_ahead
 from qsjax.errors import CheckpointError, InputError
 
 
@@ -126,6 +127,17 @@ def test_rows_are_found_in_every_layout_of_orbax(tmp_path, compressed, ocdbt, za
             ocp.save(place, {"embed": rows})
     rows = StoredRows(Manifest.read(tmp_path / "ckpt"), "model", "embed", (6, 3))
     np.testing.assert_array_equal(rows(np.arange(6)), table)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_what_is_loaded_on_a_cpu_is_not_copied(dtype):
+    array = _aligned((300, 201), jnp.dtype(dtype))
+    array[...] = 3
+    placed = jax.device_put(array)
+    assert (placed.shape, placed.dtype) == ((300, 201), jnp.dtype(dtype))
+    np.testing.assert_array_equal(np.asarray(placed, np.float32), 3)
+    if dtype != "int4":  # XLA packs those
+        assert placed.unsafe_buffer_pointer() == array.ctypes.data
 
 
 def test_loading_compiles_nothing_on_a_cpu(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from qsjax.cli import VERBS, doctor, main
+from qsjax.cli.options import with_config
 
 CAPTION = "a red circle moves left over a dark background"
 SMALL = ["--frames", "5", "--height", "16", "--width", "16", "--steps", "1"]
@@ -69,6 +70,22 @@ def test_prompts_are_encoded_once_and_sampled_without_the_encoder(
     assert "encode" not in report["seconds"]
     assert (report["steps"], report["frames"], report["height"]) == (1, 5, 16)
     assert out.is_file()
+
+
+def test_an_option_typed_at_its_default_wins_over_a_file(monkeypatch, tmp_path):
+    """As argparse understands it: shortened, or with an equals sign."""
+    file, found = tmp_path / "options.toml", {}
+    file.write_text('seed = 5\nmodulation = "released"\nout = "b.mp4"\ndevices = 2\njson = true\n')
+
+    def run(args):
+        found.update(vars(with_config(args.options, args)))
+        return 0
+
+    monkeypatch.setattr("qsjax.cli.sample.run", run)
+    typed = ["--seed", "0", "--modul", "resident", "--out=out.mp4"]
+    assert main(["sample", *typed, "--config", str(file)]) == 0
+    assert (found["seed"], found["modulation"], str(found["out"])) == (0, "resident", "out.mp4")
+    assert (found["devices"], found["json"], found["steps"]) == (2, True, None)
 
 
 def test_options_in_a_file_are_checked(capsys, tmp_path, tiny_checkpoint):

@@ -1,4 +1,3 @@
-from functools import partial
 from inspect import unwrap
 
 import jax
@@ -9,6 +8,11 @@ from tolerances import float32_sum
 
 from pallas_kernels import UnsupportedError
 from pallas_kernels.quantize_tokens import QUANTIZE_TOKENS, quantize_tokens
+
+quantize = jax.jit(
+    quantize_tokens, static_argnames=("norm", "activation", "bits", "clip", "implementation")
+)
+"""One program each, where operations one by one would be twenty."""
 
 ALL = ["reference", "xla", "tpu@interpret", "gpu@interpret"]
 
@@ -49,7 +53,7 @@ def test_integers_and_scales(implementation, bits, groups, rotated):
     if implementation.startswith("gpu") and rotated == 384:
         rotated = 64  # a power of two
     x, given_ = operands(groups=groups, rotated=rotated)
-    integers, scales = quantize_tokens(
+    integers, scales = quantize(
         x, norm="layer", **given_, bits=bits, clip=0.9, implementation=implementation
     )
     y, limit = by_hand(x, **given_), 2 ** (bits - 1) - 1
@@ -66,7 +70,7 @@ def test_integers_and_scales(implementation, bits, groups, rotated):
 def test_a_tpus_loop_over_slices(slices):
     channels = 128 * slices
     x, given_ = operands(m=32, c=channels)
-    integers, scales = quantize_tokens(x, norm="layer", **given_, implementation="tpu@interpret")
+    integers, scales = quantize(x, norm="layer", **given_, implementation="tpu@interpret")
     y = by_hand(x, **given_)
     size = np.abs(y).max(axis=1)
     np.testing.assert_allclose(scales, size / 127, rtol=8 * float32_sum(channels))
@@ -78,9 +82,7 @@ def test_a_tpus_loop_over_slices(slices):
 def test_the_input_of_an_mlps_second_matmul(implementation):
     x, given_ = operands()
     given_ = {name: given_[name] for name in ("smoothing", "rotation")}
-    integers, scales = quantize_tokens(
-        x, activation="gelu_tanh", **given_, implementation=implementation
-    )
+    integers, scales = quantize(x, activation="gelu_tanh", **given_, implementation=implementation)
     x64 = np.asarray(x, np.float64)
     y = 0.5 * x64 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x64 + 0.044715 * x64**3)))
     y = y / np.asarray(given_["smoothing"], np.float64)
@@ -92,7 +94,7 @@ def test_the_input_of_an_mlps_second_matmul(implementation):
 @pytest.mark.parametrize("implementation", ALL)
 def test_rows_of_zeros_and_extreme_rows(implementation):
     x = jnp.zeros((4, 128)).at[1].set(1e-38).at[2].set(3e38).at[3, 5].set(-7.0)
-    integers, scales = quantize_tokens(x, implementation=implementation)
+    integers, scales = quantize(x, implementation=implementation)
     assert np.isfinite(np.asarray(scales)).all()
     assert not np.asarray(integers[0]).any()
     assert (np.asarray(integers[2]) == 127).all()
@@ -103,11 +105,10 @@ def test_rows_of_zeros_and_extreme_rows(implementation):
 @pytest.mark.parametrize("rows", [1, 2, 31, 300])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_any_number_of_rows(rows, groups):
-    quantize = jax.jit(partial(quantize_tokens, norm="layer"), static_argnames="implementation")
     for seed in range(3):
         x, given_ = operands(m=rows * groups, c=128, groups=groups, seed=seed)
-        expected = quantize(x, **given_, implementation="reference")
-        found = quantize(x, **given_, implementation="xla")
+        expected = quantize(x, norm="layer", **given_, implementation="reference")
+        found = quantize(x, norm="layer", **given_, implementation="xla")
         np.testing.assert_allclose(found[1], expected[1], rtol=8 * float32_sum(128))
         difference = np.asarray(found[0], np.int32) - np.asarray(expected[0], np.int32)
         assert np.abs(difference).max() <= 1

@@ -1,5 +1,6 @@
 """Runs of a small random transformer on eight devices of one CPU, and the same on one: prints JSON. Started by the tests."""
 
+import gc
 import json
 import re
 import sys
@@ -215,6 +216,7 @@ def tiles(checkpoint: str) -> dict:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(50_000, 20, 50)  # as in conftest.py
     models = {
         "integers": model("w4a8"),
         "sparse": model(config=CONFIG),

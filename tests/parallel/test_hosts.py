@@ -29,7 +29,8 @@ def address():
 
 def start(words):
     """A qsjax command on each of two hosts."""
-    code = "import sys; from qsjax.cli import main; sys.exit(main(sys.argv[1:]))"
+    # Garbage as in conftest.py.
+    code = "import gc, sys; gc.set_threshold(50_000, 20, 50); from qsjax.cli import main; sys.exit(main(sys.argv[1:]))"
     meeting = ("--coordinator", address(), "--hosts", "2")
     processes = [
         subprocess.Popen(

@@ -77,8 +77,20 @@ _prepare = jax.jit(prepare, static_argnums=0)
 
 
 def step_program(plan, kind):
-    """A jitted step. Its number, its levels of noise and which layers are dense are arguments, and so left out of the key."""
-    sparse = plan.sparse and replace(plan.sparse, interval=0, dense_steps=1, dense_layers=())
+    """A jitted step. Its number, its levels of noise, its clock, what makes it a refresh and which layers are dense are arguments,
+    and so left out of the key.
+    """
+    if (sparse := plan.sparse) is not None:
+        sparse = replace(
+            sparse,
+            residual=replace(sparse.residual, clock="steps"),
+            interval=0,
+            refresh_at=(),
+            drift=float(sparse.drift > 0),
+            least_interval=1,
+            dense_steps=1,
+            dense_layers=(),
+        )
     return _step_program(replace(plan, steps=1, shift=1.0, sparse=sparse), kind)
 
 

@@ -116,6 +116,23 @@ def test_options_change_what_the_checkpoint_has_stored():
     )
 
 
+def test_another_placement_of_refreshes_takes_the_place_of_the_recipes(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[sparse]\nrefresh_at = [0.1, 0.5]\ndense_steps = 2\n")
+
+    def placed(*options):
+        plan = chosen("--recipe", str(path), *options).sparse
+        return plan.refresh_at, plan.drift, plan.interval, plan.dense_steps
+
+    assert placed() == ((0.1, 0.5), 0.0, 5, 2)
+    assert placed("--sparse.interval", "7") == ((), 0.0, 7, 2)
+    assert placed("--sparse.drift", "0.2") == ((), 0.2, 5, 2)
+    assert placed("--sparse.refresh-at", "0.3") == ((0.3,), 0.0, 5, 2)
+    assert placed("--sparse.dense-steps", "3") == ((0.1, 0.5), 0.0, 5, 3)
+    stored = SamplingPlan(sparse=SparsePlan(drift=0.2))
+    assert chosen("--sparse.refresh-at", "0.3", stored=stored).sparse.drift == 0
+
+
 def test_one_size_of_block_is_an_old_spelling_of_two(tmp_path):
     both = Sparsity(block_q=64, block_kv=64)
     assert Sparsity(block=64) == both

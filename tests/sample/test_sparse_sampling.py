@@ -98,7 +98,7 @@ def test_a_refresh_in_every_step_is_dense_sampling(dit, dense):
 
 def test_policies_and_dense_layers_do_what_they_say(dit):
     """Where latents hardly move from step to step, what the first order remembers is what the lists leave out."""
-    still = SamplingPlan(steps=STEPS, shift=1e4)
+    still = SamplingPlan(steps=STEPS, shift=1e5)
     forgets = replace(FLOATS, policy="none")
     plans = {
         "none": replace(SPARSE, residual=forgets),
@@ -111,7 +111,7 @@ def test_policies_and_dense_layers_do_what_they_say(dit):
         made = sampled(dit, replace(still, sparse=replace(sparse, interval=0, dense_steps=1)))
         error[name] = distance(made, expected)
     assert error["none"] > 0.05
-    assert error["first"] < error["none"] / 20
+    assert error["first"] < error["none"] / 100
     # One of two layers forgets; then none of them does.
     assert 0.2 < error["one layer"] / error["none"] < 0.8
     assert error["no layer"] < FLOAT32_NETWORK
@@ -120,10 +120,18 @@ def test_policies_and_dense_layers_do_what_they_say(dit):
 def test_all_steps_at_once_equal_step_by_step(dit):
     """Kinds: d r s r s r. With true guidance, where each prompt has a cache of its own: tests/parallel."""
     plan = replace(DENSE, sparse=replace(SPARSE, interval=2))
+    kinds = ("dense", "refresh", "sparse")
+    assert set(kinds) == set(plan.kinds)
+
+    def programs():
+        """Of each kind, how many there are: one for each length of run that a test has asked for."""
+        return np.array([step_program(plan, kind)._cache_size() for kind in kinds])
+
+    before = programs()
     expected = sampled(dit, plan)
-    # One program a kind: steps differ in data only, in every test that runs them.
-    programs = {kind: step_program(plan, kind)._cache_size() for kind in set(plan.kinds)}
-    assert programs == {"dense": 1, "refresh": 1, "sparse": 1}
+    # Steps differ in data only: at most one more of a kind, of which there are up to three.
+    assert (programs() - before <= 1).all()
+    assert (programs() >= 1).all()
     sampler = jax.jit(make_sampler(CONFIG, plan))
     near(sampler(dit, initial_noise(7, SHAPE), prompt(1)), expected)
 

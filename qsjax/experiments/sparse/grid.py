@@ -27,11 +27,20 @@ ALL = (*COMPARED[:2], "second", "second-scaled", "third", "recall", *COMPARED[3:
 """Those at the lowest density and the default shift."""
 SCHEDULES = ((1, 5), (2, 6), (3, 8), (4, 9), (5, 13))
 """Dense steps and interval: six full passes in thirty steps, all at the beginning or all over the run."""
-PLACED: dict[str, dict[str, Any]] = {
-    "3 dense, every 5th": {"dense_steps": 3},
-    "at 0, 2, 5, 10, 18": {"refresh_at": (0.07, 0.17, 0.33, 0.6)},
+PLACED: dict[float, dict[str, dict[str, Any]]] = {
+    3.0: {
+        "3 dense, every 5th": {"dense_steps": 3},
+        "at 0, 2, 5, 10, 18": {"refresh_at": (0.07, 0.17, 0.33, 0.6)},
+    },
+    7.0: {
+        "5 dense, every 5th": {"dense_steps": 5},
+        "at 0, 2, 5, 10, 16, 23, 31, 38, 44": {
+            "refresh_at": (0.04, 0.1, 0.2, 0.32, 0.46, 0.62, 0.76, 0.88)
+        },
+    },
 }
-"""Placements of the full passes in thirty steps: eight, as the recipes have them, and tables of five."""
+"""Placements of the full passes by shift: as the recipes have them, eight in thirty steps and fourteen in fifty (`--steps 50`), and
+tables of five and nine."""
 SKIPPED = (0.05, 0.1, 0.2)
 """Thresholds of step skipping."""
 FLOATS = Residual(store="float32", rank=16)
@@ -144,10 +153,15 @@ def _schedules() -> list[SparseRow]:
 def _placements() -> list[SparseRow]:
     """Fewer full passes, better placed; with the recipes' cache, 8-bit integers."""
     plan = _plan(replace(MASKS["svg"], density=0.15), Residual(store="int8"))
-    group = "placement, float, svg, 15 %, shift 3"
     return [
-        SparseRow(group=group, label=label, sparse=replace(plan, **changes))
-        for label, changes in PLACED.items()
+        SparseRow(
+            group=f"placement, float, svg, 15 %, shift {shift:g}",
+            label=label,
+            shift=shift,
+            sparse=replace(plan, **changes),
+        )
+        for shift, placements in PLACED.items()
+        for label, changes in placements.items()
     ]
 
 
