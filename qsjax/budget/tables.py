@@ -107,7 +107,7 @@ def _run_time(report: dict[str, Any]) -> list[str]:
         )
         versions = ", ".join(dict.fromkeys(row["libtpu"] for row in known.values()))
         lines = [
-            f"the run's time, an estimate (libtpu {versions}'s of `qsjax bench step`, scaled to this run; nothing was measured)",
+            f"the run's time, an estimate (libtpu {versions}'s of qsjax bench step, scaled to this run; nothing was measured)",
             *_table(heads, rows),
             "not counted: loading, compiling, the host's work, what several chips send to each other, steps that are skipped",
         ]

@@ -147,8 +147,13 @@ def restore(
                     arrays[name] = jnp.zeros(target.shape, kind, device=sharding)
                 arrays[name] = _writer(sharding)(arrays[name], value, np.int32(part.start))
             bar.advance(sum(_bytes(spec) for spec in specifications.values()))
-    # `jnp.asarray` would compile a program for each shape.
-    return map_parameters(lambda name, _: jax.device_put(arrays.pop(name)), module)
+
+    def placed(name: str, _: object) -> jax.Array:
+        value = arrays.pop(name)
+        # `jnp.asarray` would compile a program for each shape.
+        return value if isinstance(value, jax.Array) else jax.device_put(value)
+
+    return map_parameters(placed, module)
 
 
 def read_ahead(read: Callable[[str], Read], items: Iterable[str]) -> Iterator[Read]:

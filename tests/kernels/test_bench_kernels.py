@@ -105,10 +105,10 @@ def test_work_and_steps_of_attention():
     assert case.steps(V5E) == 24 * 50 * 4
     assert case.executed_density == pytest.approx(4 / 25)
     np.testing.assert_array_equal(case.lists.counts, np.full((1, 24, 50), 4))
-    # Eight listed blocks of 128 a step; the last step of a row may be partly empty.
+    # Sixteen listed blocks of 128 a step, since some rows of so few queries see all keys; a row's last step may be partly empty.
     fine = attention.hunyuan("SVG", 128, 128, "tpu", band=svg_band(0.15))
     counts = np.asarray(fine.lists.counts)[0, 0]
-    assert fine.steps(V5E) == 24 * sum(-(-int(count) // 8) for count in counts)
+    assert fine.steps(V5E) == 24 * sum(-(-int(count) // 16) for count in counts)
     assert fine.work.operations == 4 * 24 * int(counts.sum()) * 128 * 128 * 128
     assert (counts[-2:] == 197).all()
 
