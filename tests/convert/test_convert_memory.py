@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Two models in turn, plain and then quantized: a peak never falls, so that growth from the few blocks to the many is theirs.
 MEASURE = """
 import dataclasses, json, sys
@@ -34,6 +36,7 @@ for quantize in (None, "quarot-w4a8"):
 """
 
 
+@pytest.mark.whole
 def test_peak_memory_does_not_grow_with_the_number_of_blocks(tmp_path):
     command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,7 +1,6 @@
 """What people run first: the demo of the README, and the notebooks, with less of everything.
 
-The notebooks take a minute and are slow tests: they call what the demo and the commands' own tests call. tests/notebooks
-looks at what they name.
+They take two minutes, and call what the commands' own tests call. tests/notebooks looks at what the notebooks name.
 """
 
 import json
@@ -18,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from convert import bundled
 from qsjax.cli import demo, main
 
+pytestmark = pytest.mark.whole
 PICTURES = {"colab_tpu_sample": 2, "convert_and_calibrate": 5, "kernels_tour": 0}
 
 
@@ -85,7 +85,6 @@ def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path, monkeypatc
     assert "--overwrite" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch, capsys):
     """In a namespace and a folder of its own, with the programs that this process has compiled."""

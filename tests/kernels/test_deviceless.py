@@ -51,10 +51,12 @@ MATMULS = [
 CHOSEN = [*((MATMULS[n], "v5e") for n in (0, 4)), *((MATMULS[n], "v6e") for n in (1, 2, 5))]
 
 
-def chosen(chosen, *everything):
-    """Cases as parameters; of all others those that `-m slow` asks for."""
-    others = [case for case in product(*everything) if case not in chosen]
-    return [*chosen, *(pytest.param(*case, marks=pytest.mark.slow) for case in others)]
+def chosen(chosen, *everything, whole=()):
+    """Cases as parameters; those that `-m whole` asks for, and all others, for `-m slow`."""
+    others = [case for case in product(*everything) if case not in (*chosen, *whole)]
+    marked = [(case, pytest.mark.whole) for case in whole]
+    marked += [(case, pytest.mark.slow) for case in others]
+    return [*chosen, *(pytest.param(*case, marks=mark) for case, mark in marked)]
 
 
 @pytest.mark.parametrize(("shape", "target"), chosen(CHOSEN, MATMULS, TPUS))
@@ -178,9 +180,10 @@ ATTENTION = {
     ("name", "target"),
     # A v5e's fine lists are in the whole steps of tests/budget.
     chosen(
-        [("int8", "v5e"), ("fine", "v6e"), ("720p", "v6e")],
+        [("int8", "v5e"), ("fine", "v6e")],
         ATTENTION,
         TPUS,
+        whole=[("720p", "v6e")],
     ),
 )
 def test_attention(name, target):

@@ -1,6 +1,6 @@
 """Queries, keys and values where attention wants them: rows, zeros between them, and each head's order of tokens."""
 
-from functools import partial
+from functools import cache, partial
 from inspect import unwrap
 
 import jax
@@ -50,6 +50,14 @@ def operands(video, *, together, samples=2, dtype=jnp.float32):
     return projections, *(jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin))
 
 
+@cache
+def plain_heads(video, together):
+    """The operands, and their heads in the model's order and length."""
+    given = operands(video, together=together)
+    run = jax.jit(partial(rotary_heads, heads=HEADS, implementation="reference"))
+    return given, run(*given)
+
+
 def by_hand(rows, first, start, total, order):
     """One head: the first rows in an order, the others from `start` on, zeros elsewhere."""
     out = np.zeros((total, rows.shape[1]), rows.dtype)
@@ -71,13 +79,11 @@ def by_hand(rows, first, start, total, order):
     ids=["plain", "padded", "apart", "two blocks"],
 )
 def test_rows(implementation, together, video, layout):
-    projections, cos, sin = operands(video, together=together)
+    given, expected = plain_heads(video, together)
     run = jax.jit(
         partial(arranged_heads, layout=layout, heads=HEADS, implementation=implementation)
     )
-    found = run(projections, cos, sin)
-    expected = rotary_heads(projections, cos, sin, heads=HEADS, implementation="reference")
-    check(found, expected, video, layout, np.zeros((2, HEADS), bool))
+    check(run(*given), expected, video, layout, np.zeros((2, HEADS), bool))
 
 
 def check(found, expected, video, layout, second):
@@ -104,18 +110,18 @@ def check(found, expected, video, layout, second):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("frames", "positions"), FRAMES.values(), ids=FRAMES)
-@pytest.mark.parametrize("chosen", [[[0, 1, 1], [0, 0, 0]], [[1, 1, 1], [1, 0, 1]]], ids=str)
-def test_every_head_has_its_order(implementation, frames, positions, chosen):
+def test_every_head_has_its_order(implementation, frames, positions):
+    """Which heads have the second order is data of one program."""
     video = frames * positions
-    projections, cos, sin = operands(video, together=frames == 4)
+    given, expected = plain_heads(video, frames == 4)
     layout = HeadLayout(video + 64, video + 96, video + 48, apart=True, frames=frames)
-    second = jnp.asarray(chosen, jnp.bool_)
     run = jax.jit(
-        partial(arranged_heads, heads=HEADS, implementation=implementation), static_argnums=3
+        partial(arranged_heads, layout=layout, heads=HEADS, implementation=implementation)
     )
-    found = run(projections, cos, sin, layout, second)
-    expected = rotary_heads(projections, cos, sin, heads=HEADS, implementation="reference")
-    check(found, expected, video, layout, np.asarray(chosen, bool))
+    for chosen in ([[0, 1, 1], [0, 0, 0]], [[1, 1, 1], [1, 0, 1]]):
+        second = np.array(chosen, np.bool_)
+        check(run(*given, second=jnp.asarray(second)), expected, video, layout, second)
+    assert run._cache_size() == 1
 
 
 def test_an_order_changes_no_bit():

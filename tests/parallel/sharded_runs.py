@@ -1,4 +1,7 @@
-"""Runs of a small random transformer on eight devices of one CPU, and the same on one: prints JSON. Started by the tests."""
+"""Runs of a small random transformer on eight devices of one CPU, and the same on one: prints JSON.
+
+Started by the tests: `sharded_runs.py PLAN,... [CHECKPOINT]`.
+"""
 
 import gc
 import json
@@ -217,15 +220,19 @@ def tiles(checkpoint: str) -> dict:
 
 if __name__ == "__main__":
     gc.set_threshold(50_000, 20, 50)  # as in conftest.py
+    plans, *checkpoints = sys.argv[1:]
     models = {
-        "integers": model("w4a8"),
-        "sparse": model(config=CONFIG),
-        "adaptive": model(config=CONFIG),
+        "dense": model,
+        "integers": partial(model, "w4a8"),
+        "sparse": partial(model, config=CONFIG),
+        "adaptive": partial(model, config=CONFIG),
     }
-    floats = model()
-    report: dict[str, Any] = {
-        name: [run(plan, models.get(name, floats), *way) for way in WAYS[name]]
-        for name, plan in PLANS.items()
-    }
-    report["layouts"] = [laid_out(backend, models["integers"]) for backend in ("tpu", "gpu")]
-    json.dump(report | {"videos": videos(sys.argv[1]), "tiles": tiles(sys.argv[1])}, sys.stdout)
+    report: dict[str, Any] = {}
+    for name in plans.split(","):
+        dit = models[name]()
+        report[name] = [run(PLANS[name], dit, *way) for way in WAYS[name]]
+        if name == "integers":
+            report["layouts"] = [laid_out(backend, dit) for backend in ("tpu", "gpu")]
+    for checkpoint in checkpoints:
+        report |= {"videos": videos(checkpoint), "tiles": tiles(checkpoint)}
+    json.dump(report, sys.stdout)

@@ -42,6 +42,7 @@ def test_every_argument_is_shown_with_its_type():
         )
 
 
+@pytest.mark.whole
 def test_a_recipe_from_python_gives_the_bits_of_the_command(w4a8, tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(video, "write_video", lambda frames, *_, **__: written.append(frames))

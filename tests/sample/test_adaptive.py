@@ -137,6 +137,7 @@ def test_both_prompts_are_refreshed_together_and_dense_layers_do_not_drift(dit):
     np.testing.assert_allclose(cond.adaptive.drift[3], cond.slot.drift[0].max(), rtol=1e-3)
 
 
+@pytest.mark.whole
 def test_all_steps_at_once_decide_alike(dit):
     plan = with_sparse(drift=1e-9, dense_steps=2)
     sampler = jax.jit(make_sampler(CONFIG, plan))

@@ -10,7 +10,11 @@ from qsjax.dit.attention import dense_attention
 
 
 @pytest.mark.parametrize(
-    ("frames", "steps"), [(5, 10), pytest.param(33, 30, marks=pytest.mark.slow)]
+    ("frames", "steps"),
+    [
+        pytest.param(5, 10, marks=pytest.mark.whole),
+        pytest.param(33, 30, marks=pytest.mark.slow),
+    ],
 )
 def test_signals(tiny_checkpoint, frames, steps):
     pipeline = qsjax.Pipeline.from_checkpoint(tiny_checkpoint, progress=False)

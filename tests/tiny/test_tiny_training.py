@@ -45,6 +45,7 @@ def small_dit() -> DiT:
     )
 
 
+@pytest.mark.whole
 def test_one_step_of_the_dit():
     training = DiTTraining(curriculum=Curriculum(phases=(Phase(5, 16, 2, 2),), warm_up=1))
     basis, dit = latents.fit(0, clips=2), small_dit()
