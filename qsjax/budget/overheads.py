@@ -111,7 +111,7 @@ class Overheads:
         passes = sum(
             count
             for part, count in known.items()
-            if part not in FLOORED and (part not in _CACHED or CACHE in floors)
+            if (block == ENDS or part not in FLOORED) and (part not in _CACHED or CACHE in floors)
         )
         return seconds + passes * one_pass
 
@@ -123,11 +123,11 @@ def overheads(
 
     Args:
         parts: seconds by part.
-        floors: seconds by part.
+        floors: seconds by part; none for the ends, all of whose parts are counted in passes.
         one_pass: seconds.
     """
     return {
-        part: seconds / floors[part] if part in FLOORED else seconds / one_pass
+        part: seconds / floors.get(part, one_pass)
         for part, seconds in parts.items()
-        if seconds and (part in floors or part not in FLOORED)
+        if seconds and (part in floors or part not in FLOORED or not floors)
     }
