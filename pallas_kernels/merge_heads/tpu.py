@@ -1,7 +1,7 @@
 """Pallas for TPU: a block of rows of a head becomes a column of the tokens' array.
 
 Heads in the second order are written frame by frame: a strided load takes a frame's rows of a block, a copy brings them to their
-frame. XLA does the few tokens of the text, in place behind the video's where they share an array.
+frame. XLA writes the few tokens of the text; where text and video share an array, it adds them after the video's.
 """
 
 from functools import partial

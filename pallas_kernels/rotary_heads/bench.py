@@ -88,7 +88,7 @@ def _cases(implementation: str, length: int, heads: int, text: int = 256) -> tup
 
 
 CASES = {
-    # Without text: the compiler's profiler does not know updates in place, which bring its rows behind the video's.
+    # Without text: its rows are added by an update in place, which the compiler's profiler does not know.
     "tpu": _cases("tpu", 4096, 24, text=0),
     "gpu": _cases("xla", 25216, 24),
     "cpu": _cases("xla", 2048, 6),

@@ -2,7 +2,7 @@
 
 A head of 128 channels is one column of registers, so taking it out of a token's row moves nothing between lanes. Its norm
 is a sum over lanes, and the rotation's partner of a channel is a turn by one lane. The video's tokens are written where they
-belong; the few of the text, and the zeros around them, are copied behind them in place.
+belong; XLA then adds the few tokens of the text, and zeros, to the same array.
 """
 
 from functools import partial
@@ -71,7 +71,7 @@ def _launch(
     layout: HeadLayout,
     target: Target,
 ) -> ArrangedHeads:
-    """Rotated tokens of the first projection where they belong; all others in calls of their own, to be copied behind them."""
+    """The kernel writes the rotated tokens of the first projection to their rows; other tokens have calls of their own and follow them."""
     first, *others = projections
     count = min(len(cos), first.projected.shape[1])
     run = partial(_heads, heads=heads, epsilon=epsilon, target=target)
@@ -126,7 +126,7 @@ def _heads(
     epsilon: float,
     target: Target,
 ) -> tuple[Array, Array, Array]:
-    """q, k and v of as many tokens as the tables have rows; what is in the rows behind them is undefined."""
+    """q, k and v of as many tokens as the tables have rows; what is in later rows is undefined."""
     projected, q_scale, k_scale = projection
     (samples, _, _), size, tokens = projected.shape, q_scale.shape[0], len(cos)
     strips = strips_of(tokens, layout.frames)

@@ -89,7 +89,7 @@ def test_every_kernel_of_a_step_is_found_before_it_is_compiled():
 
 
 def test_text_is_a_call_of_its_own_that_counts_its_own_rows():
-    """Its queries, keys and values are made apart and copied behind the video's."""
+    """A call of its own makes its queries, keys and values; they follow the video's."""
     found = [one for one in answer("sparse")["kernels"] if one["path"].endswith("rotary_heads")]
     wrote = sorted((one["block"], one["elements"] // SMALL.hidden_size) for one in found)
     assert wrote == [("double", TEXT), ("double", VIDEO), ("single", TEXT), ("single", VIDEO)]
