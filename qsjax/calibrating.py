@@ -53,6 +53,7 @@ def calibrate(
     *,
     weights: str | Recipe = "w4a8",
     method: str | Method = "msad",
+    rounding: str | None = None,
     captions: Sequence[str] | os.PathLike[str] | None = None,
     samples: int = SAMPLES,
     epochs: int | None = None,
@@ -75,6 +76,7 @@ def calibrate(
         out: checkpoint folder to write.
         weights: quantization recipe: a preset of configs/recipes, a TOML file, or a `Recipe`.
         method: a key of `qsjax.calibration.METHODS`, or a `Method`.
+        rounding: of weights, once the transforms are known: "nearest", or "gptq" with error feedback; None is the method's.
         captions: texts, or a text file with one caption per line; None takes configs/captions, or for the bundled model captions
             of its own held-out scenes.
         samples: number of training samples: the model's inputs at so many sampling steps.
@@ -96,6 +98,8 @@ def calibrate(
     chosen = method_named(method) if isinstance(method, str) else method
     if epochs is not None:
         chosen = replace(chosen, epochs=epochs)
+    if rounding is not None:
+        chosen = replace(chosen, rounding=rounding)
     recipe = Recipe.load(weights) if isinstance(weights, str) else weights
     texts = _captions(captions, tiny=model == TINY, samples=samples)
     options: dict[str, Any] = {"dtype": dtype, "progress": progress}

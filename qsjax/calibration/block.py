@@ -14,6 +14,7 @@ from qsjax.calibration.measure import measure, signal_to_noise
 from qsjax.calibration.methods import Method
 from qsjax.calibration.packed import quantized_leaves
 from qsjax.calibration.programs import Figures, Programs
+from qsjax.calibration.rounding import round_block
 from qsjax.calibration.variables import (
     Learned,
     Starts,
@@ -36,11 +37,13 @@ class Result:
     Attributes:
         leaves: of the quantized block, by the names of the unstacked model without the block's own prefix.
         learned: the variables that they were made from.
+        kernels: layer -> its weights in the fake-quantized block, where they were not rounded to nearest.
         report: plain data: loss curve, terms and signal-to-noise ratios before and after.
     """
 
     leaves: dict[str, np.ndarray]
     learned: Learned
+    kernels: Mapping[str, jax.Array]
     report: dict[str, Any]
 
 
@@ -85,16 +88,18 @@ def calibrate(
         learned, curve = _train(
             programs, learned, starts, leaves, inputs, rows, jnp.asarray(scales), seed, advance
         )
-    last = measure(programs, learned, starts, leaves, inputs, rows) if method.learns else first
+    rounded, kernels = round_block(programs, leaves, learned, inputs)
+    changed = method.learns or kernels
+    last = measure(programs, learned, starts, leaves, inputs, rows, kernels) if changed else first
     report = {
         "loss": curve,
         "round_to_nearest": rtn._asdict(),
         "start": first._asdict(),
         "end": last._asdict(),
         "sqnr_round_to_nearest": signal_to_noise(programs, plain, identity, leaves, inputs),
-        "sqnr": signal_to_noise(programs, learned, starts, leaves, inputs),
+        "sqnr": signal_to_noise(programs, learned, starts, leaves, inputs, kernels),
     }
-    return Result(quantized_leaves(programs, leaves, learned), learned, report)
+    return Result(quantized_leaves(programs, leaves, learned, rounded), learned, kernels, report)
 
 
 def _smoothing(

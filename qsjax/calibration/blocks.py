@@ -1,6 +1,8 @@
 """One transformer block: in floats, with the inputs of its layers recorded, and with fake-quantized layers."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -13,7 +15,8 @@ from qsjax.dit import DiTConfig
 from qsjax.dit.blocks import Context, DoubleBlock, SingleBlock
 from qsjax.params import map_parameters
 from qsjax.quant import SITES, Recipe, Site, Transform
-from qsjax.quant.fake import FakeJoinedLinear, FakeLinear, clip_of
+from qsjax.quant.fake import FakeJoinedLinear, FakeLinear, Watch, clip_of
+from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.quant.sites import has_bias, merged_bias, merged_kernel
 
 KINDS = {"double_blocks": DoubleBlock, "single_blocks": SingleBlock}
@@ -97,6 +100,7 @@ def fake_layer(
     recipe: Recipe,
     config: DiTConfig,
     *,
+    kernel: Array | None = None,
     quantized: bool = True,
     alone: bool = False,
 ) -> FakeLinear:
@@ -109,6 +113,7 @@ def fake_layer(
         transforms: by name.
         recipe: bits.
         config: sizes.
+        kernel: the transformed weights as they were rounded; None rounds them to nearest.
         quantized: False keeps the transforms, with all 16 bits.
         alone: the input is the float block's; inside a fake-quantized block the attention's output is transformed already,
             by V's columns.
@@ -116,8 +121,12 @@ def fake_layer(
     precision = recipe.precision(f"{kind}.{site.linear}" if quantized else "")
     bias = leaves[f"{site.linear}.bias"] if has_bias(site) else None
     clips, branch = learned.clips[site.layer], learned.branches[site.layer]
+    if kernel is None:
+        kernel = corrected_kernel(site, leaves, learned, transforms, config)
+    else:
+        precision = replace(precision, weights=UNQUANTIZED, group=0)
     return FakeLinear(
-        corrected_kernel(site, leaves, learned, transforms, config),
+        kernel,
         None if bias is None else merged_bias(site, bias, transforms, config.hidden_size),
         transform=Transform()
         if site.source == "attention" and not alone
@@ -149,13 +158,29 @@ def fake_block(
     starts: Starts,
     recipe: Recipe,
     config: DiTConfig,
+    *,
+    kernels: Mapping[str, Array] = MappingProxyType({}),
+    watch: Mapping[str, Watch] = MappingProxyType({}),
 ) -> Block:
-    """The block with every site's layer fake-quantized, differentiable in `learned`."""
+    """The block with every site's layer fake-quantized, differentiable in `learned`.
+
+    Args:
+        kind, leaves: the float block.
+        learned, starts: the transforms.
+        recipe: bits.
+        config: sizes.
+        kernels: layer -> its weights, where they were rounded already.
+        watch: layer -> what is called with it and its input when the block runs.
+    """
     block, current = float_block(kind, leaves, config), current_transforms(learned, starts)
     layers = {
-        site.layer: fake_layer(kind, site, leaves, learned, current, recipe, config)
+        site.layer: fake_layer(
+            kind, site, leaves, learned, current, recipe, config, kernel=kernels.get(site.layer)
+        )
         for site in SITES[kind]
     }
+    for name, call in watch.items():
+        layers[name].watch = nnx.static(call)
     for name in dict.fromkeys(site.linear for site in SITES[kind]):
         parent, attribute = _parent(block, name)
         if name == "linear2":

@@ -1,10 +1,12 @@
 """The inputs of a block for all samples, and its outputs, which are the inputs of the next."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from qsjax.calibration.blocks import Leaves, Tokens
 from qsjax.calibration.boundary import Boundary
@@ -80,12 +82,20 @@ def observe(
 
 
 def advance_student(
-    programs: Programs, leaves: Leaves, learned: Learned, inputs: Inputs, out: Boundary
+    programs: Programs,
+    leaves: Leaves,
+    learned: Learned,
+    inputs: Inputs,
+    out: Boundary,
+    kernels: Mapping[str, Array],
 ) -> None:
-    """Run the quantized block on all samples: the inputs of the next, for methods that train on them."""
+    """Run the quantized block on all samples: the inputs of the next, for methods that need them.
+
+    `kernels` are the weights that were rounded already; without them all are rounded to nearest.
+    """
     starts = start_rotations(programs.kind, programs.recipe, programs.config)
     for index in range(len(inputs.student_tokens)):
         tokens: Tokens = programs.run_quantized(
-            learned, leaves, starts, inputs.sample(index, None), inputs.shared
+            learned, leaves, starts, inputs.sample(index, None), inputs.shared, kernels
         )
         out.write(index, tokens)

@@ -80,7 +80,7 @@ def calibrate_blocks(
     programs = {
         kind: Programs(kind, recipe, method, source.config, steps, frames) for kind in KINDS
     }
-    separate = method.inputs != "fp"
+    separate = method.follows
     active, shared, start = _front(source, samples, folder, finished)
     # A round-trip through the host makes these inputs uncommitted, like the weights of a block: arrays committed to a device
     # would compile every program once more.
@@ -117,7 +117,9 @@ def calibrate_blocks(
                 student_after = Boundary.empty(
                     tokens.shapes, tokens.dtype, folder, f"given-{number + 1}"
                 )
-                advance_student(program, leaves, result.learned, inputs, student_after)
+                advance_student(
+                    program, leaves, result.learned, inputs, student_after, result.kernels
+                )
                 student_after.commit(folder, f"given-{number + 1}")
                 student_tokens = student_after
             seconds = time.perf_counter() - began

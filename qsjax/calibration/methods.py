@@ -6,6 +6,7 @@ from qsjax.config import nearest
 from qsjax.errors import InputError
 
 ROWS = ("salient", "random", "all")
+ROUNDING = ("nearest", "gptq")
 INPUTS = ("fp", "quantized", "mixed")
 
 
@@ -27,6 +28,10 @@ class Method:
         rank: of a learned correction of the weights before they are rounded, which costs nothing later, and of whether there is
             one of rank 1 in floating point beside the layer; 0 has neither (Q-VDiT's token-aware estimator).
         frame_weight: of the divergence between similarities of frames in the block's output (Q-VDiT's temporal term).
+        rounding: of weights, when the transforms are known: each to its nearest integer, or with error feedback from column to
+            column, as GPTQ; activations are rounded to nearest always.
+        search_clips: try clips for the weights of every output channel, where they are not learned; with error feedback only,
+            which knows the inputs that the clips are weighed by.
         inputs: what a block sees while it is trained: float activations, those of the quantized blocks before it,
             or the two in turns.
         epochs: passes over the samples.
@@ -49,6 +54,8 @@ class Method:
     auto: bool = True
     rank: int = 0
     frame_weight: float = 0.0
+    rounding: str = "nearest"
+    search_clips: bool = False
     inputs: str = "fp"
     epochs: int = 15
     learning_rate: float = 5e-3
@@ -57,7 +64,11 @@ class Method:
     local_rows: int = 0
 
     def __post_init__(self) -> None:
-        for value, known, name in ((self.rows, ROWS, "rows"), (self.inputs, INPUTS, "inputs")):
+        for value, known, name in (
+            (self.rows, ROWS, "rows"),
+            (self.inputs, INPUTS, "inputs"),
+            (self.rounding, ROUNDING, "rounding"),
+        ):
             if value not in known:
                 raise InputError(
                     f"method {self.name}: no {name} {value!r}; {nearest(value, known)}"
@@ -72,6 +83,11 @@ class Method:
     def learns(self) -> bool:
         """Whether blocks are trained at all."""
         return self.learn_smoothing or self.learn_rotation or self.learn_clips or self.rank > 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether it needs the tokens of the quantized model, beside those of the float one."""
+        return self.inputs != "fp" or self.rounding != "nearest"
 
     def sized(self, video: int) -> "Method":
         """The method with its window and its number of rows for this many video tokens."""
@@ -93,6 +109,7 @@ METHODS: dict[str, Method] = {
         Method(name="smoothquant", rotation=False),
         Method(name="quarot", smoothing=False),
         Method(name="vidit", alpha=0.25),
+        Method(name="gptq", rounding="gptq", search_clips=True),
         Method(
             name="qvdit",
             smoothing=False,
@@ -109,7 +126,7 @@ METHODS: dict[str, Method] = {
         replace(_MSAD, name="full-attention", rows="all", global_weight=0.0),
     )
 }
-"""Round-to-nearest; SmoothQuant; QuaRot's Hadamard rotation; static smoothing and rotation as ViDiT-Q; low-rank corrections and
+"""Round-to-nearest; SmoothQuant; QuaRot's Hadamard rotation; static smoothing and rotation as ViDiT-Q; the same with error feedback and searched clips (GPTQ); low-rank corrections and
 similar frames as Q-VDiT, with symmetric integers and block by block, where the original trains the whole network; learned
 transforms without a look at attention; QuantSparse's MSAD, on float inputs and those of quantized blocks in turns, which is what
 its terms gain by (docs/quantization.md); and what remains of MSAD without one of its parts."""

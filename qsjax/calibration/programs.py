@@ -3,9 +3,10 @@
 Two programs of each sort serve sixty blocks: everything that differs between blocks is an argument.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
 import jax
@@ -38,7 +39,9 @@ from qsjax.calibration.variables import (
 from qsjax.dit import DiTConfig
 from qsjax.dit.blocks import Context
 from qsjax.quant import SITES, Recipe
+from qsjax.quant.fake import Deferred, FakeLinear
 from qsjax.quant.quantizer import fake_weight
+from qsjax.quant.sites import modulations
 
 _PROBED_ROWS = 64
 """Evenly spaced attention rows by which the attention shift is reported, whatever is trained."""
@@ -136,23 +139,71 @@ class Programs:
 
     @partial(jax.jit, static_argnums=0)
     def measure(
-        self, learned: Learned, leaves: Leaves, starts: Starts, sample: Sample, shared: Shared
+        self,
+        learned: Learned,
+        leaves: Leaves,
+        starts: Starts,
+        sample: Sample,
+        shared: Shared,
+        kernels: Mapping[str, Array],
     ) -> Figures:
         """The terms of the loss, without an update."""
-        return self._loss(learned, leaves, starts, sample, shared, jnp.ones(3, jnp.float32))[1]
+        ones = jnp.ones(3, jnp.float32)
+        return self._loss(learned, leaves, starts, sample, shared, ones, kernels)[1]
 
     @partial(jax.jit, static_argnums=0)
     def run_quantized(
-        self, learned: Learned, leaves: Leaves, starts: Starts, sample: Sample, shared: Shared
+        self,
+        learned: Learned,
+        leaves: Leaves,
+        starts: Starts,
+        sample: Sample,
+        shared: Shared,
+        kernels: Mapping[str, Array] | None = None,
     ) -> Tokens:
-        """The output of the fake-quantized block on `sample.student_tokens`."""
-        block = fake_block(self.kind, leaves, learned, starts, self.recipe, self.config)
-        rows = self._rows(leaves, sample.active, quantized=True)
+        """The output of the fake-quantized block on `sample.student_tokens`; `kernels` are those that were rounded already."""
+        kernels = kernels or {}
+        block = fake_block(
+            self.kind, leaves, learned, starts, self.recipe, self.config, kernels=kernels
+        )
+        rows = self._rows(leaves, sample.active, quantized=True, kernels=kernels)
         return run_block(block, sample.student_tokens, rows, _context(sample, shared))[0]
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def grams(
+        self,
+        layers: tuple[str, ...],
+        learned: Learned,
+        leaves: Leaves,
+        starts: Starts,
+        sample: Sample,
+        shared: Shared,
+        kernels: Mapping[str, Array],
+    ) -> dict[str, Array]:
+        """Layer -> X^T X of its input in the quantized block on `sample.student_tokens`, [K, K], padded text left out."""
+        context, found = _context(sample, shared), {}
+        valid = self._valid(sample, context)
+
+        def note(name: str, layer: FakeLinear, x: Array | Deferred) -> None:
+            found[name] = layer.gram(x, valid[name])
+
+        block = fake_block(
+            self.kind, leaves, learned, starts, self.recipe, self.config,
+            kernels=kernels, watch={name: partial(note, name) for name in layers},
+        )  # fmt: skip
+        rows = self._rows(leaves, sample.active, quantized=True, kernels=kernels)
+        run_block(block, sample.student_tokens, rows, context)
+        return found
 
     @partial(jax.jit, static_argnums=0)
     def compare_layers(
-        self, learned: Learned, leaves: Leaves, starts: Starts, sample: Sample, shared: Shared
+        self,
+        learned: Learned,
+        leaves: Leaves,
+        starts: Starts,
+        sample: Sample,
+        shared: Shared,
+        kernels: Mapping[str, Array],
     ) -> dict[str, tuple[Array, Array]]:
         """Layer -> (signal, noise): sums of squares of its output on the float block's input, and of its error."""
         context, rows = _context(sample, shared), self._rows(leaves, sample.active)
@@ -174,7 +225,8 @@ class Programs:
         )
         for site in SITES[self.kind]:
             x, keep = inputs[site.layer], valid[site.layer][:, :, None].astype(jnp.float32)
-            exact, quantized = layer(site=site, quantized=False)(x), layer(site=site)(x)
+            exact = layer(site=site, quantized=False)(x)
+            quantized = layer(site=site, kernel=kernels.get(site.layer))(x)
             noise = (exact.astype(jnp.float32) - quantized.astype(jnp.float32)) * keep
             signal = exact.astype(jnp.float32) * keep
             sums[site.layer] = (jnp.square(signal).sum(), jnp.square(noise).sum())
@@ -188,16 +240,19 @@ class Programs:
         sample: Sample,
         shared: Shared,
         scales: Array,
+        kernels: Mapping[str, Array] = MappingProxyType({}),
     ) -> tuple[Array, Figures]:
         """L_quant + lambda_g L_global + lambda_l L_local (QuantSparse, equation 8), each times its scale."""
         context, method, kind = _context(sample, shared), self.method, self.kind
         video, valid = sample.tokens.img.shape[1], context.kv_valid
         teacher = float_block(kind, leaves, self.config)
-        student = fake_block(kind, leaves, learned, starts, self.recipe, self.config)
+        student = fake_block(
+            kind, leaves, learned, starts, self.recipe, self.config, kernels=kernels
+        )
         target, (q, k) = jax.lax.stop_gradient(
             run_block(teacher, sample.tokens, self._rows(leaves, sample.active), context)
         )
-        rows = self._rows(leaves, sample.active, quantized=True)
+        rows = self._rows(leaves, sample.active, quantized=True, kernels=kernels)
         out, (q_student, k_student) = run_block(student, sample.student_tokens, rows, context)
 
         def distance(of: Callable[[Array, Array], Array]) -> Array:
@@ -222,12 +277,23 @@ class Programs:
             loss = loss + method.frame_weight * divergence
         return loss, figures
 
-    def _rows(self, leaves: Leaves, active: Array, *, quantized: bool = False) -> Rows:
-        """Modulation vectors; those of the quantized model come from its own modulation weights."""
+    def _rows(
+        self,
+        leaves: Leaves,
+        active: Array,
+        *,
+        quantized: bool = False,
+        kernels: Mapping[str, Array] = MappingProxyType({}),
+    ) -> Rows:
+        """Modulation vectors; those of the quantized model come from its own modulation weights, rounded to nearest where
+        they are not among `kernels`."""
         if quantized:
             leaves = dict(leaves)
-            for name in dict.fromkeys(site.modulation for site in SITES[self.kind]):
-                if name:
+            for name in modulations(self.kind):
+                if name in kernels:
+                    like = leaves[f"{name}.kernel"].dtype
+                    leaves[f"{name}.kernel"] = kernels[name].astype(like)
+                else:
                     bits = self.recipe.precision(f"{self.kind}.{name}")
                     kernel = f"{name}.kernel"
                     leaves[kernel] = fake_weight(

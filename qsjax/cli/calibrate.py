@@ -28,6 +28,11 @@ def add_arguments(options: Options) -> None:
         "--method", default="msad", help="msad, or another of qsjax.calibration.METHODS"
     )
     options.add_argument(
+        "--rounding",
+        choices=("nearest", "gptq"),
+        help="of weights: each to its nearest value, or with error feedback (GPTQ) (default: the method's)",
+    )
+    options.add_argument(
         "--captions",
         type=Path,
         help="text file, one caption per line (default: those of configs/captions)",
@@ -67,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         weights=args.weights,
         method=args.method,
+        rounding=args.rounding,
         captions=args.captions,
         samples=args.samples,
         epochs=args.epochs,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from qsjax.quant.quantizer import fake_tokens, fake_weight
 from qsjax.quant.recipe import Precision
@@ -27,6 +27,9 @@ class Deferred(NamedTuple):
 
     function: Callable[[Array], Array]
     x: Array
+
+
+Watch = Callable[["FakeLinear", Array | Deferred], None]
 
 
 class FakeLinear(nnx.Module):
@@ -60,6 +63,7 @@ class FakeLinear(nnx.Module):
             fake_weight(kernel, precision.weights, weight_clip, group=precision.group)
         )
         self.bias = nnx.data(None if bias is None else nnx.Param(bias))
+        self.watch: Watch | None = nnx.static(None)
 
     def activated_input(self, hidden: Float[Array, "B L C"]) -> Deferred:
         """GELU, which the layer computes itself."""
@@ -71,18 +75,43 @@ class FakeLinear(nnx.Module):
         Args:
             x: [..., K], or what `activated_input` has returned.
         """
+        if self.watch is not None:
+            self.watch(self, x)
         if isinstance(x, Deferred):
             function, hidden = x
             return _in_parts(lambda part: self._multiply(function(part)), hidden)
         return _in_parts(self._multiply, x) if x.ndim == 3 else self._multiply(x)
 
-    def _multiply(self, x: Float[Array, "*B K"]) -> Float[Array, "*B N"]:
+    def gram(
+        self, x: Float[Array, "B L C"] | Deferred, valid: Bool[Array, "B L"]
+    ) -> Float[Array, "K K"]:
+        """X^T X of what the matmul gets, over the tokens that are there; float32, some tokens at a time."""
+        function, hidden = x if isinstance(x, Deferred) else (lambda part: part, x)
+        batch, tokens, channels = hidden.shape
+        count = -(-tokens // _TOKENS)
+        rows = -(-tokens // count)
+        padding = ((0, 0), (0, count * rows - tokens))
+        parts = jnp.pad(hidden, (*padding, (0, 0))).reshape(batch * count, rows, channels)
+        keep = jnp.pad(valid, padding).reshape(batch * count, rows)
+
+        def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+            tokens, keep = part
+            tokens = self._quantized_input(function(tokens)).astype(jnp.float32) * keep[:, None]
+            return total + jnp.matmul(tokens.T, tokens, precision="highest"), None
+
+        size = self.kernel.shape[0]
+        total = jnp.zeros((size, size), jnp.float32)
+        return jax.lax.scan(add, total, (parts, keep.astype(jnp.float32)))[0]
+
+    def _quantized_input(self, x: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
         smoothing, rotation = self.transform
-        plain = x
         if smoothing is not None:
             divisor = smoothing.reshape((1,) * (x.ndim - 1) + (-1,))
             x = (x.astype(jnp.float32) / divisor).astype(x.dtype)
-        x = fake_tokens(rotate(x, rotation), self.precision.activations, self.activation_clip)
+        return fake_tokens(rotate(x, rotation), self.precision.activations, self.activation_clip)
+
+    def _multiply(self, x: Float[Array, "*B K"]) -> Float[Array, "*B N"]:
+        plain, x = x, self._quantized_input(x)
         # Cast here, not once for all parts: gradients of parts are summed in float32.
         y = jnp.matmul(x, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32)
         if self.bias is not None:

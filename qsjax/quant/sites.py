@@ -87,6 +87,11 @@ def start_rotation(site: Site, recipe: Recipe, width: int, mlp: int, head: int) 
     return rotations.start(recipe.rotation, channels(site, width, mlp), recipe.rotation_size)
 
 
+def modulations(kind: str) -> tuple[str, ...]:
+    """The modulation layers of a kind of block."""
+    return tuple(dict.fromkeys(site.modulation for site in SITES[kind] if site.modulation))
+
+
 def part(site: Site, kernel: Array | np.ndarray, width: int) -> Array | np.ndarray:
     """The rows of the float layer's kernel that belong to a site."""
     if not site.layer.startswith("linear2."):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 from pallas_kernels import pack
 from qsjax.quant.quantizer import quantize_weight
@@ -35,6 +35,15 @@ def linear_leaves(kernel: Kernel, precision: Precision, *, clip: Array | float =
     return _by_ranges(
         kernel, precision, clip, 1, lambda columns, clip, _: _quantize(columns, clip, precision)
     )
+
+
+def packed_leaves(
+    integers: Int8[Array, "K N"], scale: Float[Array, "G N"], precision: Precision
+) -> Leaves:
+    """The same for a matrix that is rounded already."""
+    packed = pack(np.asarray(integers), bits=precision.container)
+    planes = zip(("packed", "low_bits"), packed.planes, strict=False)
+    return {"scale": np.asarray(scale), **{name: np.asarray(plane) for name, plane in planes}}
 
 
 def kernel_leaves(
@@ -105,6 +114,7 @@ def site_leaves(
     *,
     weight_clip: Array | float = 1.0,
     activation_clip: ArrayLike | None = None,
+    rounded: tuple[Array, Array] | None = None,
 ) -> Leaves:
     """All leaves of a site's `QuantizedLinear`, everything merged that can be.
 
@@ -117,9 +127,14 @@ def site_leaves(
         width: D, the model's.
         weight_clip: of each output channel.
         activation_clip: of all tokens; None stores none.
+        rounded: integers [K, N] and scales [G, N] of the transformed kernel; None rounds it to nearest.
     """
     return {
-        **kernel_leaves(site, kernel, transforms, precision, width, weight_clip=weight_clip),
+        **(
+            kernel_leaves(site, kernel, transforms, precision, width, weight_clip=weight_clip)
+            if rounded is None
+            else packed_leaves(*rounded, precision)
+        ),
         **({} if bias is None else bias_leaves(site, bias, transforms, width)),
         **input_leaves(site, transforms[site.transform], activation_clip),
     }

@@ -21,9 +21,12 @@ from qsjax.calibration.blocks import (
     modulation_rows,
     run_block,
 )
+from qsjax.calibration.boundary import Boundary
+from qsjax.calibration.inputs import Inputs
 from qsjax.calibration.module import ModuleSource, filled
 from qsjax.calibration.packed import quantized_leaves
 from qsjax.calibration.programs import Programs, Sample, Shared
+from qsjax.calibration.rounding import round_block
 from qsjax.calibration.variables import effective_recipe, initial, start_rotations
 from qsjax.dit import DiT
 from qsjax.dit.blocks import Context
@@ -116,15 +119,29 @@ def moved(ours, theirs):
     return close.mean(axis=-1) < 0.99
 
 
+def alone(sample, shared):
+    """One sample as the inputs of a block."""
+    boundary = Boundary([np.asarray(part).view(np.uint32) for part in sample.tokens], np.float32)
+    return Inputs(boundary, boundary, sample.active, sample.mask, shared)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("name", "method"), [*((name, "msad") for name in RECIPES), ("w4a8", "qvdit")]
+    ("name", "method", "rounding"),
+    [
+        *((name, "msad", "nearest") for name in RECIPES),
+        ("w4a8", "qvdit", "nearest"),
+        ("w4a8", "msad", "gptq"),
+        ("w4a16 and groups", "gptq", "gptq"),
+    ],
 )
-def test_packed_integers_compute_what_was_trained(kind, name, method, dit, given):
-    method, (sample, shared) = METHODS[method], given
+def test_packed_integers_compute_what_was_trained(kind, name, method, rounding, dit, given):
+    method, (sample, shared) = replace(METHODS[method], rounding=rounding), given
     programs, leaves, learned, starts = prepared(kind, RECIPES[name], method, dit)
-    expected = programs.run_quantized(learned, leaves, starts, sample, shared)
-    block = packed_block(programs, quantized_leaves(programs, leaves, learned), dit, method)
+    rounded, kernels = round_block(programs, leaves, learned, alone(sample, shared))
+    expected = programs.run_quantized(learned, leaves, starts, sample, shared, kernels)
+    packed = quantized_leaves(programs, leaves, learned, rounded)
+    block = packed_block(programs, packed, dit, method)
 
     @jax.jit
     def run(block, sample):
@@ -140,7 +157,7 @@ def test_packed_integers_compute_what_was_trained(kind, name, method, dit, given
             sample.student_tokens,
         )
         return programs.run_quantized(
-            learned, leaves, starts, sample._replace(student_tokens=given), shared
+            learned, leaves, starts, sample._replace(student_tokens=given), shared, kernels
         )
 
     for part, (ours, theirs) in enumerate(zip(run(block, sample), expected, strict=True)):
@@ -190,3 +207,37 @@ def test_frame_divergence_is_zero_for_equal_frames_and_positive_otherwise():
     one, other = (jnp.asarray(random.standard_normal((1, 12, 5)), jnp.float32) for _ in range(2))
     assert float(frame_divergence(one, one, 4)) == 0
     assert float(frame_divergence(one, other, 4)) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gram_matrices_are_of_what_the_matmul_gets_without_padded_text(kind, dit, given):
+    sample, shared = given
+    programs, leaves, learned, starts = prepared(kind, W4A8, METHODS["msad"], dit)
+    layers = tuple(site.layer for site in SITES[kind])
+    found = programs.grams(layers, learned, leaves, starts, sample, shared, {})
+    txt = sample.tokens.txt.at[:, 3:].multiply(-7)
+    padding = sample._replace(student_tokens=sample.tokens._replace(txt=txt))
+    other = programs.grams(layers, learned, leaves, starts, padding, shared, {})
+    counts = {"img": 48, "txt": 3}
+    for site in SITES[kind]:
+        gram = np.asarray(found[site.layer])
+        np.testing.assert_allclose(gram, other[site.layer], rtol=1e-3, atol=1e-3 * gram.max())
+        rank = np.linalg.matrix_rank(gram.astype(np.float64), tol=1e-4 * gram.max())
+        assert 0 < rank <= counts.get(site.layer.split(".")[0], 51)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_error_feedback_is_nearer_to_the_float_block(kind, dit, given):
+    sample, shared = given
+    method = replace(METHODS["gptq"], search_clips=False)
+    programs, leaves, _, starts = prepared(kind, W4A8, method, dit)
+    outputs = {site.layer: leaves[f"{site.linear}.kernel"].shape[1] for site in SITES[kind]}
+    ones = {
+        site.transform: jnp.ones(CONFIG.mlp_size if site.source == "gelu" else CONFIG.hidden_size)
+        for site in SITES[kind]
+    }
+    learned = initial(kind, programs.recipe, method, CONFIG, ones, outputs)
+    _, kernels = round_block(programs, leaves, learned, alone(sample, shared))
+    nearest = programs.measure(learned, leaves, starts, sample, shared, {})
+    found = programs.measure(learned, leaves, starts, sample, shared, kernels)
+    assert float(found.output) < 0.7 * float(nearest.output)
