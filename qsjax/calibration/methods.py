@@ -32,6 +32,9 @@ class Method:
             column, as GPTQ; activations are rounded to nearest always.
         search_clips: try clips for the weights of every output channel, where they are not learned; with error feedback only,
             which knows the inputs that the clips are weighed by.
+        tune_steps: steps of tuning all blocks together, when all are rounded: channel scales, biases and activation clips, towards
+            the float model's velocities on the trajectories of calibration; 0 leaves it out.
+        tune_learning_rate: Adam's, of that.
         inputs: what a block sees while it is trained: float activations, those of the quantized blocks before it,
             or the two in turns.
         epochs: passes over the samples.
@@ -56,6 +59,8 @@ class Method:
     frame_weight: float = 0.0
     rounding: str = "nearest"
     search_clips: bool = False
+    tune_steps: int = 0
+    tune_learning_rate: float = 2e-3
     inputs: str = "fp"
     epochs: int = 15
     learning_rate: float = 5e-3
@@ -73,10 +78,10 @@ class Method:
                 raise InputError(
                     f"method {self.name}: no {name} {value!r}; {nearest(value, known)}"
                 )
-        if self.epochs < 1 or min(self.window, self.local_rows) < 0:
+        if self.epochs < 1 or min(self.window, self.local_rows, self.tune_steps) < 0:
             raise InputError(
                 f"method {self.name}: epochs={self.epochs} must be 1 or more,"
-                f" window={self.window} and local_rows={self.local_rows} not negative"
+                f" window={self.window}, local_rows={self.local_rows} and tune_steps={self.tune_steps} not negative"
             )
 
     @property
