@@ -1,7 +1,8 @@
 """Quantization without calibration, on the way from PyTorch files to the checkpoint, one tensor at a time.
 
 "rtn" rounds every weight to the nearest multiple of its channel's scale; "quarot" rotates the inputs
-of layers by Hadamard matrices first (QuaRot, arXiv:2404.00456), which spreads outliers over channels and changes nothing else.
+of layers by Hadamard matrices first (QuaRot, arXiv:2404.00456), which spreads outliers over channels and changes nothing else;
+the recipe says over how many channels.
 """
 
 import hashlib
@@ -57,7 +58,7 @@ class Quantization:
             )
         recipe = replace(Recipe.load(name), smoothing=False, branch=False)
         if method == "rtn":
-            recipe = replace(recipe, rotation="none")
+            recipe = replace(recipe, rotation="none", rotation_signs=False)
         elif recipe.rotation == "none":
             raise InputError(
                 f"recipe {name} has no rotation, and quarot is nothing without one; name rtn-{name}"
@@ -78,7 +79,9 @@ class Quantization:
             raise InputError(
                 f"{source}: was calibrated, which the PyTorch weights alone do not repeat; verify it without sources, by its checksums"
             )
-        return cls(method, from_mapping(Recipe, component.recipe, source=f"{source}: recipe"))
+        # Conversions of before there were signs do not mention them.
+        values = {"rotation_signs": False, **component.recipe}
+        return cls(method, from_mapping(Recipe, values, source=f"{source}: recipe"))
 
     def to_mapping(self) -> dict[str, Any]:
         """What the manifest says of the DiT."""

@@ -1,4 +1,4 @@
-"""Attention as calibration needs it: differentiable in bounded memory, and summarized without the whole map.
+"""Attention as calibration needs it: differentiable in bounded memory, and compared without the whole map.
 
 A map [H, L, L] of a 720p video would have 340 billion entries. Its pooled form, some of its rows and the sums of its columns
 are made from queries and keys directly (QuantSparse, section 3.2).
@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qsjax.dit.attention import key_bias, masked_attention
+from qsjax.calibration.flash import by_head, flash_attention, scores, tiled
+from qsjax.dit.attention import key_bias
 
-_SCORE_BYTES = 256 * 2**20
+_TILE_BYTES = 16 * 2**20
+"""Of the rows of one head's map that are held at once."""
+QueriesAndKeys = tuple[Array, Array]
+"""Heads after their norms and rotary turn, [B, L, H, D] each."""
 
 
 def attention(
@@ -19,54 +23,84 @@ def attention(
     v: Float[Array, "B L H D"],
     kv_valid: Bool[Array, "B L"],
     state: object,
-) -> tuple[Float[Array, "B L H D"], tuple[Array, Array]]:
-    """Dense attention for the DiT's slot, which returns queries and keys as its state.
-
-    Scores are recomputed in the backward pass, some queries at a time.
-    """
+) -> tuple[Float[Array, "B L H D"], QueriesAndKeys]:
+    """Dense attention for the DiT's slot, which returns queries and keys as its state."""
     del state
-    bias = key_bias(kv_valid)[:, None, None]
-    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    return flash_attention(q, k, v, kv_valid), (q, k)
 
-    @jax.checkpoint
-    def attend(queries: Array) -> Array:
-        return masked_attention(queries, keys, values, bias)
 
-    parts = _chunks(q).transpose(0, 1, 3, 2, 4)
-    out = attend(parts[0])[None] if len(parts) == 1 else jax.lax.map(attend, parts)
-    out = out.transpose(1, 0, 3, 2, 4).reshape(len(q), -1, *q.shape[2:])
-    return out[:, : q.shape[1]], (q, k)
+def no_attention(
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L H D"],
+    v: Float[Array, "B L H D"],
+    kv_valid: Bool[Array, "B L"],
+    state: object,
+) -> tuple[Float[Array, "B L H D"], QueriesAndKeys]:
+    """The slot for those who want queries and keys only: the values pass."""
+    del kv_valid, state
+    return v, (q, k)
 
 
 def saliency(
     q: Float[Array, "B L H D"], k: Float[Array, "B L H D"], kv_valid: Bool[Array, "B L"]
 ) -> Float[Array, "B L"]:
     """The attention that each key gets from all valid queries and heads; some queries at a time, O(L) memory."""
-    bias, keys = key_bias(kv_valid)[:, None, None], k.transpose(0, 2, 1, 3)
+    batch, length, heads, _ = q.shape
+    rows = min(length, _fitting(length))
+    bias, asking = (
+        jnp.repeat(x, heads, axis=0) for x in (key_bias(kv_valid), kv_valid.astype(jnp.float32))
+    )
 
-    def add_received(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-        queries, counts = part
-        weights = _softmax(queries.transpose(0, 2, 1, 3), keys, bias)
-        received = jnp.einsum("bhqk,bqxy->bk", weights, counts)
-        return total + received, None
+    def of_head(head: tuple[Array, Array, Array, Array]) -> Array:
+        q, k, bias, asking = head
 
-    zero = jnp.zeros(kv_valid.shape, jnp.float32)
-    chunks = _chunks(q)
-    rows = chunks.shape[2]
-    asking = _chunks(kv_valid[..., None, None].astype(jnp.float32), rows)
-    return jax.lax.scan(add_received, zero, (chunks, asking))[0]
+        def add_received(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+            q, asking = part
+            return total + jnp.matmul(asking, _softmax(q, k, bias[None])), None
+
+        return jax.lax.scan(add_received, jnp.zeros(length, jnp.float32), (q, asking))[0]
+
+    queries, asking = tiled(by_head(q), rows), tiled(asking, rows)
+    received = jax.lax.map(of_head, (queries, by_head(k), bias, asking))
+    return received.reshape(batch, heads, length).sum(axis=1)
 
 
-def attention_rows(
-    q: Float[Array, "B L H D"],
-    k: Float[Array, "B L H D"],
+def row_distance(
+    one: QueriesAndKeys,
+    other: QueriesAndKeys,
     kv_valid: Bool[Array, "B L"],
     rows: Int[Array, "B R"],
-) -> Float[Array, "B H R L"]:
-    """softmax(q[rows] k^T / sqrt(D)): the attention of some tokens over all valid keys, float32."""
-    chosen = jnp.take_along_axis(q, rows[:, :, None, None], axis=1)
-    bias = key_bias(kv_valid)[:, None, None]
-    return _softmax(chosen.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), bias)
+) -> Float[Array, ""]:
+    """Mean squared difference between the same rows of two maps, softmax(q[rows] k^T / sqrt(D)) over the valid keys, [B, H, R, L].
+
+    The local term of QuantSparse (section 3.2). One head and some rows at a time, made again in the backward pass.
+
+    Args:
+        one, other: queries and keys.
+        kv_valid: True for tokens that are there.
+        rows: which.
+    """
+    batch, length, heads, _ = one[0].shape
+    count = rows.shape[1]
+    size = min(count, _fitting(length))
+    bias = jnp.repeat(key_bias(kv_valid), heads, axis=0)
+    counted = tiled(jnp.ones((1, count), jnp.float32), size)[0]
+
+    def chosen(q: Array) -> Array:
+        return tiled(by_head(jnp.take_along_axis(q, rows[:, :, None, None], axis=1)), size)
+
+    @jax.checkpoint
+    def of_rows(q: tuple[Array, Array], k: tuple[Array, Array], bias: Array, keep: Array) -> Array:
+        maps = [_softmax(*heads, bias[None]) for heads in zip(q, k, strict=True)]
+        return (jnp.square(maps[0] - maps[1]) * keep[:, None]).sum()
+
+    def of_head(head: tuple[tuple[Array, Array], tuple[Array, Array], Array]) -> Array:
+        q, k, bias = head
+        return jax.lax.map(lambda part: of_rows(part[0], k, bias, part[1]), (q, counted)).sum()
+
+    queries, keys = zip(one, other, strict=True)
+    given = (tuple(map(chosen, queries)), tuple(map(by_head, keys)), bias)
+    return jax.lax.map(of_head, given).sum() / (batch * heads * count * length)
 
 
 def pooled_attention(
@@ -101,16 +135,8 @@ def pooled_attention(
 
 
 def _softmax(q: Array, k: Array, bias: Array) -> Array:
-    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(scores * jnp.float32(q.shape[-1] ** -0.5) + bias, axis=-1)
+    return jax.nn.softmax(scores(q, k, bias), axis=-1)
 
 
-def _chunks(x: Array, rows: int | None = None) -> Array:
-    """[B, L, H, D] -> [chunks, B, rows, H, D], padded with zeros; rows such that their scores stay small."""
-    batch, length, heads, size = x.shape
-    if rows is None:
-        fitting = max(1, _SCORE_BYTES // (4 * batch * heads * length))
-        rows = -(-length // -(-length // fitting))
-    count = -(-length // rows)
-    x = jnp.pad(x, ((0, 0), (0, count * rows - length), (0, 0), (0, 0)))
-    return x.reshape(batch, count, rows, heads, size).transpose(1, 0, 2, 3, 4)
+def _fitting(length: int) -> int:
+    return max(1, _TILE_BYTES // (4 * length))

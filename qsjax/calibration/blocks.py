@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from qsjax.calibration.attention import QueriesAndKeys, no_attention
 from qsjax.calibration.variables import Learned, Starts, current_transforms
 from qsjax.dit import DiTConfig
 from qsjax.dit.blocks import Context, DoubleBlock, SingleBlock
@@ -24,8 +25,6 @@ Block = DoubleBlock | SingleBlock
 Leaves = Mapping[str, Array]
 Rows = tuple[Float[Array, "B M"], ...]
 """A block's modulation vectors: those of video and of text; a single block has one for both."""
-QueriesAndKeys = tuple[Float[Array, "B L H D"], ...]
-"""What the attention slot returns as its state (`qsjax.calibration.attention`)."""
 
 
 class Tokens(NamedTuple):
@@ -52,8 +51,8 @@ def modulation_rows(block: Block, active: Float[Array, "B D"]) -> Rows:
 def run_block(
     block: Block, tokens: Tokens, rows: Rows, context: Context
 ) -> tuple[Tokens, QueriesAndKeys]:
-    """The block's output, and what the attention slot returned as its state."""
-    nothing: QueriesAndKeys = ()
+    """The block's output, and what the attention slot of `context` returned as its state."""
+    nothing: Any = ()  # the slots of calibration take no state
     if isinstance(block, DoubleBlock):
         of_img, of_txt = rows
         (img, txt), state = block((tokens.img, tokens.txt), (of_img, of_txt), context, nothing)
@@ -62,6 +61,21 @@ def run_block(
     x, state = block(jnp.concatenate(tokens, axis=1), of_both, context, nothing)
     video = tokens.img.shape[1]
     return Tokens(x[:, :video], x[:, video:]), state
+
+
+def float_queries_and_keys(
+    kind: str, leaves: Leaves, config: DiTConfig, tokens: Tokens, rows: Rows, context: Context
+) -> QueriesAndKeys:
+    """The float block's queries and keys, without the rest of it: what needs their attention is no part of the program."""
+    narrow, projected = dict(leaves), 3 * config.hidden_size
+    if kind == "single_blocks":
+        for name in ("linear1.kernel", "linear1.bias"):
+            narrow[name] = leaves[name][..., :projected]
+    block = float_block(kind, narrow, config)
+    if isinstance(block, SingleBlock):
+        parent, attribute = _parent(block, "linear2")
+        setattr(parent, attribute, nnx.static(lambda attended: attended))
+    return run_block(block, tokens, rows, replace(context, attention=no_attention))[1]
 
 
 def watched_inputs(

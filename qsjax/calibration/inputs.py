@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int32
 
 from qsjax.calibration.blocks import Leaves, Tokens
 from qsjax.calibration.boundary import Boundary
+from qsjax.calibration.methods import Method
 from qsjax.calibration.programs import Programs, Sample, Shared
 from qsjax.calibration.variables import Learned, start_rotations
 
@@ -26,6 +27,7 @@ class Inputs:
             where one prompt sees all times.
         mask: which text tokens are there, [S, L].
         shared: rotary tables.
+        outputs: of the float block, which `observe` writes.
     """
 
     tokens: Boundary
@@ -34,28 +36,38 @@ class Inputs:
     conditions: jax.Array
     mask: jax.Array
     shared: Shared
+    outputs: Boundary
 
     def sample(self, index: int, rows: np.ndarray | None, *, mixed: bool = False) -> Sample:
-        """One sample; `mixed` takes the float tokens for the quantized block, too."""
+        """One sample; `mixed` takes the float tokens for the quantized block, too.
+
+        Without `rows` the block is not compared with its float original, and the sample has no target.
+        """
         tokens = self.tokens[index]
         student_tokens = (
             tokens if mixed or self.student_tokens is self.tokens else self.student_tokens[index]
         )
         chosen = np.zeros((1, 1), np.int32) if rows is None else rows[index : index + 1]
         row = slice(index, index + 1)
-        return Sample(tokens, student_tokens, self.active[row], self.mask[row], jnp.asarray(chosen))
+        return Sample(
+            tokens,
+            student_tokens,
+            self.active[row],
+            self.mask[row],
+            jnp.asarray(chosen),
+            None if rows is None else self.outputs[index],
+        )
 
 
 def observe(
-    programs: Programs, leaves: Leaves, inputs: Inputs, out: Boundary, seed: int
+    programs: Programs, leaves: Leaves, inputs: Inputs, seed: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Run the float block on all samples.
 
     Args:
         programs: of its kind.
         leaves: its weights.
-        inputs: the samples.
-        out: receives its output tokens.
+        inputs: the samples; `outputs` receives the output tokens.
         seed: of random attention rows.
 
     Returns:
@@ -69,19 +81,32 @@ def observe(
         tokens, sample_peaks, received = programs.observe(
             leaves, inputs.sample(index, None, mixed=True), inputs.shared
         )
-        out.write(index, tokens)
+        inputs.outputs.write(index, tokens)
         peaks = {
             name: np.maximum(peaks.get(name, 0), np.asarray(peak))
             for name, peak in sample_peaks.items()
         }
-        if method.rows == "salient":
-            chosen = np.argsort(-np.asarray(received[0]), kind="stable")[: method.local_rows]
-        elif method.rows == "random":
-            chosen = random.permutation(video)[: method.local_rows]
-        else:
-            chosen = np.arange(method.local_rows)
-        rows.append(np.sort(chosen).astype(np.int32))
+        rows.append(chosen_rows(method, np.asarray(received[0, :video]), random))
     return peaks, np.stack(rows)
+
+
+def chosen_rows(
+    method: Method, received: Float[np.ndarray, " N"], random: np.random.Generator
+) -> Int32[np.ndarray, " R"]:
+    """The attention rows of the local term, in their order; of video tokens only, however they are chosen.
+
+    Args:
+        method: how, and how many.
+        received: the attention that each video token gets.
+        random: for random ones.
+    """
+    if method.rows == "salient":
+        chosen = np.argsort(-received, kind="stable")[: method.local_rows]
+    elif method.rows == "random":
+        chosen = random.permutation(len(received))[: method.local_rows]
+    else:
+        chosen = np.arange(method.local_rows)
+    return np.sort(chosen).astype(np.int32)
 
 
 def advance_student(

@@ -104,9 +104,9 @@ def calibrate_blocks(
             leaves: Leaves = {
                 name: jnp.asarray(x) for name, x in source.leaves(kind, index).items()
             }
-            inputs = Inputs(tokens, student_tokens, active, conditions, mask, shared)
             after = Boundary.empty(tokens.shapes, tokens.dtype, folder, f"float-{number + 1}")
-            peaks, rows = observe(program, leaves, inputs, after, seed + number)
+            inputs = Inputs(tokens, student_tokens, active, conditions, mask, shared, after)
+            peaks, rows = observe(program, leaves, inputs, seed + number)
             after.commit(folder, f"float-{number + 1}")
 
             def advance(loss: float, name: str = f"{number + 1}/{len(order)}") -> None:

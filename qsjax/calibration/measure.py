@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qsjax.calibration.blocks import Leaves
 from qsjax.calibration.inputs import Inputs
-from qsjax.calibration.programs import Figures, Programs, Sample
+from qsjax.calibration.programs import Figures, Programs
 from qsjax.calibration.variables import Learned, Starts
 
 
@@ -23,15 +22,17 @@ def measure(
     kernels: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> Figures:
     """Mean terms over all samples, on float inputs; `kernels` were rounded already."""
-    state, ones = programs.optimizer.init(learned), jnp.ones(3, jnp.float32)
-
-    def terms(sample: Sample) -> Figures:
-        if kernels or not programs.method.learns:
-            return programs.measure(learned, leaves, starts, sample, inputs.shared, dict(kernels))
-        # The training step is compiled already; its update is discarded.
-        return programs.step(learned, state, leaves, starts, sample, inputs.shared, ones)[2]
-
-    samples = [terms(inputs.sample(i, rows, mixed=True)) for i in range(len(inputs.tokens))]
+    samples = [
+        programs.measure(
+            learned,
+            leaves,
+            starts,
+            inputs.sample(index, rows, mixed=True),
+            inputs.shared,
+            dict(kernels),
+        )
+        for index in range(len(inputs.tokens))
+    ]
     return Figures(*(float(np.mean(jax.device_get(term))) for term in zip(*samples, strict=True)))
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from qsjax.config import nearest
 from qsjax.errors import InputError
+from qsjax.quant.rotation import KINDS
 
 ROWS = ("salient", "random", "all")
 ROUNDING = ("nearest", "gptq")
@@ -19,6 +20,7 @@ class Method:
         smoothing: start from SmoothQuant's channel scales; False leaves them out.
         alpha: of SmoothQuant: how much of the difficulty moves to the weights.
         rotation: use the recipe's rotation, from the Hadamard on; False leaves it out.
+        rotation_kind: another kind than the recipe's, where that has a rotation; None takes the recipe's.
         learn_smoothing, learn_rotation, learn_clips: train them, block by block.
         global_weight: of the distance between attention maps of pooled queries and keys.
         local_weight: of the distance between attention rows.
@@ -48,6 +50,7 @@ class Method:
     smoothing: bool = True
     alpha: float = 0.5
     rotation: bool = True
+    rotation_kind: str | None = None
     learn_smoothing: bool = False
     learn_rotation: bool = False
     learn_clips: bool = False
@@ -73,6 +76,7 @@ class Method:
             (self.rows, ROWS, "rows"),
             (self.inputs, INPUTS, "inputs"),
             (self.rounding, ROUNDING, "rounding"),
+            (self.rotation_kind or "none", KINDS, "rotation_kind"),
         ):
             if value not in known:
                 raise InputError(
@@ -117,7 +121,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(name="rtn", smoothing=False, rotation=False),
         Method(name="smoothquant", rotation=False),
-        Method(name="quarot", smoothing=False),
+        Method(name="quarot", smoothing=False, rotation_kind="hadamard"),
         Method(name="vidit", alpha=0.25),
         Method(name="gptq", rounding="gptq", search_clips=True),
         Method(
@@ -136,7 +140,7 @@ METHODS: dict[str, Method] = {
         replace(_MSAD, name="full-attention", rows="all", global_weight=0.0),
     )
 }
-"""Round-to-nearest; SmoothQuant; QuaRot's Hadamard rotation; static smoothing and rotation as ViDiT-Q; the same with error feedback and searched clips (GPTQ); low-rank corrections and
+"""Round-to-nearest; SmoothQuant; QuaRot's rotation, a Hadamard transform of all channels; static smoothing and rotation as ViDiT-Q; the same with error feedback and searched clips (GPTQ); low-rank corrections and
 similar frames as Q-VDiT, with symmetric integers and block by block, where the original trains the whole network; learned
 transforms without a look at attention; QuantSparse's MSAD, on float inputs and those of quantized blocks in turns, which is what
 its terms gain by (docs/quantization.md); and what remains of MSAD without one of its parts."""

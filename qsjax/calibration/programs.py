@@ -3,7 +3,7 @@
 Two programs of each sort serve sixty blocks: everything that differs between blocks is an argument.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from qsjax.calibration.attention import attention, attention_rows, pooled_attention, saliency
+from qsjax.calibration.attention import attention, pooled_attention, row_distance, saliency
 from qsjax.calibration.blocks import (
     Leaves,
     Rows,
@@ -22,6 +22,7 @@ from qsjax.calibration.blocks import (
     fake_block,
     fake_layer,
     float_block,
+    float_queries_and_keys,
     frame_divergence,
     modulation_rows,
     run_block,
@@ -63,6 +64,7 @@ class Sample(NamedTuple):
         active: conditioning of the modulation, [1, D].
         mask: which text tokens are there, [1, L].
         rows: attention rows of the local term, int32 [1, R].
+        target: the float block's output on `tokens`, for steps and measurements.
     """
 
     tokens: Tokens
@@ -70,10 +72,14 @@ class Sample(NamedTuple):
     active: Array
     mask: Array
     rows: Array
+    target: Tokens | None = None
 
 
 class Figures(NamedTuple):
-    """Terms of the loss: block output, pooled attention, attention rows; and the shift of evenly spaced rows."""
+    """Terms of the loss: block output, pooled attention, attention rows; and the shift of evenly spaced rows.
+
+    A training step leaves out, as 0, what its loss has no use for.
+    """
 
     output: Array | float
     pooled: Array | float
@@ -147,9 +153,8 @@ class Programs:
         shared: Shared,
         kernels: Mapping[str, Array],
     ) -> Figures:
-        """The terms of the loss, without an update."""
-        ones = jnp.ones(3, jnp.float32)
-        return self._loss(learned, leaves, starts, sample, shared, ones, kernels)[1]
+        """All terms, without an update."""
+        return self._compare(learned, leaves, starts, sample, shared, kernels)[0]
 
     @partial(jax.jit, static_argnums=0)
     def run_quantized(
@@ -240,42 +245,61 @@ class Programs:
         sample: Sample,
         shared: Shared,
         scales: Array,
-        kernels: Mapping[str, Array] = MappingProxyType({}),
     ) -> tuple[Array, Figures]:
         """L_quant + lambda_g L_global + lambda_l L_local (QuantSparse, equation 8), each times its scale."""
-        context, method, kind = _context(sample, shared), self.method, self.kind
-        video, valid = sample.tokens.img.shape[1], context.kv_valid
-        teacher = float_block(kind, leaves, self.config)
-        student = fake_block(
-            kind, leaves, learned, starts, self.recipe, self.config, kernels=kernels
-        )
-        target, (q, k) = jax.lax.stop_gradient(
-            run_block(teacher, sample.tokens, self._rows(leaves, sample.active), context)
-        )
-        rows = self._rows(leaves, sample.active, quantized=True, kernels=kernels)
-        out, (q_student, k_student) = run_block(student, sample.student_tokens, rows, context)
-
-        def distance(of: Callable[[Array, Array], Array]) -> Array:
-            return jnp.square(of(q, k) - of(q_student, k_student)).mean()
-
-        probed = jnp.arange(min(_PROBED_ROWS, video), dtype=jnp.int32) * (
-            video // min(_PROBED_ROWS, video)
-        )
-        figures = Figures(
-            output=squared_error(out, target, sample.mask),
-            pooled=distance(lambda q, k: pooled_attention(q, k, valid, video, method.window)),
-            rows=distance(lambda q, k: attention_rows(q, k, valid, sample.rows)),
-            shift=distance(lambda q, k: attention_rows(q, k, valid, probed[None])),
-        )
+        method = self.method
+        figures, out = self._compare(learned, leaves, starts, sample, shared, training=True)
         loss = scales[0] * figures.output
         if method.global_weight:
             loss = loss + method.global_weight * scales[1] * figures.pooled
         if method.local_weight:
             loss = loss + method.local_weight * scales[2] * figures.rows
-        if method.frame_weight:
-            divergence = frame_divergence(out.img, target.img, self.frames)
+        if method.frame_weight and sample.target is not None:
+            divergence = frame_divergence(out.img, sample.target.img, self.frames)
             loss = loss + method.frame_weight * divergence
         return loss, figures
+
+    def _compare(
+        self,
+        learned: Learned,
+        leaves: Leaves,
+        starts: Starts,
+        sample: Sample,
+        shared: Shared,
+        kernels: Mapping[str, Array] = MappingProxyType({}),
+        *,
+        training: bool = False,
+    ) -> tuple[Figures, Tokens]:
+        """The terms, and the output of the quantized block. Of the float block only queries and keys are computed, and not
+        those in a training step without attention terms."""
+        if sample.target is None:
+            raise ValueError("the sample has no target; ask for it with the rows that are compared")
+        context, method, kind = _context(sample, shared), self.method, self.kind
+        video, valid = sample.tokens.img.shape[1], context.kv_valid
+        block = fake_block(kind, leaves, learned, starts, self.recipe, self.config, kernels=kernels)
+        rows = self._rows(leaves, sample.active, quantized=True, kernels=kernels)
+        out, student = run_block(block, sample.student_tokens, rows, context)
+        zero = jnp.zeros((), jnp.float32)
+        figures = Figures(squared_error(out, sample.target, sample.mask), zero, zero, zero)
+        if training and not (method.global_weight or method.local_weight):
+            return figures, out
+        float_rows = self._rows(leaves, sample.active)
+        teacher = jax.lax.stop_gradient(
+            float_queries_and_keys(kind, leaves, self.config, sample.tokens, float_rows, context)
+        )
+        if method.global_weight or not training:
+            pooled = [
+                pooled_attention(*heads, valid, video, method.window)
+                for heads in (teacher, student)
+            ]
+            figures = figures._replace(pooled=jnp.square(pooled[0] - pooled[1]).mean())
+        if method.local_weight or not training:
+            figures = figures._replace(rows=row_distance(teacher, student, valid, sample.rows))
+        if not training:
+            count = min(_PROBED_ROWS, video)
+            probed = jnp.arange(count, dtype=jnp.int32)[None] * (video // count)
+            figures = figures._replace(shift=row_distance(teacher, student, valid, probed))
+        return figures, out
 
     def _rows(
         self,

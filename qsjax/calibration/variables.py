@@ -58,10 +58,14 @@ Starts = Mapping[str, Rotation | None]
 
 
 def effective_recipe(recipe: Recipe, method: Method) -> Recipe:
-    """The recipe without the transforms that a method has no use for: what its checkpoint says."""
+    """The recipe with the method's kind of rotation, and without transforms that it has no use for: what its checkpoint says."""
+    rotation = "none"
+    if method.rotation and recipe.rotation != "none":
+        rotation = method.rotation_kind or recipe.rotation
     return replace(
         recipe,
-        rotation=recipe.rotation if method.rotation else "none",
+        rotation=rotation,
+        rotation_signs=recipe.rotation_signs and rotation != "none",
         smoothing=recipe.smoothing and method.smoothing,
         branch=method.rank > 0,
     )

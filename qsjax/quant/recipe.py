@@ -77,6 +77,7 @@ class Recipe:
         refiner: the text refiner's layers.
         rotation: "none", "block", "kronecker" or "hadamard", of the block layers' inputs.
         rotation_size: channels that a block rotation turns together.
+        rotation_signs: whether Hadamard matrices get random signs; checkpoints that do not say have none.
         smoothing: whether inputs are divided by a vector of channel scales.
         branch: a rank-1 correction in floating point beside every block layer (Q-VDiT's, a baseline).
         overrides: exceptions; the last one that matches decides.
@@ -88,6 +89,7 @@ class Recipe:
     refiner: Precision
     rotation: str = "block"
     rotation_size: int = 128
+    rotation_signs: bool = True
     smoothing: bool = True
     branch: bool = False
     overrides: tuple[Override, ...] = ()

@@ -1,9 +1,13 @@
-"""Orthogonal rotations that spread outliers over channels: Hadamard, and Hadamard times a learned Cayley factor.
+"""Orthogonal rotations that spread outliers over channels: signed Hadamard, and that times a learned Cayley factor.
 
 A rotation of K channels has one or two factors. The block-diagonal one rotates every run of R channels by the same [R, R]
 matrix: it costs R / N of the matmul after it, fits the matrix unit, and is fused with the quantization. A second
 factor [K/R, K/R] mixes the runs (Kronecker form, as FlatQuant's); with Hadamard factors both together are the full Hadamard
 transform of QuaRot.
+
+A Hadamard matrix has a column of equal entries, which gathers the mean of its input in one channel: an outlier where there
+was none. Random signs of the input channels, D H in place of H, spread the mean like anything else (QuaRot, arXiv:2404.00456,
+section 3).
 """
 
 from functools import lru_cache
@@ -64,33 +68,45 @@ def cayley(generator: Float[Array | np.ndarray, "R R"]) -> Float[Array, "R R"]:
     return jnp.linalg.solve(identity - half, identity + half)
 
 
-def start(kind: str, channels: int, size: int) -> Rotation | None:
+def start(kind: str, channels: int, size: int, *, seed: int | None = None) -> Rotation | None:
     """The Hadamard rotation that a kind begins with; None for "none".
 
     Args:
         kind: one of `KINDS`.
         channels: K.
         size: R, the length of a run; the largest divisor of K that is not longer and has the Hadamard matrices is taken.
+        seed: of the random signs of each factor's rows; None leaves them out. The signs of channel i R + j are those of row i
+            of one factor times those of row j of the other.
 
     Raises:
         InputError: both factors are asked for, and K has no two such divisors.
     """
     if kind == "none":
         return None
+    # The raw bits, since NumPy promises the same ones in every version.
+    bits = None if seed is None else np.random.PCG64(seed)
+
+    def factor(order: int) -> np.ndarray:
+        matrix = hadamard(order)
+        if bits is None:
+            return matrix
+        signs = 1 - 2 * (bits.random_raw(order) >> np.uint64(63)).astype(np.float32)
+        return signs[:, None] * matrix
+
     for runs in range(min(size, channels), 0, -1):
         if channels % runs or not _known(runs):
             continue
         if kind == "block" or runs == channels:
-            return Rotation(hadamard(runs))
+            return Rotation(factor(runs))
         if _known(channels // runs):
-            return Rotation(hadamard(runs), hadamard(channels // runs))
+            return Rotation(factor(runs), factor(channels // runs))
     raise InputError(
         f"no Hadamard matrices are known whose orders make {channels} channels; choose the rotation 'block'"
     )
 
 
 def turned(rotation: Rotation, generators: Rotation) -> Rotation:
-    """The rotation H Cayley(G) of every factor."""
+    """The rotation M Cayley(G) of every factor M."""
 
     def factor(matrix: Array | np.ndarray, generator: Array | np.ndarray) -> Array:
         return jnp.matmul(matrix, cayley(generator), precision="highest")

@@ -10,6 +10,7 @@ division by c and a rotation R; the weights are multiplied by the inverse, so th
     GELU               online (not linear)              online
 """
 
+import zlib
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -80,11 +81,18 @@ def channels(site: Site, width: int, mlp: int) -> int:
 
 
 def start_rotation(site: Site, recipe: Recipe, width: int, mlp: int, head: int) -> Rotation | None:
-    """The Hadamard rotation that a site begins with; one that is merged into V stays within a head."""
+    """The Hadamard rotation that a site begins with; one that is merged into V stays within a head.
+
+    Its signs are those of the transform's name: sites that share a transform share them. They are part of the matrix that is
+    stored, so that nobody needs them again.
+    """
+    seed = zlib.crc32(site.transform.encode()) if recipe.rotation_signs else None
     if site.source == "attention":
         kind = "none" if recipe.rotation == "none" else "block"
-        return rotations.start(kind, head, head)
-    return rotations.start(recipe.rotation, channels(site, width, mlp), recipe.rotation_size)
+        return rotations.start(kind, head, head, seed=seed)
+    return rotations.start(
+        recipe.rotation, channels(site, width, mlp), recipe.rotation_size, seed=seed
+    )
 
 
 def modulations(kind: str) -> tuple[str, ...]:

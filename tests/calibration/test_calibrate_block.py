@@ -17,12 +17,15 @@ from qsjax.calibration.blocks import (
     KINDS,
     Tokens,
     float_block,
+    float_queries_and_keys,
     frame_divergence,
     modulation_rows,
     run_block,
+    squared_error,
 )
 from qsjax.calibration.boundary import Boundary
-from qsjax.calibration.inputs import Inputs
+from qsjax.calibration.inputs import Inputs, observe
+from qsjax.calibration.measure import measure
 from qsjax.calibration.module import ModuleSource, filled
 from qsjax.calibration.packed import quantized_leaves
 from qsjax.calibration.programs import Programs, Sample, Shared
@@ -66,7 +69,8 @@ def given():
     tokens = Tokens(normal(1, 48, width), normal(1, 5, width))
     mask = jnp.asarray(np.arange(5)[None] < 3)
     rows = jnp.asarray([[1, 7, 30]], jnp.int32)
-    sample = Sample(tokens, tokens, normal(1, width), mask, rows)
+    target = Tokens(normal(1, 48, width), normal(1, 5, width))
+    sample = Sample(tokens, tokens, normal(1, width), mask, rows, target)
     return sample, Shared(*map(jnp.asarray, rope_tables(CONFIG, (4, 3, 4))))
 
 
@@ -122,7 +126,9 @@ def moved(ours, theirs):
 def alone(sample, shared):
     """One sample as the inputs of a block."""
     boundary = Boundary([np.asarray(part).view(np.uint32) for part in sample.tokens], np.float32)
-    return Inputs(boundary, boundary, sample.active, sample.active, sample.mask, shared)
+    outputs = Boundary([np.zeros_like(part) for part in boundary.parts], np.float32)
+    active = sample.active
+    return Inputs(boundary, boundary, active, active, sample.mask, shared, outputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -241,3 +247,63 @@ def test_error_feedback_is_nearer_to_the_float_block(kind, dit, given):
     nearest = programs.measure(learned, leaves, starts, sample, shared, {})
     found = programs.measure(learned, leaves, starts, sample, shared, kernels)
     assert float(found.output) < 0.7 * float(nearest.output)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_queries_and_keys_are_those_of_the_whole_block(kind, dit, given):
+    sample, shared = given
+    leaves = {name: jnp.asarray(leaf) for name, leaf in ModuleSource(dit).leaves(kind, 0).items()}
+    valid = jnp.concatenate([jnp.ones((1, 48), bool), sample.mask], axis=1)
+    context = Context(*shared, valid, attention)
+    rows = modulation_rows(float_block(kind, leaves, CONFIG), sample.active)
+
+    @jax.jit
+    def both(tokens):
+        block = float_block(kind, leaves, CONFIG)
+        return (
+            float_queries_and_keys(kind, leaves, CONFIG, tokens, rows, context),
+            run_block(block, tokens, rows, context)[1],
+        )
+
+    found, expected = both(sample.tokens)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=FLOAT32_NETWORK)
+
+
+def test_a_step_reports_the_terms_of_its_loss_as_they_are_measured(dit, given):
+    sample, shared = given
+    programs, leaves, learned, starts = prepared("single_blocks", W4A8, METHODS["local"], dit)
+    state, ones = programs.optimizer.init(learned), jnp.ones(3, jnp.float32)
+    found = programs.step(learned, state, leaves, starts, sample, shared, ones)[2]
+    measured = programs.measure(learned, leaves, starts, sample, shared, {})
+    assert min(measured) > 0
+    np.testing.assert_allclose(found.output, measured.output, rtol=1e-4)
+    np.testing.assert_allclose(found.rows, measured.rows, rtol=1e-4)
+    assert found.pooled == found.shift == 0
+
+
+def test_the_block_is_compared_with_the_output_that_was_observed(dit, given):
+    sample, shared = given
+    programs, leaves, learned, starts = prepared("single_blocks", W4A8, METHODS["local"], dit)
+    inputs = alone(sample, shared)
+    observe(programs, leaves, inputs, 0)
+    found = inputs.sample(0, np.zeros((1, 1), np.int32)).target
+    assert inputs.sample(0, None).target is None
+    out = programs.run_quantized(learned, leaves, starts, sample, shared)
+    expected = squared_error(out, found, sample.mask)
+    measured = measure(programs, learned, starts, leaves, inputs, np.zeros((1, 1), np.int32))
+    np.testing.assert_allclose(measured.output, expected, rtol=1e-4)
+    with pytest.raises(ValueError, match="has no target"):
+        programs.measure(learned, leaves, starts, sample._replace(target=None), shared, {})
+
+
+def test_rows_are_of_video_tokens_even_where_text_gets_more_attention(dit, given, monkeypatch):
+    sample, shared = given
+    method = replace(METHODS["msad"], name="attention grows to the end", local_rows=4)
+    programs, leaves, _, _ = prepared("single_blocks", W4A8, method, dit)
+    monkeypatch.setattr(
+        "qsjax.calibration.programs.saliency",
+        lambda q, k, valid: jnp.arange(valid.shape[1], dtype=jnp.float32)[None],
+    )
+    _, rows = observe(programs, leaves, alone(sample, shared), 0)
+    np.testing.assert_array_equal(rows, [[44, 45, 46, 47]])

@@ -49,7 +49,7 @@ def step_of(kind):
         jax.eval_shape(programs.optimizer.init, variables),
         leaves,
         start_rotations(kind, recipe, CONFIG),
-        Sample(tokens, tokens, spec(1, width), mask, rows),
+        Sample(tokens, tokens, spec(1, width), mask, rows, tokens),
         tables,
         spec(3, dtype=jnp.float32),
     )

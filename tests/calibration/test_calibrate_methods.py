@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from qsjax.calibration import METHODS, Method, method
+from qsjax.calibration.variables import effective_recipe
 from qsjax.errors import InputError
+from qsjax.quant import Recipe
 
 
 def test_names_are_keys():
@@ -32,6 +36,7 @@ def test_full_attention_takes_all_rows():
     [
         ({"rows": "salent"}, "did you mean 'salient'"),
         ({"inputs": "float"}, "no inputs 'float'"),
+        ({"rotation_kind": "hadamrd"}, "did you mean 'hadamard'"),
         ({"epochs": 0}, "epochs=0"),
         ({"window": -1}, "window=-1"),
     ],
@@ -39,6 +44,21 @@ def test_full_attention_takes_all_rows():
 def test_unfitting_values(values, message):
     with pytest.raises(InputError, match=message):
         Method(name="mine", **values)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "rotation"),
+    [
+        ("quarot", "block", "hadamard"),
+        ("msad", "kronecker", "kronecker"),
+        ("quarot", "none", "none"),
+        ("rtn", "block", "none"),
+    ],
+)
+def test_the_recipe_that_a_checkpoint_gets_names_the_rotation_of_the_method(name, given, rotation):
+    recipe = effective_recipe(replace(Recipe.load("w4a8"), rotation=given), method(name))
+    assert recipe.rotation == rotation
+    assert recipe.rotation_signs == (rotation != "none")
 
 
 def test_unknown_method_names_the_nearest():

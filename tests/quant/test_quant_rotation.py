@@ -9,6 +9,7 @@ from quant_models import distance
 from tolerances import CAYLEY, FLOAT32_EPILOGUE, FLOAT32_NETWORK
 
 from qsjax.errors import InputError
+from qsjax.quant.quantizer import fake_tokens
 from qsjax.quant.rotation import Rotation, cayley, hadamard, rotate, rotate_rows, start, turned
 
 
@@ -84,6 +85,9 @@ def test_two_hadamard_factors_are_the_full_transform(kind):
         ("block", 3072, 128, 128, None),
         ("kronecker", 3072, 128, 128, 24),
         ("hadamard", 12288, 128, 128, 96),
+        ("hadamard", 3072, 128, 128, 24),
+        ("hadamard", 128, 128, 128, None),
+        ("hadamard", 512, 128, 128, 4),
         ("block", 48, 128, 48, None),
         ("kronecker", 48, 128, 48, None),
         ("block", 72, 36, 24, None),
@@ -103,6 +107,44 @@ def test_channels_without_two_hadamard_factors():
     assert start("block", 36, 16).runs.shape == (12, 12)
     with pytest.raises(InputError, match="choose the rotation 'block'"):
         start("kronecker", 36, 16)
+
+
+@pytest.mark.parametrize("kind", ["block", "kronecker"])
+def test_signs_turn_rows_of_the_hadamard_matrices(kind):
+    plain, signed = start(kind, 96, 8), start(kind, 96, 8, seed=3)
+    for matrix, other in zip(plain, signed, strict=True):
+        if matrix is None:
+            assert other is None
+            continue
+        ratio = other / matrix
+        assert set(np.unique(ratio)) == {-1, 1}
+        np.testing.assert_array_equal(ratio, np.broadcast_to(ratio[:, :1], ratio.shape))
+        again, unlike = (start(kind, 96, 8, seed=seed) for seed in (3, 4))
+        np.testing.assert_array_equal(again.runs, signed.runs)
+        assert (unlike.runs != signed.runs).any()
+    random = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((5, 96), (96, 7)))
+    product = rotate(x, signed) @ rotate_rows(kernel, signed)
+    assert distance(product, x @ kernel) < FLOAT32_NETWORK
+
+
+def test_the_signs_of_a_seed_are_always_the_same():
+    """A conversion is checked against its sources years later."""
+    signs = np.sign(start("block", 16, 16, seed=0).runs[:, 0] / hadamard(16)[:, 0])
+    assert "".join("+-"[int(sign < 0)] for sign in signs) == "-+++-------+-+-+"
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("block", 128), ("hadamard", 3072)])
+def test_signs_spread_the_mean_of_an_input(kind, channels):
+    """Without them a mean is gathered in one channel, beside which the others are rounded away."""
+    x = np.random.default_rng(0).standard_normal((64, channels)).astype(np.float32)
+
+    def error(x, seed):
+        rotated = rotate(jnp.asarray(x), start(kind, channels, 128, seed=seed))
+        return distance(fake_tokens(rotated, 4), rotated)
+
+    assert error(x + 3, 0) < 0.7 * error(x + 3, None)
+    np.testing.assert_allclose(error(x, 0), error(x, None), rtol=0.05)
 
 
 def test_no_rotation_is_the_identity():

@@ -196,6 +196,19 @@ def test_what_is_merged_into_v_stays_within_a_head(head):
     assert start_rotation(site, recipe(rotation="none"), 2 * head, 8 * head, head) is None
 
 
+def test_sites_that_share_a_transform_share_its_signs():
+    sizes = (2 * HEAD, 8 * HEAD, HEAD)
+    found = {}
+    for site in SITES["double_blocks"]:
+        rotation = start_rotation(site, recipe(rotation_size=HEAD), *sizes)
+        plain = start_rotation(site, recipe(rotation_size=HEAD, rotation_signs=False), *sizes)
+        np.testing.assert_array_equal(np.abs(rotation.runs), np.abs(plain.runs))
+        found.setdefault(site.transform, []).append(rotation.runs)
+    first, second = found["attention"]
+    np.testing.assert_array_equal(first, second)
+    assert len({runs[0].tobytes() for runs in found.values()}) == len(found)
+
+
 def test_v_is_transformed_only_where_all_that_see_it_are_quantized():
     from qsjax.quant import Override, Precision
 
