@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-from qsjax.calibration import Method, collect
+from qsjax.calibration import Method, gather
 from qsjax.calibration import method as method_named
 from qsjax.calibration.checkpoint import calibrate_checkpoint
 from qsjax.calibration.report import as_text, plot, summary
@@ -54,6 +54,7 @@ def calibrate(
     weights: str | Recipe = "w4a8",
     method: str | Method = "msad",
     rounding: str | None = None,
+    tune_steps: int | None = None,
     captions: Sequence[str] | os.PathLike[str] | None = None,
     samples: int = SAMPLES,
     epochs: int | None = None,
@@ -63,6 +64,7 @@ def calibrate(
     steps: int | None = None,
     seed: int = 0,
     dtype: DTypeLike | None = None,
+    devices: int = 1,
     plot_to: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -77,6 +79,7 @@ def calibrate(
         weights: quantization recipe: a preset of configs/recipes, a TOML file, or a `Recipe`.
         method: a key of `qsjax.calibration.METHODS`, or a `Method`.
         rounding: of weights, once the transforms are known: "nearest", or "gptq" with error feedback; None is the method's.
+        tune_steps: steps of tuning end to end, after all blocks; 0 leaves it out, None is the method's default.
         captions: texts, or a text file with one caption per line; None takes configs/captions, or for the bundled model captions
             of its own held-out scenes.
         samples: number of training samples: the model's inputs at so many sampling steps.
@@ -84,6 +87,7 @@ def calibrate(
         frames, height, width, steps: size and steps of the sampled videos; None is the checkpoint's, at most `MOST`.
         seed: seed of the noise and of the order of samples.
         dtype: dtype of activations; None is bfloat16 on TPU and GPU, float32 on CPU.
+        devices: number of devices that share a sampled video's tokens, and the moments of a step of tuning.
         plot_to: PNG file for loss curves and errors; needs matplotlib.
         overwrite: replace an existing checkpoint, once the new one is complete.
         progress: show progress bars.
@@ -100,9 +104,11 @@ def calibrate(
         chosen = replace(chosen, epochs=epochs)
     if rounding is not None:
         chosen = replace(chosen, rounding=rounding)
+    if tune_steps is not None:
+        chosen = replace(chosen, tune_steps=tune_steps)
     recipe = Recipe.load(weights) if isinstance(weights, str) else weights
     texts = _captions(captions, tiny=model == TINY, samples=samples)
-    options: dict[str, Any] = {"dtype": dtype, "progress": progress}
+    options: dict[str, Any] = {"dtype": dtype, "progress": progress, "devices": devices}
     pipeline = Pipeline.tiny(**options) if model == TINY else Pipeline.from_checkpoint(model, **options)  # fmt: skip
     requested = {"frames": frames, "height": height, "width": width, "steps": steps}
     sizes: dict[str, Any] = {
@@ -113,12 +119,22 @@ def calibrate(
     manifest, blocks = calibrate_checkpoint(
         pipeline.directory,
         Path(out),
-        lambda: collect(pipeline, texts, samples=samples, seed=seed, **sizes),
+        lambda folder: gather(
+            pipeline,
+            texts,
+            samples=samples,
+            whole=chosen.tune_steps > 0,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+            **sizes,
+        ),
         recipe,
         chosen,
         described={"captions": texts[:samples], "samples": samples, **sizes},
         seed=seed,
         dtype=pipeline.dtype,
+        mesh=pipeline.mesh,
         overwrite=overwrite,
         progress=progress,
     )

@@ -7,3 +7,8 @@ from qsjax.calibration.module import calibrate_module as calibrate_module
 from qsjax.calibration.samples import Samples as Samples
 from qsjax.calibration.samples import SettingsChanges as SettingsChanges
 from qsjax.calibration.samples import collect as collect
+from qsjax.calibration.trajectories import Gathered as Gathered
+from qsjax.calibration.trajectories import Moments as Moments
+from qsjax.calibration.trajectories import Trajectories as Trajectories
+from qsjax.calibration.trajectories import gather as gather
+from qsjax.calibration.trajectories import walk as walk

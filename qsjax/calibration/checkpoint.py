@@ -1,37 +1,39 @@
 """Calibrating a checkpoint: float blocks are read and quantized blocks are written one by one; a killed run resumes.
 
 DST.tmp/               the checkpoint that is being made; becomes DST when it is whole
-DST.calibration/       samples.npz, and the activations between blocks; deleted at the end
+DST.calibration/       what was sampled, and the activations between blocks; deleted at the end
+DST.calibration/rounded        the transformer before it is tuned, where it is
+DST.calibration/tuning.npz     the state of tuning
 """
 
 import hashlib
-import io
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from qsjax.calibration.blocks import KINDS
 from qsjax.calibration.loop import block_order, calibrate_blocks
 from qsjax.calibration.methods import Method
-from qsjax.calibration.samples import Samples
+from qsjax.calibration.trajectories import Gathered
+from qsjax.calibration.tuning import tune
+from qsjax.calibration.tuning_store import TuningStore
 from qsjax.calibration.variables import effective_recipe
 from qsjax.checkpoint import CheckpointWriter, Manifest, load_item, restore, write_atomically
 from qsjax.config import from_mapping, to_mapping
-from qsjax.dit import DiTConfig
+from qsjax.dit import DiTConfig, load_dit
 from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
+from qsjax.params import find_parameter
 from qsjax.quant import Recipe
 from qsjax.quant.storage import linear_leaves
 from qsjax.versions import CALIBRATION, versions
-
-_SAMPLES = "samples.npz"
 
 
 class CheckpointSource:
@@ -74,13 +76,14 @@ class CheckpointSource:
 def calibrate_checkpoint(
     source: Path,
     destination: Path,
-    samples: Callable[[], Samples],
+    gather: Callable[[Path], Gathered],
     recipe: Recipe,
     method: Method,
     *,
     described: Mapping[str, Any],
     seed: int = 0,
     dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
@@ -91,12 +94,14 @@ def calibrate_checkpoint(
     Args:
         source: a float checkpoint.
         destination: directory to appear.
-        samples: makes the calibration samples; not called where an earlier run has stored them.
+        gather: makes the calibration's samples and, for a method that tunes, its trajectories; or reads what it has stored in
+            this folder.
         recipe: bits and transforms.
         method: how they are found.
         described: everything that the samples depend on (captions, size, seed): part of what is resumed.
         seed: of the order of samples.
         dtype: of activations; None is bfloat16.
+        mesh: of devices that tune; None is the default device.
         overwrite: replace a finished checkpoint, at the end.
         progress: show a bar.
 
@@ -117,49 +122,120 @@ def calibrate_checkpoint(
     stored = effective_recipe(recipe, method)
     identity = _identity(manifest, stored, method, described, seed, dtype)
     writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
-    folder = destination.with_name(destination.name + ".calibration")
-    finished = writer.finished_items()
-    if not any(item.startswith("dit/") for item in finished):
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(exist_ok=True)
-    inputs = _stored_samples(folder, samples)
+    folder = _work_folder(destination.with_name(destination.name + ".calibration"), identity)
+    gathered = gather(folder)
     origin = CheckpointSource(manifest, dtype)
-    order = block_order(origin.config)
-    names = [f"{kind}.{index}" for kind, index in order]
-    done = next((n for n, name in enumerate(names) if f"dit/{name}" not in finished), len(names))
+    names = [f"{kind}.{index}" for kind, index in block_order(origin.config)]
 
-    def keep(kind: str, index: int, leaves: Mapping[str, Any], report: dict[str, Any]) -> None:
-        block = f"{kind}.{index}"
-        write_atomically(folder / f"{block}.json", json.dumps(report).encode())
-        named = {f"{block}.{name}": np.asarray(leaf) for name, leaf in leaves.items()}
-        writer.write_item("dit", block, named)
+    def calibrate_into(writer: CheckpointWriter) -> None:
+        finished = writer.finished_items()
+        done = next(
+            (n for n, name in enumerate(names) if f"dit/{name}" not in finished), len(names)
+        )
 
-    if done < len(order):
-        calibrate_blocks(
-            origin, inputs, recipe, method, keep,
-            seed=seed, folder=folder, finished=done, progress=progress,
-        )  # fmt: skip
-    rest = _copy_rest(manifest, writer, stored)
-    reports = [json.loads((folder / f"{name}.json").read_text()) for name in names]
-    data = _description(manifest, stored, method, described, reports)
-    data["components"]["dit"]["bytes"] = sum(
-        int(np.prod(spec["shape"])) * jnp.dtype(spec["dtype"]).itemsize
-        for item, leaves in writer.finished_items().items()
-        if item.startswith("dit/")
-        for spec in leaves.values()
-    )
-    whole = writer.finish(data, {**rest, "dit": [*names, *rest["dit"]]})
+        def keep(kind: str, index: int, leaves: Mapping[str, Any], report: dict[str, Any]) -> None:
+            block = f"{kind}.{index}"
+            write_atomically(folder / f"{block}.json", json.dumps(report).encode())
+            named = {f"{block}.{name}": np.asarray(leaf) for name, leaf in leaves.items()}
+            writer.write_item("dit", block, named)
+
+        if done < len(names):
+            calibrate_blocks(
+                origin, gathered.samples, recipe, method, keep,
+                seed=seed, folder=folder, finished=done, progress=progress,
+            )  # fmt: skip
+
+    def finish(
+        writer: CheckpointWriter, items: Mapping[str, list[str]], tuning: Any = None
+    ) -> Manifest:
+        data = _description(manifest, stored, method, described, reports(), tuning)
+        data["components"] = {name: data["components"][name] for name in items}
+        data["components"]["dit"]["bytes"] = sum(
+            int(np.prod(spec["shape"])) * jnp.dtype(spec["dtype"]).itemsize
+            for item, leaves in writer.finished_items().items()
+            if item.startswith("dit/")
+            for spec in leaves.values()
+        )
+        return writer.finish(data, items)
+
+    def reports() -> list[dict[str, Any]]:
+        return [json.loads((folder / f"{name}.json").read_text()) for name in names]
+
+    for relative in manifest.files:
+        writer.write_file(relative, (manifest.directory / relative).read_bytes())
+    if method.tune_steps:
+        rounded = folder / "rounded"
+        if not rounded.exists():
+            staged = CheckpointWriter(rounded, identity=identity)
+            calibrate_into(staged)
+            rest = _copy_rest(manifest, staged, stored, ["dit"])
+            finish(staged, {"dit": [*names, *rest["dit"]]})
+        curve = _tune_into(writer, rounded, gathered, method, dtype, seed, mesh, folder, progress)
+        others = [name for name in manifest.components if name != "dit"]
+        items = {
+            "dit": list(Manifest.read(rounded).component("dit").items),
+            **_copy_rest(manifest, writer, stored, others),
+        }
+        whole = finish(writer, items, {"loss": curve})
+    else:
+        calibrate_into(writer)
+        rest = _copy_rest(manifest, writer, stored, list(manifest.components))
+        whole = finish(writer, {**rest, "dit": [*names, *rest["dit"]]})
+    blocks = reports()
     shutil.rmtree(folder)
-    return whole, reports
+    return whole, blocks
+
+
+def _work_folder(folder: Path, identity: str) -> Path:
+    """The folder of an unfinished calibration; emptied where it is another's."""
+    marker = folder / "identity"
+    if folder.exists() and not (marker.exists() and marker.read_text("utf-8") == identity):
+        shutil.rmtree(folder)
+    folder.mkdir(exist_ok=True)
+    write_atomically(marker, identity.encode())
+    return folder
+
+
+def _tune_into(
+    writer: CheckpointWriter,
+    rounded: Path,
+    gathered: Gathered,
+    method: Method,
+    dtype: DTypeLike,
+    seed: int,
+    mesh: Mesh | None,
+    folder: Path,
+    progress: bool,
+) -> list[float]:
+    """Tune a checkpoint's transformer and write all of its items; return the loss of every step."""
+    if gathered.trajectories is None:
+        raise ValueError(f"method {method.name} tunes end to end, and there are no trajectories")
+    store = TuningStore(folder / "tuning.npz")
+    tuned, curve = tune(
+        load_dit(rounded, dtype=jnp.dtype(dtype)), gathered.trajectories, method,
+        seed=seed, mesh=mesh, store=store, progress=progress,
+    )  # fmt: skip
+    manifest, finished = Manifest.read(rounded), writer.finished_items()
+    for item in manifest.component("dit").items:
+        if f"dit/{item}" in finished:
+            continue
+        leaves = {leaf: np.asarray(x) for leaf, x in load_item(manifest, "dit", item).items()}
+        for leaf in leaves:
+            place = find_parameter(leaf, tuned)
+            if place is not None:
+                name, row = place
+                leaves[leaf] = tuned[name] if row is None else tuned[name][row]
+        writer.write_item("dit", item, leaves)
+    return curve
 
 
 def _copy_rest(
-    manifest: Manifest, writer: CheckpointWriter, recipe: Recipe
+    manifest: Manifest, writer: CheckpointWriter, recipe: Recipe, components: Collection[str]
 ) -> dict[str, list[str]]:
-    """Copy everything outside the blocks, the refiner's layers rounded to nearest; return component -> items."""
+    """Copy everything outside the blocks of some components, the refiner's layers rounded to nearest; return component -> items."""
     finished, names = writer.finished_items(), {}
-    for component, stored in manifest.components.items():
-        names[component] = []
+    for component in components:
+        stored, names[component] = manifest.component(component), []
         for item, specifications in stored.items.items():
             if component == "dit" and any(map(_in_block, specifications)):
                 continue
@@ -172,8 +248,6 @@ def _copy_rest(
                 writer.write_item(component, item, _rounded(loaded, paths, recipe))
             else:
                 writer.copy_item(manifest.directory, component, item, specifications)
-    for relative in manifest.files:
-        writer.write_file(relative, (manifest.directory / relative).read_bytes())
     return names
 
 
@@ -200,37 +274,21 @@ def _description(
     method: Method,
     described: Mapping[str, Any],
     reports: list[dict[str, Any]],
+    tuning: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The manifest of the new checkpoint but for its items: the old one's, and how the DiT was quantized."""
     data = {key: value for key, value in manifest.data.items() if key != "format_version"}
     data["components"] = {name: dict(part) for name, part in manifest.data["components"].items()}
     dit = data["components"]["dit"]
-    dit["recipe"], dit["clipped"] = to_mapping(recipe), method.learn_clips
+    dit["recipe"], dit["clipped"] = to_mapping(recipe), method.clipped
     dit["calibration"] = {
         "method": to_mapping(method),
         "samples": dict(described),
         "libraries": versions(CALIBRATION),
         "blocks": reports,
+        **({} if tuning is None else {"tuning": dict(tuning)}),
     }
     return data
-
-
-def _stored_samples(folder: Path, samples: Callable[[], Samples]) -> Samples:
-    path = folder / _SAMPLES
-    if not path.exists():
-        collected = samples()
-        buffer = io.BytesIO()
-        present = {name: value for name, value in collected._asdict().items() if value is not None}
-        arrays: Any = {name: np.asarray(value, _plain(value)) for name, value in present.items()}
-        np.savez(buffer, **arrays)
-        write_atomically(path, buffer.getvalue())
-    with np.load(path, allow_pickle=False) as stored:
-        return Samples(**{name: stored[name] for name in stored.files})
-
-
-def _plain(value: jax.Array | np.ndarray) -> np.dtype:
-    """`.npz` knows no bfloat16."""
-    return np.dtype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value.dtype
 
 
 def _identity(

@@ -90,6 +90,11 @@ class Method:
         return self.learn_smoothing or self.learn_rotation or self.learn_clips or self.rank > 0
 
     @property
+    def clipped(self) -> bool:
+        """Whether activations have a clip that is found, block by block or end to end."""
+        return self.learn_clips or self.tune_steps > 0
+
+    @property
     def follows(self) -> bool:
         """Whether it needs the tokens of the quantized model, beside those of the float one."""
         return self.inputs != "fp" or self.rounding != "nearest"

@@ -12,6 +12,8 @@ from jaxtyping import Array
 from qsjax.calibration.loop import Source, calibrate_blocks
 from qsjax.calibration.methods import Method
 from qsjax.calibration.samples import Samples
+from qsjax.calibration.trajectories import Trajectories
+from qsjax.calibration.tuning import tune
 from qsjax.calibration.variables import effective_recipe
 from qsjax.dit import DiT
 from qsjax.params import Module, map_parameters, parameters
@@ -38,6 +40,7 @@ def calibrate_module(
     recipe: Recipe,
     method: Method,
     *,
+    trajectories: Trajectories | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[DiT, list[dict[str, Any]]]:
@@ -48,12 +51,18 @@ def calibrate_module(
         samples: of `collect`.
         recipe: bits, and the transforms that `method` may use.
         method: how transforms and clips are found.
+        trajectories: of the float model, for methods that tune end to end.
         seed: of the order of samples.
         progress: show a bar.
 
     Returns:
         The quantized DiT, whose integers are packed, and a report for each block.
+
+    Raises:
+        ValueError: the method tunes, and there are no trajectories.
     """
+    if method.tune_steps and trajectories is None:
+        raise ValueError(f"method {method.name} tunes end to end: give it trajectories")
     stored, reports = effective_recipe(recipe, method), []
     blocks: dict[str, list[np.ndarray]] = {}
 
@@ -66,11 +75,13 @@ def calibrate_module(
     calibrate_blocks(source, samples, recipe, method, keep, seed=seed, progress=progress)
     leaves = {name: np.stack(parts) for name, parts in blocks.items()} | ends_leaves(dit, stored)
     abstract = nnx.eval_shape(
-        lambda: with_quantized_layers(
-            nnx.merge(*nnx.split(dit)), stored, clipped=method.learn_clips
-        )
+        lambda: with_quantized_layers(nnx.merge(*nnx.split(dit)), stored, clipped=method.clipped)
     )
-    return filled(abstract, dit, leaves), reports
+    quantized = filled(abstract, dit, leaves)
+    if trajectories is not None and method.tune_steps:
+        tuned, _ = tune(quantized, trajectories, method, seed=seed, progress=progress)
+        quantized = filled(abstract, dit, leaves | tuned)
+    return quantized, reports
 
 
 def ends_leaves(dit: DiT, recipe: Recipe) -> dict[str, np.ndarray]:

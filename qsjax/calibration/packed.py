@@ -41,8 +41,8 @@ def quantized_leaves(
         clips, branch = learned.clips[site.layer], learned.branches[site.layer]
         weight_clip = 1.0 if clips is None else clip_of(clips.weight)
         activation_clip = None
-        if clips is not None and precision.activations != UNQUANTIZED:
-            activation_clip = clip_of(clips.activation)
+        if programs.method.clipped and precision.activations != UNQUANTIZED:
+            activation_clip = np.ones(()) if clips is None else clip_of(clips.activation)
         layer_leaves = site_leaves(
             site, kernel, bias, transforms, precision, width,
             weight_clip=weight_clip, activation_clip=activation_clip, rounded=rounded.get(site.layer),

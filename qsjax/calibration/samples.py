@@ -1,17 +1,22 @@
 """Calibration samples: moments of the model's own sampling, spread over captions and noise levels."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from qsjax.checkpoint import write_atomically
 from qsjax.dit import DiTConfig
 from qsjax.errors import InputError
 from qsjax.sample import Settings, StepResult, initial_noise, schedule
 from qsjax.text import EncodedPrompt
+
+_FILE = "samples.npz"
 
 
 class SettingsChanges(TypedDict, total=False):
@@ -141,3 +146,23 @@ def collect(
         pooled,
         guidance,
     )
+
+
+def stored(folder: Path | None, make: Callable[[], Samples]) -> Samples:
+    """The samples that a folder holds, made and stored where it holds none; without a folder they are made."""
+    if folder is None:
+        return make()
+    path = folder / _FILE
+    if not path.exists():
+        present = {name: value for name, value in make()._asdict().items() if value is not None}
+        buffer, arrays = io.BytesIO(), {name: plain(np.asarray(x)) for name, x in present.items()}
+        saved: Any = arrays
+        np.savez(buffer, **saved)
+        write_atomically(path, buffer.getvalue())
+    with np.load(path, allow_pickle=False) as file:
+        return Samples(**{name: file[name] for name in file.files})
+
+
+def plain(value: np.ndarray) -> np.ndarray:
+    """The same, floating values as float32: `.npz` knows no bfloat16."""
+    return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value

@@ -33,6 +33,11 @@ def add_arguments(options: Options) -> None:
         help="of weights: each to its nearest value, or with error feedback (GPTQ) (default: the method's)",
     )
     options.add_argument(
+        "--tune-steps",
+        type=int,
+        help="steps of tuning end to end, after all blocks; 0 for none (default: the method's)",
+    )
+    options.add_argument(
         "--captions",
         type=Path,
         help="text file, one caption per line (default: those of configs/captions)",
@@ -51,6 +56,9 @@ def add_arguments(options: Options) -> None:
         "--dtype",
         choices=("bfloat16", "float32"),
         help="dtype of activations (default: bfloat16 on TPU and GPU, float32 on CPU)",
+    )
+    options.add_argument(
+        "--devices", type=int, default=1, help="number of devices that sample and tune"
     )
     options.add_argument("--plot", type=Path, help="PNG of curves and errors to write")
     options.add_argument("--overwrite", action="store_true", help="replace the checkpoint")
@@ -73,12 +81,14 @@ def run(args: argparse.Namespace) -> int:
         weights=args.weights,
         method=args.method,
         rounding=args.rounding,
+        tune_steps=args.tune_steps,
         captions=args.captions,
         samples=args.samples,
         epochs=args.epochs,
         **{name: getattr(args, name) for name in _SIZES},
         seed=args.seed,
         dtype=args.dtype,
+        devices=args.devices,
         plot_to=args.plot,
         overwrite=args.overwrite,
     )

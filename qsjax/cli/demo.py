@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     from convert import Sources, convert
     from convert.bundled import tiny_model_directory
-    from qsjax.calibration import METHODS, collect
+    from qsjax.calibration import METHODS, gather
     from qsjax.calibration.checkpoint import calibrate_checkpoint
     from qsjax.calibration.report import summary
     from qsjax.checkpoint import Manifest
@@ -63,7 +63,14 @@ def run(args: argparse.Namespace) -> int:
     manifest, blocks = calibrate_checkpoint(
         folders["float"],
         folders["W4A8"],
-        lambda: collect(pipeline, training_captions, samples=_SAMPLES, steps=args.steps),
+        lambda folder: gather(
+            pipeline,
+            training_captions,
+            samples=_SAMPLES,
+            whole=False,
+            folder=folder,
+            steps=args.steps,
+        ),
         Recipe.load("w4a8"),
         replace(METHODS["msad"], epochs=_EPOCHS),
         described={"captions": training_captions, "steps": args.steps},

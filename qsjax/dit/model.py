@@ -20,7 +20,7 @@ from qsjax.dit.norms import modulate
 from qsjax.dit.refiner import TokenRefiner
 from qsjax.dit.rope import rope_tables
 from qsjax.dit.slot import dtype_of
-from qsjax.dit.stack import over_layers, scan_layers
+from qsjax.dit.stack import Kept, over_layers, scan_layers
 from qsjax.errors import InputError
 from qsjax.layers.stack import stacked
 
@@ -146,18 +146,20 @@ class DiT(nnx.Module):
         attention: Attention[State] | None = None,
         state: State = (),
         axis: str | None = None,
+        kept: Kept = "everything",
     ) -> tuple[Float[Array, "B O T H W"], State]:
         """The same with another attention, whose state is stacked over all blocks.
 
         The DiT threads `state` through its blocks (double, then single) and never looks inside. With an `axis` of devices, inside
         `jax.shard_map`, each computes its share of the video's tokens; then `attention` must reach the other devices' tokens.
+        `kept` is what a backward pass keeps of the blocks, see `qsjax.dit.stack`.
         """
         if modulation is None:
             modulation = self._modulation(timestep, pooled, guidance)
         img, txt, context = self.embed(
             latents, timestep, text, text_mask, attention=attention, axis=axis
         )
-        img, state = self.through_blocks(img, txt, context, modulation, state)
+        img, state = self.through_blocks(img, txt, context, modulation, state, kept=kept)
         return self.velocity(img, modulation, latents, axis=axis), state
 
     def through_blocks(
@@ -167,6 +169,8 @@ class DiT(nnx.Module):
         context: Context[State],
         modulation: Modulation,
         state: State = (),
+        *,
+        kept: Kept = "everything",
     ) -> tuple[Float[Array, "B N D"], State]:
         """The video's tokens after the last block, and the attention slot's state; arguments are those of `embed`."""
 
@@ -184,7 +188,12 @@ class DiT(nnx.Module):
 
         tokens = img.shape[1]
         (img, txt), state = scan_layers(
-            self.double_blocks, double, (img, txt), (modulation.img, modulation.txt), state
+            self.double_blocks,
+            double,
+            (img, txt),
+            (modulation.img, modulation.txt),
+            state,
+            kept=kept,
         )
         x, state = scan_layers(
             self.single_blocks,
@@ -193,6 +202,7 @@ class DiT(nnx.Module):
             modulation.single,
             state,
             first=self.config.num_double_blocks,
+            kept=kept,
         )
         return x[:, :tokens], state
 

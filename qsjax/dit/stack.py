@@ -2,21 +2,26 @@
 
 Sixty blocks compile as two. Each layer reads and writes its own slice of the state in place, so that a donated state
 is never held twice. Leaves in the host's memory are fetched a layer ahead: while one layer computes, the next one's
-slice is on its way.
+slice is on its way. For a gradient, the backward pass may keep no more of a block than its input.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from qsjax.dit.shards import layer
 from qsjax.layers.stack import depth, take_layer
 
 HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
+Kept = Literal["everything", "inputs", "inputs on the host"]
+"""What a backward pass finds of each block: all that it needs; or its input, from which it computes the block again."""
+_INPUT = "block_input"
 Block = TypeVar("Block", bound=nnx.Module)
 Carry = TypeVar("Carry")
 Inputs = TypeVar("Inputs")
@@ -41,6 +46,7 @@ def scan_layers(
     state: State,
     *,
     first: int = 0,
+    kept: Kept = "everything",
 ) -> tuple[Carry, State]:
     """Run blocks one after the other.
 
@@ -52,6 +58,7 @@ def scan_layers(
         state: pytree with a leading axis over all layers of the model (not only of this stack), or (). Steps get slices
             on the device; a leaf in the host's memory stays there.
         first: index of this stack's first block in `state`.
+        kept: for the backward pass; without a gradient it changes nothing.
 
     Returns:
         The last carry and the updated state.
@@ -69,6 +76,8 @@ def scan_layers(
         scanned: tuple[object, Inputs, Array],
     ) -> tuple[tuple[Carry, list[Array], dict[int, Array]], None]:
         carry, leaves, fetched = loop
+        if kept == "inputs on the host":
+            carry = checkpoint_name(carry, _INPUT)
         own, block_input, index = scanned
         # At the last layer there is no next one: its own slice is fetched once more, and not used.
         ahead = fetch(leaves, jnp.minimum(index + 1, first + count - 1))
@@ -87,5 +96,21 @@ def scan_layers(
 
     indices = jnp.arange(first, first + count)
     start = (carry, leaves, fetch(leaves, first))
-    (carry, leaves, _), _ = jax.lax.scan(body, start, (parameters, inputs, indices))
+    (carry, leaves, _), _ = jax.lax.scan(
+        _rematerialized(body, kept), start, (parameters, inputs, indices)
+    )
     return carry, jax.tree.unflatten(structure, leaves)
+
+
+def _rematerialized(body: Callable[..., Result], kept: Kept) -> Callable[..., Result]:
+    if kept == "everything":
+        return body
+    if kept == "inputs":
+        return jax.checkpoint(body)
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    return partial(jax.checkpoint, policy=policy)(body)

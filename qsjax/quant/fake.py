@@ -6,7 +6,7 @@ transform, rounding) is recomputed in the backward pass, some tokens at a time: 
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,17 @@ class Deferred(NamedTuple):
 
     function: Callable[[Array], Array]
     x: Array
+
+
+@runtime_checkable
+class Half(Protocol):
+    """A layer that computes its activation itself."""
+
+    def activated_input(self, hidden: Float[Array, "B L C"]) -> Deferred:
+        """What to call it with for GELU(hidden)."""
+
+    def __call__(self, x: Array | Deferred) -> Array:
+        """Its output."""
 
 
 Watch = Callable[["FakeLinear", Array | Deferred], None]
@@ -79,8 +90,8 @@ class FakeLinear(nnx.Module):
             self.watch(self, x)
         if isinstance(x, Deferred):
             function, hidden = x
-            return _in_parts(lambda part: self._multiply(function(part)), hidden)
-        return _in_parts(self._multiply, x) if x.ndim == 3 else self._multiply(x)
+            return in_parts(lambda part: self._multiply(function(part)), hidden)
+        return in_parts(self._multiply, x) if x.ndim == 3 else self._multiply(x)
 
     def gram(
         self, x: Float[Array, "B L C"] | Deferred, valid: Bool[Array, "B L"]
@@ -128,9 +139,13 @@ class FakeLinear(nnx.Module):
 
 
 class FakeJoinedLinear(nnx.Module):
-    """A single block's second layer; the two halves of its input are quantized separately."""
+    """A single block's second layer; the two halves of its input are quantized separately.
 
-    def __init__(self, attention: FakeLinear, mlp: FakeLinear) -> None:
+    Args:
+        attention, mlp: a `FakeLinear` each, or layers that are called as it is.
+    """
+
+    def __init__(self, attention: Half, mlp: Half) -> None:
         self.attention, self.mlp = attention, mlp
 
     def joined_input(
@@ -150,9 +165,7 @@ def clip_of(logit: Float[Array, "*B"]) -> Float[Array, "*B"]:
     return jax.nn.sigmoid(logit)
 
 
-def _in_parts(
-    function: Callable[[Array], Array], x: Float[Array, "B L K"]
-) -> Float[Array, "B L N"]:
+def in_parts(function: Callable[[Array], Array], x: Float[Array, "B L K"]) -> Float[Array, "B L N"]:
     """`function` of all tokens, recomputed in the backward pass; part by part where there are many."""
     batch, tokens, channels = x.shape
     if tokens <= _TOKENS:

@@ -1,7 +1,7 @@
 """Linear layers with integer weights, for the linear slot of `qsjax.dit.slot`."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,27 @@ from pallas_kernels.quantized_matmul import WeightLayout
 from qsjax.quant.quantizer import UNQUANTIZED
 from qsjax.quant.recipe import Precision
 from qsjax.quant.rotation import Rotation, rotate
+
+LEAVES = ("packed", "low_bits", "scale", "bias", "smoothing", "rotation", "mix", "clip")
+"""Parameters of a `QuantizedLinear`; of a layer some of them are None."""
+
+
+@runtime_checkable
+class Packed(Protocol):
+    """A layer with packed weights.
+
+    Attributes:
+        packed, low_bits: their planes; a matrix of 4 or 8 bits has the first one only.
+        precision: of the layer.
+        layout: of the planes.
+        rows: K.
+    """
+
+    packed: nnx.Param
+    low_bits: nnx.Param | None
+    precision: Precision
+    layout: WeightLayout
+    rows: int
 
 
 class QuantizedTokens(NamedTuple):
@@ -62,10 +83,8 @@ class QuantizedLinear(nnx.Module):
         self.rows, self.precision, self.layout = rows, precision, layout
         self.kernels = Kernels()
         self.dtype = jnp.dtype(dtype)
-        for name in ("packed", "scale"):
-            setattr(self, name, nnx.Param(leaves[name]))
-        for name in ("low_bits", "bias", "smoothing", "rotation", "mix", "clip"):
-            leaf = leaves.get(name)
+        for name in LEAVES:
+            leaf = leaves[name] if name in ("packed", "scale") else leaves.get(name)
             setattr(self, name, nnx.data(None if leaf is None else nnx.Param(leaf)))
 
     def __call__(self, x: Float[Array, "*B K"] | QuantizedTokens) -> Float[Array, "*B N"]:
@@ -133,10 +152,7 @@ class QuantizedLinear(nnx.Module):
     @property
     def weight(self) -> PackedWeight:
         """The packed matrix [K, N]."""
-        planes = (self.packed[...],)
-        if self.low_bits is not None:
-            planes = (*planes, self.low_bits[...])
-        return PackedWeight(planes, self.precision.container, self.layout, self.rows)
+        return packed_weight(self)
 
     def _split(self, prepared: Array | QuantizedTokens, at: int) -> tuple[Array, Array]:
         if not isinstance(prepared, QuantizedTokens):
@@ -238,6 +254,14 @@ class JoinedLinear(nnx.Module):
         attended, active = prepared
         between = self.attention.gated_sum(x, gate, attended, dtype=jnp.float32)
         return self.mlp.gated_sum(between, gate, active, dtype=x.dtype)
+
+
+def packed_weight(layer: Packed) -> PackedWeight:
+    """The packed matrix [K, N] of a layer."""
+    planes = (layer.packed[...],)
+    if layer.low_bits is not None:
+        planes = (*planes, layer.low_bits[...])
+    return PackedWeight(planes, layer.precision.container, layer.layout, layer.rows)
 
 
 def _grouped(x: Array, weight: PackedWeight, scale: Array) -> Array:

@@ -71,10 +71,17 @@ def fake_tokens(
     """
     if bits == UNQUANTIZED:
         return x
+    integers, scale = token_integers(x, bits, clip)
+    return (integers * scale).astype(x.dtype)
+
+
+def token_integers(
+    x: Float[Array, "*B C"], bits: int, clip: Array | float = 1.0
+) -> tuple[Float[Array, "*B C"], Float[Array, "*B 1"]]:
+    """The integers of activations and the scale of each token, both float32 and differentiable; arguments as of `fake_tokens`."""
     wide, top = x.astype(jnp.float32), limit(bits)
     covered = _alive(largest(wide) * clip)
-    integers = _limited(round_straight(wide * (top / covered)), top)
-    return (integers * (covered / top)).astype(x.dtype)
+    return _limited(round_straight(wide * (top / covered)), top), covered / top
 
 
 def _alive(scale: Array) -> Array:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,7 @@ from convert import Sources, convert
 from convert.bundled import tiny_model_directory
 from convert.containers import TensorInfo, write_safetensors
 from convert.keymaps import expand
-from qsjax.calibration import METHODS, Samples
+from qsjax.calibration import METHODS, Samples, Trajectories
 from qsjax.dit import DiT
 from qsjax.quant import Recipe
 from qsjax.vae.config import VAEConfig
@@ -96,4 +97,26 @@ def random_samples(count=2, length=5, seed=0):
         mask=np.arange(length)[None] < valid[:, None],
         pooled=normal(count, CONFIG.pooled_dim),
         guidance=np.full(count, 6000, np.float32),
+    )
+
+
+def random_trajectories(dit, runs=2, steps=3):
+    """Sampling runs of a DiT from noise, on the prompts of `random_samples`."""
+    given = random_samples(runs)
+    sigma = np.linspace(1, 0, steps + 1, dtype=np.float32)
+    delta, timestep = np.diff(sigma), 1000 * sigma[:-1]
+    run = jax.jit(DiT.__call__)
+    latents = [jnp.asarray(given.latents)]
+    for step in range(steps):
+        x = latents[-1]
+        velocity = run(dit, x, jnp.full(runs, timestep[step]), *map(jnp.asarray, given[2:]))
+        latents.append(x + delta[step] * velocity)
+    return Trajectories(
+        list(np.stack([np.asarray(x) for x in latents], axis=1)),
+        timestep,
+        delta,
+        given.text,
+        given.mask,
+        given.pooled,
+        float(given.guidance[0]),
     )

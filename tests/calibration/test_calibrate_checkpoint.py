@@ -14,9 +14,10 @@ from calibration.calibration_models import (
 from compilations import compilations
 from flax import nnx
 
-from qsjax.calibration import calibrate_module, loop
+from qsjax.calibration import Gathered, calibrate_module, loop
 from qsjax.calibration.checkpoint import calibrate_checkpoint
 from qsjax.calibration.programs import Programs
+from qsjax.calibration.samples import stored
 from qsjax.checkpoint import CheckpointWriter, Manifest
 from qsjax.dit import load_dit
 from qsjax.errors import InputError
@@ -26,9 +27,12 @@ class Killed(BaseException):
     """Nothing catches it and nothing tidies up: what a kill -9 leaves behind."""
 
 
-def calibrate(source, destination, make=random_samples, **options):
+def calibrate(source, destination, make=random_samples, method=METHOD, runs=None, **options):
+    def gather(folder):
+        return Gathered(stored(folder, make), runs)
+
     settings = {"described": {"captions": ["a"]}, "dtype": jnp.float32, "progress": False}
-    return calibrate_checkpoint(source, destination, make, RECIPE, METHOD, **(settings | options))
+    return calibrate_checkpoint(source, destination, gather, RECIPE, method, **(settings | options))
 
 
 def checksums(directory):
