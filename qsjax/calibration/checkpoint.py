@@ -21,6 +21,8 @@ from jax.typing import DTypeLike
 from qsjax.calibration.blocks import KINDS
 from qsjax.calibration.loop import block_order, calibrate_blocks
 from qsjax.calibration.methods import Method
+from qsjax.calibration.refiner import layer_leaves, rounded_refiner
+from qsjax.calibration.rounding import Rounded
 from qsjax.calibration.trajectories import Gathered
 from qsjax.calibration.tuning import tune
 from qsjax.calibration.tuning_store import TuningStore
@@ -32,7 +34,6 @@ from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
 from qsjax.params import find_parameter
 from qsjax.quant import Recipe
-from qsjax.quant.storage import linear_leaves
 from qsjax.versions import CALIBRATION, versions
 
 
@@ -158,6 +159,9 @@ def calibrate_checkpoint(
         )
         return writer.finish(data, items)
 
+    def rounded_ends() -> dict[str, Rounded]:
+        return rounded_refiner(origin.ends.refiner, gathered.samples, stored, method)
+
     def reports() -> list[dict[str, Any]]:
         return [json.loads((folder / f"{name}.json").read_text()) for name in names]
 
@@ -168,18 +172,18 @@ def calibrate_checkpoint(
         if not rounded.exists():
             staged = CheckpointWriter(rounded, identity=identity)
             calibrate_into(staged)
-            rest = _copy_rest(manifest, staged, stored, ["dit"])
+            rest = _copy_rest(manifest, staged, stored, ["dit"], rounded_ends())
             finish(staged, {"dit": [*names, *rest["dit"]]})
         curve = _tune_into(writer, rounded, gathered, method, dtype, seed, mesh, folder, progress)
         others = [name for name in manifest.components if name != "dit"]
         items = {
             "dit": list(Manifest.read(rounded).component("dit").items),
-            **_copy_rest(manifest, writer, stored, others),
+            **_copy_rest(manifest, writer, stored, others, {}),
         }
         whole = finish(writer, items, {"loss": curve})
     else:
         calibrate_into(writer)
-        rest = _copy_rest(manifest, writer, stored, list(manifest.components))
+        rest = _copy_rest(manifest, writer, stored, list(manifest.components), rounded_ends())
         whole = finish(writer, {**rest, "dit": [*names, *rest["dit"]]})
     blocks = reports()
     shutil.rmtree(folder)
@@ -230,9 +234,17 @@ def _tune_into(
 
 
 def _copy_rest(
-    manifest: Manifest, writer: CheckpointWriter, recipe: Recipe, components: Collection[str]
+    manifest: Manifest,
+    writer: CheckpointWriter,
+    recipe: Recipe,
+    components: Collection[str],
+    rounded: Mapping[str, Rounded],
 ) -> dict[str, list[str]]:
-    """Copy everything outside the blocks of some components, the refiner's layers rounded to nearest; return component -> items."""
+    """Copy everything outside the blocks of some components, quantized layers (the refiner's) as they were `rounded`, or to nearest.
+
+    Returns:
+        Component -> items.
+    """
     finished, names = writer.finished_items(), {}
     for component in components:
         stored, names[component] = manifest.component(component), []
@@ -245,27 +257,30 @@ def _copy_rest(
             paths = {leaf: _without_index(leaf.rpartition(".")[0]) for leaf in specifications}
             if component == "dit" and any(recipe.precision(p).quantized for p in paths.values()):
                 loaded = load_item(manifest, component, item)
-                writer.write_item(component, item, _rounded(loaded, paths, recipe))
+                writer.write_item(component, item, _rounded(loaded, paths, recipe, rounded))
             else:
                 writer.copy_item(manifest.directory, component, item, specifications)
     return names
 
 
 def _rounded(
-    leaves: Mapping[str, Any], paths: Mapping[str, str], recipe: Recipe
+    leaves: Mapping[str, Any],
+    paths: Mapping[str, str],
+    recipe: Recipe,
+    rounded: Mapping[str, Rounded],
 ) -> dict[str, np.ndarray]:
-    rounded: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
     for leaf, value in leaves.items():
         layer, _, name = leaf.rpartition(".")
         precision = recipe.precision(paths[leaf])
         if not precision.quantized or name not in ("kernel", "bias"):
-            rounded[leaf] = np.asarray(value)
+            found[leaf] = np.asarray(value)
         elif name == "bias":
-            rounded[leaf] = np.asarray(value, np.float32)
+            found[leaf] = np.asarray(value, np.float32)
         else:
-            quantized = linear_leaves(value, precision)
-            rounded |= {f"{layer}.{part}": array for part, array in quantized.items()}
-    return rounded
+            quantized = layer_leaves(layer, value, recipe, rounded)
+            found |= {f"{layer}.{part}": array for part, array in quantized.items()}
+    return found
 
 
 def _description(

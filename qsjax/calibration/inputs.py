@@ -22,6 +22,8 @@ class Inputs:
         tokens: of the float model.
         student_tokens: of the quantized model; the same object where both get float activations.
         active: conditioning, [S, D].
+        conditions: conditioning of every sample's prompt at every sample's time, [S S, D]: what modulation layers get in a run,
+            where one prompt sees all times.
         mask: which text tokens are there, [S, L].
         shared: rotary tables.
     """
@@ -29,6 +31,7 @@ class Inputs:
     tokens: Boundary
     student_tokens: Boundary
     active: jax.Array
+    conditions: jax.Array
     mask: jax.Array
     shared: Shared
 

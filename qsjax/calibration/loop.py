@@ -81,10 +81,12 @@ def calibrate_blocks(
         kind: Programs(kind, recipe, method, source.config, steps, frames) for kind in KINDS
     }
     separate = method.follows
-    active, shared, start = _front(source, samples, folder, finished)
+    active, conditions, shared, start = _front(source, samples, folder, finished)
     # A round-trip through the host makes these inputs uncommitted, like the weights of a block: arrays committed to a device
     # would compile every program once more.
-    active, shared = jax.tree.map(lambda array: jnp.asarray(np.asarray(array)), (active, shared))
+    active, conditions, shared = jax.tree.map(
+        lambda array: jnp.asarray(np.asarray(array)), (active, conditions, shared)
+    )
     mask = jnp.asarray(samples.mask)
     student_tokens = _resumed(start, folder, finished, "given") if separate else start
     per_block = steps if method.learns else 1
@@ -102,7 +104,7 @@ def calibrate_blocks(
             leaves: Leaves = {
                 name: jnp.asarray(x) for name, x in source.leaves(kind, index).items()
             }
-            inputs = Inputs(tokens, student_tokens, active, mask, shared)
+            inputs = Inputs(tokens, student_tokens, active, conditions, mask, shared)
             after = Boundary.empty(tokens.shapes, tokens.dtype, folder, f"float-{number + 1}")
             peaks, rows = observe(program, leaves, inputs, after, seed + number)
             after.commit(folder, f"float-{number + 1}")
@@ -141,8 +143,8 @@ def block_order(config: DiTConfig) -> list[tuple[str, int]]:
 
 def _front(
     source: Source, samples: Samples, folder: Path | None, finished: int
-) -> tuple[jax.Array, Shared, Boundary]:
-    """Conditioning of all samples, rotary tables, and the inputs of the first unfinished block."""
+) -> tuple[jax.Array, jax.Array, Shared, Boundary]:
+    """Conditioning of all samples, and of all prompts at all their times; rotary tables; and the inputs of the first unfinished block."""
     dit = source.ends
 
     @jax.jit
@@ -159,6 +161,17 @@ def _front(
         active = dit.conditioning(timestep, pooled, guidance)
         return img, txt, active, Shared(context.cos, context.sin)
 
+    @jax.jit
+    def all_conditions(dit: DiT, timestep: Array, pooled: Array, guidance: Array | None) -> Array:
+        count = len(timestep)
+        guidance = None if guidance is None else jnp.repeat(guidance, count)
+        return dit.conditioning(
+            jnp.tile(timestep, count), jnp.repeat(pooled, count, axis=0), guidance
+        )
+
+    conditions = all_conditions(
+        dit, *jax.tree.map(jnp.asarray, (samples.timestep, samples.pooled, samples.guidance))
+    )
     active, boundary, shared = [], None, None
     for index in range(len(samples.timestep)):
         sample = jax.tree.map(
@@ -179,7 +192,7 @@ def _front(
     else:
         boundary.commit(folder, "float-0")
     assert shared is not None  # there is at least one sample
-    return jnp.concatenate(active), shared, boundary
+    return jnp.concatenate(active), conditions, shared, boundary
 
 
 def _resumed(start: Boundary, folder: Path | None, finished: int, name: str) -> Boundary:

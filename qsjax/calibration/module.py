@@ -11,6 +11,8 @@ from jaxtyping import Array
 
 from qsjax.calibration.loop import Source, calibrate_blocks
 from qsjax.calibration.methods import Method
+from qsjax.calibration.refiner import layer_leaves, rounded_refiner
+from qsjax.calibration.rounding import Rounded
 from qsjax.calibration.samples import Samples
 from qsjax.calibration.trajectories import Trajectories
 from qsjax.calibration.tuning import tune
@@ -18,7 +20,6 @@ from qsjax.calibration.variables import effective_recipe
 from qsjax.dit import DiT
 from qsjax.params import Module, map_parameters, parameters
 from qsjax.quant import Recipe, with_quantized_layers
-from qsjax.quant.storage import linear_leaves
 from qsjax.quant.surgery import iterate_linears
 
 
@@ -73,7 +74,9 @@ def calibrate_module(
 
     source = ModuleSource(dit)
     calibrate_blocks(source, samples, recipe, method, keep, seed=seed, progress=progress)
-    leaves = {name: np.stack(parts) for name, parts in blocks.items()} | ends_leaves(dit, stored)
+    rounded = rounded_refiner(dit.refiner, samples, stored, method)
+    leaves = {name: np.stack(parts) for name, parts in blocks.items()}
+    leaves |= ends_leaves(dit, stored, rounded)
     abstract = nnx.eval_shape(
         lambda: with_quantized_layers(nnx.merge(*nnx.split(dit)), stored, clipped=method.clipped)
     )
@@ -84,16 +87,24 @@ def calibrate_module(
     return quantized, reports
 
 
-def ends_leaves(dit: DiT, recipe: Recipe) -> dict[str, np.ndarray]:
-    """The quantized layers outside the blocks (the refiner's), all rounded to nearest."""
+def ends_leaves(dit: DiT, recipe: Recipe, rounded: Mapping[str, Rounded]) -> dict[str, np.ndarray]:
+    """The quantized layers outside the blocks (the refiner's); those that are not `rounded`, to nearest."""
     leaves_of_ends: dict[str, np.ndarray] = {}
     for path, (_, _, linear) in iterate_linears(dit):
-        precision = recipe.precision(path)
-        if path.startswith(("double_blocks.", "single_blocks.")) or not precision.quantized:
+        if path.startswith(("double_blocks.", "single_blocks.")):
+            continue
+        if not recipe.precision(path).quantized:
             continue
         kernel = linear.kernel.get_value()
+        # "refiner.blocks.qkv" is a stack of "refiner.blocks.0.qkv" and so on.
+        names = [path]
+        if kernel.ndim == 3:
+            parent, _, name = path.rpartition(".")
+            names = [f"{parent}.{number}.{name}" for number in range(len(kernel))]
+        matrices = kernel.reshape(-1, *kernel.shape[-2:])
         stored = [
-            linear_leaves(matrix, precision) for matrix in kernel.reshape(-1, *kernel.shape[-2:])
+            layer_leaves(name, matrix, recipe, rounded)
+            for name, matrix in zip(names, matrices, strict=True)
         ]
         for name in stored[0]:
             stack = np.stack([leaves[name] for leaves in stored])

@@ -59,11 +59,12 @@ def round_block(
     starts = start_rotations(kind, recipe, config)
     rounded: dict[str, Rounded] = {}
     kernels: dict[str, Array] = {}
-    gram = jnp.matmul(inputs.active.T, inputs.active, precision="highest")
+    conditions = inputs.conditions.astype(jnp.float32)
+    gram = jnp.matmul(conditions.T, conditions, precision="highest")
     for name, (kernel, _, gain) in absorbed_modulation(programs, leaves, learned).items():
         precision = recipe.precision(f"{kind}.{name}")
         if precision.quantized:
-            rounded[name] = _round(
+            rounded[name] = round_layer(
                 kernel, gram, None, precision, search=programs.method.search_clips
             )
             kernels[name] = rounded[name].kernel() / gain[None]
@@ -78,7 +79,7 @@ def round_block(
             if site.layer in layers:
                 kernel = _transformed(site, leaves, learned, starts, config)
                 clips = learned.clips[site.layer]
-                rounded[site.layer] = _round(
+                rounded[site.layer] = round_layer(
                     kernel,
                     grams[site.layer],
                     None if clips is None else clip_of(clips.weight),
@@ -134,9 +135,23 @@ def _sum_of_grams(
     return total
 
 
-def _round(
-    kernel: Array, gram: Array, clip: Array | None, precision: Precision, *, search: bool
+def round_layer(
+    kernel: Float[Array, "K N"],
+    gram: Float[Array, "K K"],
+    clip: Array | None,
+    precision: Precision,
+    *,
+    search: bool,
 ) -> Rounded:
+    """Round a matrix with error feedback.
+
+    Args:
+        kernel: [in, out].
+        gram: X^T X of its inputs.
+        clip: of each output channel; None has none, or the best of some with `search`.
+        precision: bits, and input channels that share a scale.
+        search: for clips.
+    """
     bits, group = precision.weights, precision.group
     kernel = kernel.astype(jnp.float32)
     if clip is None:

@@ -66,14 +66,7 @@ class TokenRefiner(nnx.Module):
         self, text: Float[Array, "B L C"], mask: Bool[Array, "B L"], timestep: Float[Array, " B"]
     ) -> Float[Array, "B L D"]:
         """Refine text states; a sample whose mask is empty has no mean text and comes out as NaN."""
-        weights = mask.astype(jnp.float32)[:, :, None]
-        mean = (text.astype(jnp.float32) * weights).sum(axis=1) / weights.sum(axis=1)
-        conditioning = self.time_embed(sinusoid(timestep)) + self.text_embed(mean)
-        conditioning = jax.nn.silu(conditioning)
-        # Padded rows see key 0 only: an empty softmax row would be NaN.
-        pairs = mask[:, :, None] & mask[:, None, :]
-        pairs = pairs | (jnp.arange(mask.shape[1]) == 0)[None, None, :]
-        tokens = self.proj_in(text.astype(dtype_of(self.proj_in)))
+        tokens, conditioning, pairs = self.embed(text, mask, timestep)
 
         def step(
             block: RefinerBlock, x: Array, _: None, state: tuple[()]
@@ -82,3 +75,16 @@ class TokenRefiner(nnx.Module):
 
         tokens, _ = scan_layers(self.blocks, step, tokens, None, ())
         return tokens
+
+    def embed(
+        self, text: Float[Array, "B L C"], mask: Bool[Array, "B L"], timestep: Float[Array, " B"]
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B D"], Bool[Array, "B L L"]]:
+        """What the blocks are called with: tokens, conditioning, and which token sees which."""
+        weights = mask.astype(jnp.float32)[:, :, None]
+        mean = (text.astype(jnp.float32) * weights).sum(axis=1) / weights.sum(axis=1)
+        conditioning = self.time_embed(sinusoid(timestep)) + self.text_embed(mean)
+        conditioning = jax.nn.silu(conditioning)
+        # Padded rows see key 0 only: an empty softmax row would be NaN.
+        pairs = mask[:, :, None] & mask[:, None, :]
+        pairs = pairs | (jnp.arange(mask.shape[1]) == 0)[None, None, :]
+        return self.proj_in(text.astype(dtype_of(self.proj_in))), conditioning, pairs

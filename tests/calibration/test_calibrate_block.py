@@ -122,7 +122,7 @@ def moved(ours, theirs):
 def alone(sample, shared):
     """One sample as the inputs of a block."""
     boundary = Boundary([np.asarray(part).view(np.uint32) for part in sample.tokens], np.float32)
-    return Inputs(boundary, boundary, sample.active, sample.mask, shared)
+    return Inputs(boundary, boundary, sample.active, sample.active, sample.mask, shared)
 
 
 @pytest.mark.parametrize("kind", KINDS)
