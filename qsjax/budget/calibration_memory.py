@@ -74,6 +74,11 @@ def calibration_stages(
     return found
 
 
+def inputs_fit(model: PlannedModel, size: Size, memory: int) -> bool:
+    """Whether tuning finds room on a device for the inputs of all blocks, which its backward pass wants again."""
+    return "block_inputs" in _tuning(model, size, memory)
+
+
 def _tuning(model: PlannedModel, size: Size, memory: int) -> dict[str, int]:
     config = model.dit
     weights = Weights.count(config, model.recipe, clipped=model.clipped)

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from qsjax.budget import CalibrationPlan, Device, Size, Weights
+from qsjax.budget import CalibrationPlan, Device, PlannedModel, Size, Weights
 from qsjax.budget.calibration import SHARE_OF_PEAK
+from qsjax.budget.calibration_memory import WIDTHS, calibration_stages, inputs_fit
 from qsjax.budget.passes import FLOAT32, PLANNED
 from qsjax.cli import main
 from qsjax.dit import DiTConfig
@@ -129,3 +130,31 @@ def test_options_choose_a_method(capsys):
 def test_what_cannot_be_planned_is_refused():
     with pytest.raises(InputError, match="captions 0"):
         plan(TUNED, captions=0)
+
+
+def test_block_inputs_lie_where_there_is_room():
+    """Sixty inputs of a block for each of the two moments of a step."""
+    model = PlannedModel.find("hunyuan-13b")
+    room = calibration_stages(model, SIZE, 80 * 10**9)["tuning"]
+    assert room["block_inputs"] == 2 * 60 * TOKENS * WIDTH * 2
+    whole = sum(room.values())
+    assert inputs_fit(model, SIZE, whole)
+    assert not inputs_fit(model, SIZE, whole - 1)
+    assert "block_inputs" not in calibration_stages(model, SIZE, whole - 1)["tuning"]
+
+
+def test_stages_by_hand():
+    model = PlannedModel.find("hunyuan-13b")
+    found = calibration_stages(model, SIZE, 16 * 10**9)
+    block, linears, token = 339_831_296, 24 * WIDTH**2, 2 * WIDTH * TOKENS
+    assert found["training"] == {
+        "block_weights": 2 * block,
+        "activations": WIDTHS["training"] * token,
+        **dict.fromkeys(
+            ("merged_weights", "fake_quantized_weights", "weight_gradients"), 4 * linears
+        ),
+    }
+    # Of both streams: what there is, and what a sample adds.
+    assert found["Gram matrices"]["gram_matrices"] == 4 * 4 * MLP**2
+    assert found["tuning"]["packed_weights"] == 6_684_531_936
+    assert "training" not in calibration_stages(model, SIZE, 16 * 10**9, trained=False)
