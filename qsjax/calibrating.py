@@ -8,20 +8,27 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-from qsjax.calibration import Method, gather
+from qsjax.budget import PlannedModel
+from qsjax.budget.calibration import SAMPLES, STEPS
+from qsjax.budget.calibration_memory import inputs_fit
+from qsjax.budget.calibration_report import CALIBRATION_SIZE
+from qsjax.calibration import Gathered, Method, gather
 from qsjax.calibration import method as method_named
 from qsjax.calibration.checkpoint import calibrate_checkpoint
 from qsjax.calibration.report import as_text, plot, summary
+from qsjax.checkpoint import Manifest
 from qsjax.config import preset
+from qsjax.dit.stack import Kept
 from qsjax.errors import InputError
+from qsjax.models import device_room
 from qsjax.pipeline import Pipeline
 from qsjax.quant import Recipe
+from qsjax.settings.video import TEXT_TOKENS
 from qsjax.tiny.streams import CALIBRATION, held_out
 
 TINY = "tiny"
-SAMPLES = 20
-MOST = {"frames": 61, "height": 544, "width": 960, "steps": 50}
-"""The largest video that is sampled by default: larger ones improve the result little and take hours."""
+MOST = {**dict(zip(("frames", "height", "width"), CALIBRATION_SIZE, strict=True)), "steps": STEPS}
+"""The largest video that is sampled by default; `qsjax plan` says what it costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +123,9 @@ def calibrate(
         for name, size in requested.items()
     }
     pipeline.resolve(**sizes)
-    manifest, blocks = calibrate_checkpoint(
-        pipeline.directory,
-        Path(out),
-        lambda folder: gather(
+
+    def sampled(folder: Path) -> Gathered:
+        found = gather(
             pipeline,
             texts,
             samples=samples,
@@ -128,18 +134,37 @@ def calibrate(
             folder=folder,
             progress=progress,
             **sizes,
-        ),
+        )
+        # What follows reads one block at a time, or another model.
+        pipeline.release()
+        return found
+
+    manifest, blocks = calibrate_checkpoint(
+        pipeline.directory,
+        Path(out),
+        sampled,
         recipe,
         chosen,
         described={"captions": texts[:samples], "samples": samples, **sizes},
         seed=seed,
         dtype=pipeline.dtype,
         mesh=pipeline.mesh,
+        kept=_kept(pipeline.directory, recipe, (sizes["frames"], sizes["height"], sizes["width"])),
         overwrite=overwrite,
         progress=progress,
     )
     files = () if plot_to is None else (plot(blocks, Path(plot_to)),)
     return Calibrated(checkpoint=manifest.directory, blocks=blocks, files=files)
+
+
+def _kept(directory: Path, recipe: Recipe, video: tuple[int, int, int]) -> Kept:
+    """Where tuning keeps the inputs of the blocks: on the host if the plan says that the device has no room for them."""
+    room = device_room()
+    if room is None:
+        return "inputs"
+    model = replace(PlannedModel.of_checkpoint(Manifest.read(directory)), recipe=recipe)
+    size = model.size(video, TEXT_TOKENS)
+    return "inputs" if inputs_fit(model, size, room) else "inputs on the host"
 
 
 def _captions(

@@ -1,6 +1,7 @@
 """Devices that a plan is made for: memory and number of chips from configs/devices, peaks from `pallas_kernels.targets`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from pallas_kernels.targets import TARGETS, Target
 from qsjax.config import configs_directory, from_mapping, nearest, preset
@@ -55,3 +56,12 @@ class Device:
     def peaks(self) -> Target:
         """The vendor's peak rates of one chip."""
         return TARGETS[self.target]
+
+    def fits(self, taken: int) -> dict[str, Any]:
+        """Whether so many bytes fit a chip, for a report."""
+        return {
+            "device": self.name,
+            "memory_bytes": self.memory_bytes,
+            "bytes_estimate": taken,
+            "fits_estimate": taken <= self.memory_bytes,
+        }

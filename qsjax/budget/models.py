@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qsjax.budget.size import Size
 from qsjax.checkpoint import Manifest
 from qsjax.config import configs_directory, from_mapping, nearest, preset
 from qsjax.dit import DiTConfig
@@ -107,6 +108,17 @@ class PlannedModel:
                 {name: manifest.config(name) for name in ("llama", "clip") if name in components},
                 source,
             ),
+        )
+
+    def size(self, pixels: tuple[int, int, int], text_tokens: int) -> Size:
+        """Tokens of a video of so many frames, of a height and a width in pixels.
+
+        Raises:
+            InputError: a size that the model cannot make.
+        """
+        frames, height, width = pixels
+        return Size.of(
+            self.dit, self.vae, frames=frames, height=height, width=width, text_tokens=text_tokens
         )
 
 

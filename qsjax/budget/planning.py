@@ -3,9 +3,11 @@
 import os
 from typing import Any, Literal
 
+from qsjax.budget.calibration import EPOCHS, SAMPLES, TUNE_STEPS
+from qsjax.budget.calibration_report import CalibrationOptions
 from qsjax.budget.devices import Device
 from qsjax.budget.models import PlannedModel
-from qsjax.budget.report import DENSITY, EPOCHS, SAMPLES, make_report
+from qsjax.budget.report import DENSITY, make_report
 from qsjax.budget.tables import text
 from qsjax.quant.recipe import FLOAT
 from qsjax.settings import (
@@ -45,6 +47,9 @@ def plan_memory(
     calibration_size: tuple[int, int, int] | None = None,
     samples: int = SAMPLES,
     epochs: int = EPOCHS,
+    captions: int | None = None,
+    method: str | None = None,
+    tune_steps: int = TUNE_STEPS,
     device: str | None = None,
     compile: bool = False,
 ) -> MemoryPlan:
@@ -64,8 +69,12 @@ def plan_memory(
         modulation: "released" drops the modulation weights from the device before the first step.
         shard_weights: shard the transformer's weights over the chips of a device; False replicates them.
         density: share of attention that is computed; ignored with sparse attention, which has its own.
-        calibration_size: frames, height and width of calibration samples; None is the model's, at most 61x544x960.
+        calibration_size: frames, height and width of calibration samples; None is the model's, at most 61x320x512.
         samples, epochs: number of calibration samples, and passes over them.
+        captions: videos that are sampled for them; None is one for each sample.
+        method: of calibration: "gptq", which trains nothing, or "ptq" or "msad", which train block by block, without and with attention terms; None
+            plans gptq and msad.
+        tune_steps: steps of tuning end to end, planned beside it; 0 leaves it out.
         device: preset of configs/devices; None is all of them.
         compile: also compile a step of each kind for the device, which need not be present, and report the compiler's count of
             bytes; takes minutes.
@@ -99,9 +108,14 @@ def plan_memory(
         Device.known() if device is None else [Device.load(device)],
         text_tokens=text_tokens,
         density=density,
-        calibration_size=calibration_size,
-        samples=samples,
-        epochs=epochs,
+        calibration=CalibrationOptions(
+            size=calibration_size,
+            method=method,
+            samples=samples,
+            epochs=epochs,
+            captions=captions,
+            tune_steps=tune_steps,
+        ),
         text_storage=text_storage,
         modulation=modulation,
         shard_weights=shard_weights,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from qsjax.budget.calibration import FORWARDS_A_STEP, SHARE_OF_PEAK, CalibrationPlan
+from qsjax.budget.calibration_report import DEFAULT, CalibrationOptions, calibration_report
 from qsjax.budget.compiled import compile_steps
 from qsjax.budget.devices import Device
 from qsjax.budget.fit import advice
@@ -13,7 +13,6 @@ from qsjax.budget.flops import StepFlops
 from qsjax.budget.models import PlannedModel
 from qsjax.budget.run import Run
 from qsjax.budget.run_time import run_time
-from qsjax.budget.size import Size
 from qsjax.budget.stages import transformer_bytes
 from qsjax.budget.steps import steps_by_kind
 from qsjax.budget.weights import Weights, modulation_table_bytes
@@ -24,10 +23,6 @@ from qsjax.settings.video import TEXT_TOKENS
 
 DENSITY = 0.15
 """Density of attention in QuantSparse's main setting."""
-SAMPLES, EPOCHS = 20, 15
-"""Default samples and epochs of calibration."""
-CALIBRATION_SIZE = (61, 544, 960)
-"""Largest default size of calibration samples: frames, height and width."""
 
 
 def make_report(
@@ -37,9 +32,7 @@ def make_report(
     *,
     text_tokens: int = TEXT_TOKENS,
     density: float = DENSITY,
-    calibration_size: tuple[int, int, int] | None = None,
-    samples: int = SAMPLES,
-    epochs: int = EPOCHS,
+    calibration: CalibrationOptions = DEFAULT,
     text_storage: str | None = None,
     modulation: ModulationWeights = "released",
     shard_weights: bool = False,
@@ -54,8 +47,7 @@ def make_report(
         devices: the devices to plan for.
         text_tokens: tokens of the prompt, padding included.
         density: share of the blocks' attention that is computed, the same in all steps; ignored with sparse attention.
-        calibration_size: frames, height, width of the samples; None is the model's own size, at most 61x544x960.
-        samples, epochs: number of calibration samples, and passes over them.
+        calibration: how the model is calibrated.
         text_storage: storage of the text encoders, "int8" or None for bfloat16.
         modulation: "released" drops the modulation weights from the device before the first step.
         shard_weights: shard the weights of the blocks over several chips; False replicates them.
@@ -67,16 +59,7 @@ def make_report(
     # True guidance evaluates the model for two prompts.
     evaluations = settings.steps * (2 if settings.plan().uses_negative else 1)
     own = (settings.frames, settings.height, settings.width)
-    size = _size(model, own, text_tokens)
-    if calibration_size is None:
-        usual = (model.settings.frames, model.settings.height, model.settings.width)
-        calibration_size = min(usual, CALIBRATION_SIZE, key=lambda s: s[0] * s[1] * s[2])
-    plan = CalibrationPlan(
-        dit=model.dit,
-        size=_size(model, calibration_size, text_tokens),
-        samples=samples,
-        epochs=epochs,
-    )
+    size = model.size(own, text_tokens)
     latents = model.vae.latent_shape(*own)
     weights = Weights.count(model.dit, model.recipe, clipped=model.clipped)
     run = Run(
@@ -94,13 +77,15 @@ def make_report(
         "model": model.name,
         "recipe": model.recipe.name,
         **_storage(model, weights, evaluations),
-        "size": _size_data(size),
+        "size": size.data(),
         "steps": settings.steps,
         "evaluations": evaluations,
         "density": density,
         **_operations(StepFlops.count(model.dit, size), density, evaluations),
         "sampling": _sampling(run, devices),
-        "calibration": _calibration(plan, [device for device in devices if device.chips == 1]),
+        "calibration": calibration_report(
+            model, calibration, [device for device in devices if device.chips == 1], text_tokens
+        ),
         "steps_by_kind": kinds,
         "run_time_estimate": {
             device.name: run_time(model, settings.plan(), size, latents, device)
@@ -146,24 +131,6 @@ def _compiled(run: Run, devices: Sequence[Device]) -> dict[str, Any]:
     }
 
 
-def _size(model: PlannedModel, pixels: tuple[int, int, int], text_tokens: int) -> Size:
-    frames, height, width = pixels
-    return Size.of(
-        model.dit, model.vae, frames=frames, height=height, width=width, text_tokens=text_tokens
-    )
-
-
-def _size_data(size: Size) -> dict[str, int]:
-    return {
-        "frames": size.frames,
-        "height": size.height,
-        "width": size.width,
-        "video_tokens": size.video_tokens,
-        "text_tokens": size.text_tokens,
-        "tokens": size.tokens,
-    }
-
-
 def _storage(model: PlannedModel, weights: Weights, evaluations: int) -> dict[str, Any]:
     floating = Weights.count(model.dit, Recipe.load("bf16")).total
     return {
@@ -200,7 +167,7 @@ def _sampling(run: Run, devices: Sequence[Device]) -> dict[str, Any]:
     for device in devices:
         own = replace(run, backend=device.peaks.backend, chips=device.chips)
         largest = own.largest()
-        row = _fits(largest.total, [device])[0]
+        row = device.fits(largest.total)
         enough = row["fits_estimate"]
         rows.append(
             row
@@ -211,35 +178,3 @@ def _sampling(run: Run, devices: Sequence[Device]) -> dict[str, Any]:
         )
     first = replace(run, backend=devices[0].peaks.backend, chips=devices[0].chips)
     return {"stages": {stage.name: stage.parts for stage in first.stages()}, "devices": rows}
-
-
-def _calibration(plan: CalibrationPlan, devices: Sequence[Device]) -> dict[str, Any]:
-    taken = plan.step_bytes()
-    rows = _fits(sum(taken.values()), devices)
-    for row, device in zip(rows, devices, strict=True):
-        row["hours_estimate"] = plan.hours(device)
-    return {
-        "size": _size_data(plan.size),
-        "samples": plan.samples,
-        "epochs": plan.epochs,
-        "blocks": plan.dit.num_blocks,
-        "steps_a_block": plan.steps_a_block,
-        "forwards_a_step": FORWARDS_A_STEP,
-        "flops": plan.flops,
-        "assumed_share_of_peak": SHARE_OF_PEAK,
-        "boundary_bytes": plan.boundary_bytes,
-        "bytes_estimate": taken,
-        "devices": rows,
-    }
-
-
-def _fits(taken: int, devices: Sequence[Device]) -> list[dict[str, Any]]:
-    return [
-        {
-            "device": device.name,
-            "memory_bytes": device.memory_bytes,
-            "bytes_estimate": taken,
-            "fits_estimate": taken <= device.memory_bytes,
-        }
-        for device in devices
-    ]

@@ -1,6 +1,6 @@
 """The size of a video in pixels and in tokens."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from qsjax.dit import DiTConfig
 from qsjax.errors import InputError
@@ -68,6 +68,10 @@ class Size:
     def tokens(self) -> int:
         """Video and text tokens together: the sequence length of attention."""
         return self.video_tokens + self.text_tokens
+
+    def data(self) -> dict[str, int]:
+        """All counts, for a report."""
+        return {**asdict(self), "tokens": self.tokens}
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"

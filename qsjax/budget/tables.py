@@ -161,16 +161,62 @@ def _sampling(report: dict[str, Any]) -> list[str]:
 
 def _calibration(report: dict[str, Any]) -> list[str]:
     plan = report["calibration"]
-    rows = [(*_device(row), _hours(row["hours_estimate"])) for row in plan["devices"]]
+    methods, devices = plan["methods"], [row["device"] for row in plan["devices"]]
+    names = [row["method"] for row in methods]
+    passes = dict.fromkeys(name for row in methods for name in row["flops_by_pass"])
+    operations = [
+        (name, *(_flop_or_none(row["flops_by_pass"].get(name, 0)) for row in methods))
+        for name in passes
+    ]
+    operations.append(("all", *(_flop(row["flops"]) for row in methods)))
+    hours = [
+        (f"hours on {name} (estimate)", *(_hours(row["hours_estimate"][name]) for row in methods))
+        for name in devices
+    ]
+    disk = (
+        "on disk, beside checkpoints",
+        *(_gb(sum(row["disk_bytes"].values())) for row in methods),
+    )
+    memory = [
+        (
+            *_device(row),
+            row["largest_stage"],
+            _about(row["sampling_bytes_estimate"]),
+            "yes" if row["sampling_fits_estimate"] else "no",
+        )
+        for row in plan["devices"]
+    ]
+    stages = [
+        (name, _about(sum(parts.values())), _names(parts)) for name, parts in plan["stages"].items()
+    ]
+    tuned = (
+        f", {plan['tune_steps']} steps of tuning x {plan['tune_batch']}"
+        if plan["tune_steps"]
+        else ""
+    )
+    trained = (
+        f", {plan['blocks']} blocks x {plan['steps_a_block']} steps"
+        if plan["steps_a_block"]
+        else ""
+    )
+    lines = [
+        f"calibration at {_size(plan['size'])}: {plan['captions']} captions of {plan['steps']} steps,"
+        f" {plan['samples']} samples{trained}{tuned}",
+        *_table(("pass", *names), [*operations, *hours, disk]),
+        f"hours assume {_share(plan['assumed_share_of_peak'])} of the bf16 peak, sampling the captions included",
+    ]
+    if not memory:
+        return lines
+    heads = (*_DEVICE, "by the", "sampling needs (estimate)", "fits (estimate)")
     return [
-        f"calibration at {_size(plan['size'])}: {plan['blocks']} blocks x {plan['steps_a_block']} steps"
-        f" ({plan['samples']} samples x {plan['epochs']} epochs) x {plan['forwards_a_step']} forwards of a block,"
-        f" {_flop(plan['flops'])}",
-        *_table((*_DEVICE, "hours (estimate)"), rows),
-        _parts(plan["bytes_estimate"]),
-        f"on disk {_gb(plan['boundary_bytes'])}: activations before and after a block, float and quantized",
-        f"hours assume {_share(plan['assumed_share_of_peak'])} of the bf16 peak; they leave out sampling the captions and the"
-        f" passes that only observe",
+        *lines,
+        *_table(heads, memory, left=(0, 4)),
+        "sampling is the float model's; where it does not fit, another device makes the samples",
+        *_table(
+            (f"stage, on {devices[0]}", "needed (estimate)", "of it (estimate)"),
+            stages,
+            left=(0, 2),
+        ),
     ]
 
 
@@ -180,10 +226,6 @@ _DEVICE = ("device", "memory", "needed (estimate)", "fits (estimate)")
 def _device(row: dict[str, Any]) -> tuple[str, ...]:
     fits = "yes" if row["fits_estimate"] else "no"
     return row["device"], _about(row["memory_bytes"]), _about(row["bytes_estimate"]), fits
-
-
-def _parts(taken: dict[str, int]) -> str:
-    return f"needed (estimate): {_names(taken)}"
 
 
 def _names(taken: dict[str, int]) -> str:
@@ -221,6 +263,10 @@ def _flop(count: int) -> str:
         if count >= scale:
             return f"{count / scale:,.2f} {unit}"
     return f"{count / 1e9:,.3f} GFLOP"
+
+
+def _flop_or_none(count: int) -> str:
+    return _flop(count) if count else "-"
 
 
 def _hours(hours: float) -> str:

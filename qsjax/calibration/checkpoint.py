@@ -31,6 +31,7 @@ from qsjax.checkpoint import CheckpointWriter, Manifest, load_item, restore, wri
 from qsjax.config import from_mapping, to_mapping
 from qsjax.dit import DiTConfig, load_dit
 from qsjax.dit.abstract import abstract_dit
+from qsjax.dit.stack import Kept
 from qsjax.errors import InputError
 from qsjax.params import find_parameter
 from qsjax.quant import Recipe
@@ -85,6 +86,7 @@ def calibrate_checkpoint(
     seed: int = 0,
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
+    kept: Kept = "inputs",
     overwrite: bool = False,
     progress: bool = True,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
@@ -103,6 +105,7 @@ def calibrate_checkpoint(
         seed: of the order of samples.
         dtype: of activations; None is bfloat16.
         mesh: of devices that tune; None is the default device.
+        kept: what the backward pass of tuning finds of each block.
         overwrite: replace a finished checkpoint, at the end.
         progress: show a bar.
 
@@ -174,7 +177,9 @@ def calibrate_checkpoint(
             calibrate_into(staged)
             rest = _copy_rest(manifest, staged, stored, ["dit"], rounded_ends())
             finish(staged, {"dit": [*names, *rest["dit"]]})
-        curve = _tune_into(writer, rounded, gathered, method, dtype, seed, mesh, folder, progress)
+        curve = _tune_into(
+            writer, rounded, gathered, method, dtype, seed, mesh, kept, folder, progress
+        )
         others = [name for name in manifest.components if name != "dit"]
         items = {
             "dit": list(Manifest.read(rounded).component("dit").items),
@@ -208,6 +213,7 @@ def _tune_into(
     dtype: DTypeLike,
     seed: int,
     mesh: Mesh | None,
+    kept: Kept,
     folder: Path,
     progress: bool,
 ) -> list[float]:
@@ -217,7 +223,7 @@ def _tune_into(
     store = TuningStore(folder / "tuning.npz")
     tuned, curve = tune(
         load_dit(rounded, dtype=jnp.dtype(dtype)), gathered.trajectories, method,
-        seed=seed, mesh=mesh, store=store, progress=progress,
+        seed=seed, kept=kept, mesh=mesh, store=store, progress=progress,
     )  # fmt: skip
     manifest, finished = Manifest.read(rounded), writer.finished_items()
     for item in manifest.component("dit").items:

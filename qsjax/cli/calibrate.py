@@ -47,7 +47,7 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument("--epochs", type=int, help="passes over them (default: the method's)")
     add_fields(
-        options, Settings, only=_SIZES, default="the checkpoint's, at most 61x544x960 and 50"
+        options, Settings, only=_SIZES, default="the checkpoint's, at most 61x320x512 and 50"
     )
     options.add_argument(
         "--seed", type=int, default=0, help="seed of the noise and of the order of samples"

@@ -56,10 +56,22 @@ def add_arguments(options: Options) -> None:
     options.add_argument(
         "--calibration-size",
         metavar="FxHxW",
-        help="frames x height x width of calibration samples (default: the model's, at most 61x544x960)",
+        help="frames x height x width of calibration samples (default: the model's, at most 61x320x512)",
     )
     options.add_argument("--samples", type=int, default=20, help="calibration samples")
     options.add_argument("--epochs", type=int, default=15, help="passes over them, for every block")
+    options.add_argument(
+        "--captions",
+        type=int,
+        help="videos that are sampled for them (default: one for each sample)",
+    )
+    options.add_argument(
+        "--method",
+        help="gptq, which trains nothing, or ptq or msad, which train block by block (default: gptq and msad)",
+    )
+    options.add_argument(
+        "--tune-steps", type=int, default=150, help="steps of tuning all blocks end to end"
+    )
     options.add_argument("--device", help="preset of configs/devices (default: all of them)")
     options.add_argument(
         "--compile",
@@ -103,6 +115,9 @@ def run(args: argparse.Namespace) -> int:
         calibration_size=_size(args.calibration_size),
         samples=args.samples,
         epochs=args.epochs,
+        captions=args.captions,
+        method=args.method,
+        tune_steps=args.tune_steps,
         device=args.device,
         compile=args.compile,
     )
