@@ -5,6 +5,7 @@ import pytest
 
 from qsjax.errors import InputError
 from qsjax.evaluate import estimate, paired, psnr, relative_error, ssim
+from qsjax.evaluate.statistics import estimate_over_seeds, paired_over_seeds
 
 
 def slow_ssim(x, y):
@@ -115,3 +116,62 @@ def test_a_paired_difference_is_surer_than_two_means():
     assert 10 * found.error < estimate(clip).error
     with pytest.raises(InputError, match="same clips"):
         paired(clip, clip[:3])
+
+
+def drawn(of_seeds, of_clips, rest, seeds=3, clips=32, runs=4000):
+    """Experiments of the model of `qsjax.evaluate.statistics`, of the mean 5, with these standard deviations."""
+    random = np.random.default_rng(0)
+    by_seed = of_seeds * random.normal(size=(runs, seeds, 1))
+    by_clip = of_clips * random.normal(size=(runs, 1, clips))
+    return 5 + by_seed + by_clip + rest * random.normal(size=(runs, seeds, clips))
+
+
+@pytest.mark.parametrize(
+    ("of_seeds", "of_clips", "rest"),
+    [(1.0, 3.0, 0.5), (0.2, 4.0, 0.2), (2.0, 0.1, 0.1), (0.3, 1.0, 3.0)],
+)
+def test_the_error_is_that_of_another_calibration_and_other_clips(of_seeds, of_clips, rest):
+    found = [estimate_over_seeds(values) for values in drawn(of_seeds, of_clips, rest)]
+    truth = of_seeds**2 / 3 + of_clips**2 / 32 + rest**2 / 96
+    # What is claimed is what the means really do, and nowhere less.
+    assert np.var([one.mean for one in found]) == pytest.approx(truth, rel=0.1)
+    assert 0.95 * truth < np.mean([one.error**2 for one in found]) < 1.25 * truth
+
+
+def test_variances_of_which_neither_part_explains_the_other():
+    """Nothing but the interaction: seen from seeds and from clips it is the same variance, which counts once."""
+    found = [estimate_over_seeds(values) for values in drawn(0.0, 0.0, 3.0)]
+    # The sum of both would be 2; a part that is cut off at zero makes it a little too careful.
+    assert 1.0 < np.mean([one.error**2 for one in found]) / (9 / 96) < 1.5
+
+
+def test_clips_alone_do_not_know_what_another_calibration_would_do():
+    values = drawn(1.0, 0.5, 0.1)
+    alone = [estimate(experiment[0]).error ** 2 for experiment in values]
+    assert np.mean(alone) < 0.02
+    assert np.var([experiment[0].mean() for experiment in values]) > 0.9
+
+
+def test_by_hand():
+    found = estimate_over_seeds(np.array([[1.0, 3.0], [2.0, 4.0]]))
+    # No interaction; seeds' means 2 and 3, clips' means 1.5 and 3.5: variances 0.5 and 2, over two of each.
+    assert found.error == pytest.approx(np.sqrt(0.25 + 1.0))
+    assert (found.mean, found.lowest, found.count, found.seeds) == (2.5, 1.0, 2, 2)
+    assert estimate_over_seeds(np.array([[1.0], [2.0]])).error is None
+    one = np.random.default_rng(0).normal(size=8)
+    assert estimate_over_seeds(one[None]) == estimate(one)
+
+
+def test_differences_are_paired_by_seed_and_by_clip():
+    base = drawn(1.0, 3.0, 0.0, runs=1)[0]
+    better = base + 0.5 + 0.01 * np.random.default_rng(1).normal(size=base.shape)
+    found = paired_over_seeds(better, base)
+    assert found.mean == pytest.approx(0.5, abs=0.01)
+    assert found.error < 0.01 < estimate_over_seeds(better).error
+    fixed = paired_over_seeds(better, base[:1])  # a baseline without a calibration
+    assert fixed.error > 0.1
+    assert fixed.seeds == 3
+    with pytest.raises(InputError, match="same seeds"):
+        paired_over_seeds(better, base[:2])
+    with pytest.raises(InputError, match="same clips"):
+        paired_over_seeds(better, base[:, :3])

@@ -23,10 +23,21 @@ def test_presets_load_and_survive_a_manifest(name):
 
 
 def test_presets_are_the_known_ones():
-    assert {"bf16", "w4a16", "w4a8", "w6a6", "w8a8"} <= set(PRESETS)
+    assert {"bf16", "w3a8", "w4a16", "w4a4", "w4a8", "w6a6", "w8a8"} <= set(PRESETS)
     recipe = Recipe.load("w4a8")
     assert (recipe.blocks.weights, recipe.blocks.activations) == (4, 8)
     assert not Recipe.load("bf16").precision("double_blocks.img.qkv").quantized
+
+
+@pytest.mark.parametrize(("name", "weights", "activations"), [("w4a4", 4, 4), ("w3a8", 3, 8)])
+def test_presets_where_methods_come_apart_differ_from_w4a8_in_the_blocks_only(
+    name, weights, activations
+):
+    recipe, w4a8 = Recipe.load(name), Recipe.load("w4a8")
+    blocks = Precision(weights=weights, activations=activations)
+    assert replace(recipe, name="", blocks=w4a8.blocks) == replace(w4a8, name="")
+    assert recipe.blocks == blocks
+    assert blocks.container == 4
 
 
 def write(folder, text):
