@@ -195,7 +195,7 @@ display(Video(str(path), embed=True, width=512, html_attributes=LOOP))
 #
 # Captions for calibration are those of `configs/captions` unless a file is given. Blocks come off the disk one by one and every
 # finished block is on disk whole: after Ctrl-C or a lost machine the same command goes on, with the same bits at the end. The
-# comparison needs a device that holds the float transformer, 25.6 GB. What calibration takes on a chip, by the plan (estimates: it
+# comparison needs a device that holds the float transformer, 25.6 GB, and so does sampling the captions. What calibration takes on a chip, by the plan (estimates: it
 # has not been run at this size):
 
 # %%

@@ -9,8 +9,11 @@ from real_blocks import CONFIG, TEXT, program, rounding, tuning
 from qsjax.budget.passes import (
     COMPARE,
     FORWARD,
+    MEASURE,
     OBSERVE,
     PLANNED,
+    TEACHER,
+    TRAIN,
     TUNE,
     TUNE_BATCH,
     feedback,
@@ -57,8 +60,9 @@ def counted(function, arguments):
 @pytest.mark.parametrize("kind", ["double_blocks", "single_blocks"])
 @pytest.mark.parametrize(
     ("name", "forwards"),
-    [("observe", OBSERVE), ("compare_layers", COMPARE), ("run_quantized", FORWARD)],
-)
+    [("observe", OBSERVE), ("measure", MEASURE), ("compare_layers", COMPARE),
+     ("run_quantized", FORWARD), ("step", TRAIN + TEACHER)],
+)  # fmt: skip
 def test_a_pass_takes_the_forwards_that_are_planned(name, kind, forwards):
     """Rotations come on top, and the attention terms."""
     planned = forwards.linears * LINEARS + forwards.attention * ATTENTION
@@ -67,7 +71,7 @@ def test_a_pass_takes_the_forwards_that_are_planned(name, kind, forwards):
         # The float block's last product is left out: nobody sees it.
         assert planned * 0.89 < found < planned
     else:
-        assert planned < found < 1.06 * planned
+        assert planned < found < 1.07 * planned
 
 
 def test_gram_matrices_take_what_is_planned():
@@ -79,7 +83,7 @@ def test_gram_matrices_take_what_is_planned():
     )
     plan, blocks = feedback(CONFIG, SIZE), CONFIG.num_blocks
     forwards = blocks * (plan.forwards.linears * LINEARS + plan.forwards.attention * ATTENTION)
-    assert forwards + plan.grams < found < 1.06 * (forwards + plan.grams)
+    assert forwards + plan.grams < found < 1.07 * (forwards + plan.grams)
 
 
 def test_rounding_takes_what_is_planned():
@@ -94,7 +98,7 @@ def test_tuning_takes_the_forwards_that_are_planned():
     assert TUNE_BATCH == BATCH
     blocks = BATCH * CONFIG.num_blocks
     planned = blocks * (TUNE.linears * LINEARS + TUNE.attention * ATTENTION)
-    assert planned < counted(*tuning((16, 40, 64))) < 1.06 * planned
+    assert planned < counted(*tuning((16, 40, 64))) < 1.07 * planned
 
 
 def test_the_planned_methods_are_those_that_are_run():

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from real_blocks import CONFIG, TEXT, program, rounding
+from real_blocks import CONFIG, TEXT, program, rounding, tuning
 
 from pallas_kernels.deviceless import compile_for, missing
 from pallas_kernels.targets import TARGETS
@@ -53,20 +53,20 @@ def test_a_step_of_a_real_block_has_consistent_shapes_and_dtypes(kind):
         ("measure", "measuring"),
         ("compare_layers", "comparing layers"),
         ("grams3", "Gram matrices"),
-        ("run_quantized", "quantized tokens"),
     ],
 )
 def test_a_double_block_fits_a_v5e_as_planned(planned, name, stage):
+    """The plan counts also what lies beside the program: weights that it does not read, sums of earlier samples."""
     found = compiled_bytes(*program(name, "double_blocks", VIDEO))
     assert found < MEMORY
-    assert 0.75 < planned[stage] / found < 1.25, (planned[stage], found)
+    assert 0.5 * planned[stage] < found < 1.1 * planned[stage], (planned[stage], found)
 
 
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(("name", "stage"), [("step", "training"), ("grams1", "Gram matrices")])
-def test_a_single_block_takes_less(planned, name, stage):
+def test_a_single_block_takes_no_more(planned, name, stage):
     assert compiled_bytes(*program(name, "single_blocks", VIDEO)) < 1.1 * planned[stage]
 
 
@@ -80,3 +80,12 @@ def test_a_single_block_takes_less(planned, name, stage):
 def test_rounding_the_largest_layers_fits_a_v5e(planned, rows, columns):
     """A layer alone; what else a block has on the device meanwhile is in the plan."""
     assert compiled_bytes(*rounding(rows, columns)) < planned["rounding"] < MEMORY
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+def test_tuning_fits_a_v5e_as_planned(planned):
+    found = compiled_bytes(*tuning((16, 40, 64), kept="inputs on the host"))
+    assert found < MEMORY
+    assert 0.75 < planned["tuning"] / found < 1.25, (planned["tuning"], found)
