@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD-RECIPE",
         default=absent,
         help="store the transformer quantized, without calibration: rtn-w4a8 rounds to nearest, quarot-w4a8 puts Hadamard "
-        "rotations in front; RECIPE is a preset (bf16, w4a16, w4a8, w6a6, w8a8) or a TOML file",
+        "rotations in front; RECIPE is a preset (bf16, w3a8, w4a16, w4a4, w4a8, w6a6, w8a8) or a TOML file",
     )
     parser.add_argument(
         "--text-storage",

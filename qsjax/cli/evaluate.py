@@ -49,15 +49,25 @@ def add_arguments(options: Options) -> None:
         "--samples", type=int, default=20, help="quantization, sparse: samples of the calibration"
     )
     options.add_argument(
+        "--stream",
+        choices=("choice", "report"),
+        help="captions and noise: those that settings are chosen on, or those that have chosen nothing (quantization: default"
+        " report; sparse: default the held-out captions of its older tables)",
+    )
+    options.add_argument(
         "--first-caption",
         type=int,
-        default=0,
-        help="quantization, sparse: number of the first held-out caption, from 0",
+        help="sparse, without --stream: number of the first held-out caption, from 0",
     )
     options.add_argument("--batch", type=int, default=8, help="compare: clips at once")
     for name, text in _SIZES.items():
         options.add_argument(f"--{name}", type=int, help=f"{text} (default: the checkpoint's)")
-    options.add_argument("--seed", type=int, default=0, help="clip i has the noise of seed + i")
+    options.add_argument(
+        "--seed",
+        type=int,
+        help="compare, sparse: clip i has the noise of seed + i (default: 0); with --stream it is the calibration's alone."
+        " Rows of quantization have seeds of their own",
+    )
     options.add_argument(
         "--out",
         type=Path,
@@ -66,6 +76,11 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument(
         "--plots", action="store_true", help="plots too: pip install 'qsjax[plot]'"
+    )
+    options.add_argument(
+        "--lpips",
+        action="store_true",
+        help="compare, quantization: LPIPS too: pip install 'qsjax[lpips]'",
     )
     options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     add_config(options)
@@ -82,13 +97,17 @@ def run(args: argparse.Namespace) -> int:
         from qsjax.evaluate.plots import require_matplotlib
 
         require_matplotlib()
+    if args.lpips:
+        from qsjax.evaluate.perceptual import require_lpips
+
+        require_lpips()
     report, text = _compare(args) if args.what == "compare" else _grid(args)
     print(json.dumps(report, indent=1) if args.json else text)
     return 1 if any("failure" in row for row in report.get("rows", ())) else 0
 
 
 def _grid(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    captions = _count(args)
+    captions, chosen = _count(args), _chosen(args)
     from qsjax.experiments.row import select
 
     rows, experiment_class, report_class = _GRIDS[args.what]()
@@ -98,15 +117,39 @@ def _grid(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         folder,
         captions=captions,
         samples=args.samples,
-        seed=args.seed,
-        first_caption=args.first_caption,
         progress=True,
+        **chosen,
         **_settings(args),
     )
     report = report_class(experiment, experiment.run(rows))
     files = [str(path) for path in report.write(folder, plots=args.plots)]
     text = "\n".join([report.text(), *(f"wrote {path}" for path in files)])
     return report.plain() | {"files": files}, text
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """What one grid takes and the other does not, of what was typed."""
+    given = {
+        "stream": args.stream,
+        "seed": args.seed,
+        "first_caption": args.first_caption,
+        "lpips": args.lpips or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, reason in _REFUSED[args.what].items():
+        if name in given:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} is not for `qsjax evaluate {args.what}`: {reason}")
+    return given
+
+
+_REFUSED = {
+    "quantization": {
+        "seed": "its rows have calibration seeds of their own, and the clips the noise of --stream",
+        "first_caption": "--stream names its captions",
+    },
+    "sparse": {"lpips": "it has no column for it"},
+}
 
 
 def _quantization() -> tuple[Any, Any, Any]:
@@ -145,13 +188,18 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise InputError("--plots needs --out FOLDER to write to")
     from qsjax.evaluate.checkpoints import compare_checkpoints, read_captions
 
+    if args.stream or args.first_caption is not None:
+        raise InputError(
+            "--stream and --first-caption are not for compare; --captions takes a file"
+        )
     captions = read_captions("8" if args.captions is None else args.captions)
     comparison = compare_checkpoints(
         _pipeline(args.reference),
         {str(name): _pipeline(str(name)) for name in args.model},
         captions,
-        seed=args.seed,
+        seed=args.seed or 0,
         batch=args.batch,
+        lpips=args.lpips,
         show=2 if args.out else 0,
         progress=True,
         **_settings(args),

@@ -2,6 +2,7 @@
 
 from qsjax.evaluate.compare import Comparison as Comparison
 from qsjax.evaluate.compare import compare as compare
+from qsjax.evaluate.metrics import frame_psnr as frame_psnr
 from qsjax.evaluate.metrics import psnr as psnr
 from qsjax.evaluate.metrics import relative_error as relative_error
 from qsjax.evaluate.metrics import ssim as ssim

@@ -9,8 +9,10 @@ from typing import Any, Unpack
 from qsjax.calibration import SettingsChanges
 from qsjax.errors import InputError
 from qsjax.evaluate.compare import Comparison, compare
+from qsjax.evaluate.perceptual import lpips as measure_lpips
 from qsjax.evaluate.plots import draw, write_sheet
 from qsjax.evaluate.reference import Reference, reference_run
+from qsjax.evaluate.repeats import Repeats
 from qsjax.evaluate.tables import NOTE, comparison_table, plain, summary
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.tiny.streams import HELD_OUT, held_out
@@ -32,15 +34,16 @@ class Checkpoints:
     def text(self) -> str:
         """A table and what its figures are."""
         first = next(iter(self.results)) if len(self.results) > 1 else None
-        table = comparison_table(self.results, baseline=first)
+        table = comparison_table(self._repeats(), baseline=first)
         return f"{table}\n\n{len(self.reference.captions)} clips. {NOTE}"
 
     def plain(self) -> dict[str, Any]:
         """Estimates, and the values of every clip, as plain data."""
-        base = next(iter(self.results.values()))
+        repeats = self._repeats()
+        base = next(iter(repeats.values()))
         models = {
             name: {
-                **plain(summary(comparison, None if comparison is base else base)),
+                **plain(summary(repeats[name], None if repeats[name] is base else base)),
                 **_clips(comparison),
             }
             for name, comparison in self.results.items()
@@ -78,7 +81,11 @@ class Checkpoints:
             full = {"full precision": to_uint8(self.reference.clips(shown))}
             captions = self.reference.captions[:shown]
             written.append(write_sheet({**full, **seen}, captions, folder / "comparison.png"))
-        return written + (draw(self.results, folder / "comparison") if plots else [])
+        return written + (draw(self._repeats(), folder / "comparison") if plots else [])
+
+    def _repeats(self) -> dict[str, Repeats]:
+        """Each by itself: nothing is known of other calibrations of a checkpoint."""
+        return {name: Repeats({0: one}, fixed=True) for name, one in self.results.items()}
 
 
 def compare_checkpoints(
@@ -88,6 +95,7 @@ def compare_checkpoints(
     *,
     seed: int = 0,
     batch: int = 8,
+    lpips: bool = False,
     show: int = 0,
     progress: bool = False,
     **settings: Unpack[SettingsChanges],
@@ -100,19 +108,28 @@ def compare_checkpoints(
         captions: one a clip.
         seed: clip i starts from the noise of `seed + i`.
         batch: clips sampled at once.
+        lpips: measure LPIPS too.
         show: clips kept to look at.
         progress: show bars.
         **settings: of `reference_run`.
 
     Raises:
-        InputError: no models or captions, or models that cannot be compared.
+        InputError: no models or captions, models that cannot be compared, or LPIPS that cannot be measured.
     """
     if not models:
         raise InputError("no model to compare with the reference; name at least one")
     run = reference_run(reference, captions, seed=seed, batch=batch, progress=progress, **settings)
     results = {}
     for name, model in models.items():
-        results[name] = compare(reference, run, model.dit, show=show, label=name, progress=progress)
+        results[name] = compare(
+            reference,
+            run,
+            model.dit,
+            lpips=measure_lpips if lpips else None,
+            show=show,
+            label=name,
+            progress=progress,
+        )
         if model is not reference:
             model.release()
     return Checkpoints(run, results)

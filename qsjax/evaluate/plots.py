@@ -1,4 +1,4 @@
-"""Pictures of comparisons: velocity error over steps, PSNR bars, contact sheets. Plots need `qsjax[plot]`."""
+"""Pictures of comparisons: velocity error over steps, bars of velocity error and PSNR, contact sheets. Plots need `qsjax[plot]`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from qsjax.errors import InputError
-from qsjax.evaluate.compare import Comparison
-from qsjax.evaluate.statistics import estimate
+from qsjax.evaluate.repeats import Repeats
+from qsjax.evaluate.statistics import Estimate, estimate, estimate_over_seeds
 from qsjax.video import check_writable, write_contact_sheet
 
 
@@ -26,7 +26,7 @@ def require_matplotlib() -> Any:
     return Figure
 
 
-def plot_velocity(results: Mapping[str, Comparison], path: Path, *, title: str = "") -> Path:
+def plot_velocity(results: Mapping[str, Repeats], path: Path, *, title: str = "") -> Path:
     """Velocity error over denoising steps: a line a result, the mean over clips, shaded by its standard error.
 
     Args:
@@ -39,8 +39,9 @@ def plot_velocity(results: Mapping[str, Comparison], path: Path, *, title: str =
     """
     figure, axes = figure_for(len(results), path)
     for number, (label, result) in enumerate(results.items()):
-        steps = np.arange(1, len(result.velocity) + 1)
-        estimates = [estimate(row) for row in 100 * result.velocity]
+        velocity = np.stack([one.velocity for one in result.by_seed.values()])
+        steps = np.arange(1, velocity.shape[1] + 1)
+        estimates = [estimate_over_seeds(100 * velocity[:, step - 1]) for step in steps]
         mean = np.array([each.mean for each in estimates])
         error = np.array([each.error or 0.0 for each in estimates])
         color = f"C{number % 10}"
@@ -51,14 +52,14 @@ def plot_velocity(results: Mapping[str, Comparison], path: Path, *, title: str =
             steps, np.maximum(mean - error, mean / 10), mean + error, color=color, alpha=0.2
         )
     axes.set(xlabel="step", ylabel="velocity error, %", title=title)
-    if any((result.velocity > 0).any() for result in results.values()):
+    if any((one.velocity > 0).any() for each in results.values() for one in each.by_seed.values()):
         axes.set_yscale("log")
     axes.legend(fontsize=7)
     return save(figure, path)
 
 
-def plot_psnr(results: Mapping[str, Comparison], path: Path, *, title: str = "") -> Path:
-    """PSNR against full precision: a bar a result with its standard error, a dot a clip.
+def plot_figures(results: Mapping[str, Repeats], path: Path, *, title: str = "") -> Path:
+    """Velocity error and, beside it, PSNR: a bar a result with its standard error, a dot a clip (the mean over seeds).
 
     Args:
         results: by label; at least one.
@@ -68,13 +69,34 @@ def plot_psnr(results: Mapping[str, Comparison], path: Path, *, title: str = "")
     Raises:
         InputError: nothing to draw, matplotlib is missing, or a place that cannot be written.
     """
-    return bars({label: result.psnr for label, result in results.items()}, path, title=title)
+    figure, left = figure_for(len(results), path, panels=2)
+    right = figure.axes[1]
+    for axes, name, scale in ((left, "velocity", 100.0), (right, "psnr", 1.0)):
+        values = [
+            scale * array for each in results.values() if (array := each.values(name)) is not None
+        ]
+        _draw_bars(axes, [estimate_over_seeds(one) for one in values], [x.mean(0) for x in values])
+    left.set(yticks=np.arange(len(results)), yticklabels=list(results), xlabel="velocity error, %")
+    left.invert_yaxis()
+    right.sharey(left)
+    right.tick_params(labelleft=False)
+    right.set(xlabel="PSNR, dB")
+    figure.suptitle(title)
+    return save(figure, path)
 
 
 def bars(values: Mapping[str, Float[np.ndarray, " clips"]], path: Path, *, title: str = "") -> Path:
-    """The same picture of any decibels by label, one value a clip."""
+    """Decibels by label, one value a clip: a bar with its standard error, a dot a clip."""
     figure, axes = figure_for(len(values), path)
-    estimates = [estimate(clips) for clips in values.values()]
+    _draw_bars(axes, [estimate(clips) for clips in values.values()], list(values.values()))
+    axes.set(
+        yticks=np.arange(len(values)), yticklabels=list(values), xlabel="PSNR, dB", title=title
+    )
+    axes.invert_yaxis()
+    return save(figure, path)
+
+
+def _draw_bars(axes: Any, estimates: Sequence[Estimate], clips: Sequence[np.ndarray]) -> None:
     at = np.arange(len(estimates))
     axes.barh(
         at,
@@ -83,17 +105,14 @@ def bars(values: Mapping[str, Float[np.ndarray, " clips"]], path: Path, *, title
         color="0.75",
         capsize=3,
     )
-    for place, clips in zip(at, values.values(), strict=True):
-        axes.plot(clips, np.full(len(clips), place), ".", color="C0", markersize=3)
-    axes.set(yticks=at, yticklabels=list(values), xlabel="PSNR, dB", title=title)
-    axes.invert_yaxis()
-    return save(figure, path)
+    for place, dots in zip(at, clips, strict=True):
+        axes.plot(dots, np.full(len(dots), place), ".", color="C0", markersize=3)
 
 
-def draw(results: Mapping[str, Comparison], stem: Path, *, title: str = "") -> list[Path]:
-    """Both plots, as STEM-psnr.png and STEM-velocity.png."""
+def draw(results: Mapping[str, Repeats], stem: Path, *, title: str = "") -> list[Path]:
+    """Both plots, as STEM-figures.png and STEM-velocity.png."""
     return [
-        plot_psnr(results, stem.with_name(f"{stem.name}-psnr.png"), title=title),
+        plot_figures(results, stem.with_name(f"{stem.name}-figures.png"), title=title),
         plot_velocity(results, stem.with_name(f"{stem.name}-velocity.png"), title=title),
     ]
 
@@ -125,8 +144,8 @@ def write_sheet(videos: Mapping[str, np.ndarray], captions: Sequence[str], path:
     return write_contact_sheet(rows, labels, path, zoom=zoom)
 
 
-def figure_for(results: int, path: Path) -> tuple[Any, Any]:
-    """A figure and its axes, as high as that many results need.
+def figure_for(results: int, path: Path, *, panels: int = 1) -> tuple[Any, Any]:
+    """A figure and its first axes, as high as that many results need; panels stand side by side.
 
     Raises:
         InputError: no results, matplotlib is missing, or a place that cannot be written.
@@ -135,8 +154,10 @@ def figure_for(results: int, path: Path) -> tuple[Any, Any]:
     if not results:
         raise InputError(f"{path}: there is no result to draw")
     check_writable(path, overwrite=True)
-    figure = figure_class(figsize=(6.4, max(3.2, 0.3 * results + 1)), layout="constrained")
-    return figure, figure.add_subplot()
+    size = (6.4 if panels == 1 else 9.6, max(3.2, 0.3 * results + 1))
+    figure = figure_class(figsize=size, layout="constrained")
+    axes = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+    return figure, axes[0]
 
 
 def save(figure: Any, path: Path) -> Path:

@@ -1,9 +1,11 @@
 """Running the rows of a grid: each is measured once, stored, and read back by every later run."""
 
 import hashlib
+import json
 import logging
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, Unpack, runtime_checkable
@@ -14,21 +16,26 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from qsjax.calibration import Samples, SettingsChanges, collect
-from qsjax.config import to_mapping
+from qsjax.config import nearest, to_mapping
 from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.evaluate.mappings import forget_programs
 from qsjax.evaluate.reference import Reference, reference_run
+from qsjax.experiments.hours import Hours
 from qsjax.experiments.results import Results
 from qsjax.experiments.row import Row, RowT
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.tiny.outliers import inject
-from qsjax.tiny.streams import CALIBRATION, HELD_OUT, held_out
+from qsjax.tiny.streams import CALIBRATION, HELD_OUT, STREAMS, disjoint, held_out
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 2
 """Clips of each row that are kept to look at."""
+EVALUATED = ("choice", "report")
+"""Streams whose captions evaluate."""
+SEEDS_APART = 1000
+"""Between the first noise of two calibrations: those of no two seeds share any."""
 
 
 @runtime_checkable
@@ -42,6 +49,10 @@ class Outcome(Protocol):
     @property
     def failure(self) -> str | None:
         """Why there is no result; None where there is one."""
+
+    @property
+    def duration(self) -> float:
+        """Seconds that it took."""
 
     def headline(self) -> str:
         """The main figure for the log, or why there is none."""
@@ -60,19 +71,21 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         pipeline: the full-precision tiny model, float32.
         folder: holds `results.jsonl` and `videos/`; a run that was stopped goes on there.
         captions: clips of the evaluation.
-        samples: of the calibration; each has a caption of its own.
-        seed: of noise, calibration samples and their order.
-        first_caption: index of the first caption in the held-out stream; a table that chooses a setting and one that reports it
-            have captions of their own.
+        samples: of a calibration; each has a caption of its own.
+        seed: of the calibration, unless rows have seeds of their own; without a stream of the clips' noise, too.
+        stream: captions and noise of the evaluation, "choice" or "report" of `qsjax.tiny.streams`: what is chosen is chosen on the
+            first, what is reported on the second. None takes those of older tables: captions of `HELD_OUT`, and the noise of `seed`.
+        first_caption: without a stream, index of the first caption.
         progress: show bars.
         **settings: of the pipeline's call, for another size or number of steps.
 
     Attributes:
+        scenes: of the evaluation's captions.
         captions: of the evaluation.
         facts: plain data that says which run this is.
 
     Raises:
-        InputError: no captions or samples; the folder holds the rows of another run.
+        InputError: no captions or samples, or no such stream; the folder holds the rows of another run.
     """
 
     def __init__(
@@ -83,6 +96,7 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         captions: int = 32,
         samples: int = 20,
         seed: int = 0,
+        stream: str | None = None,
         first_caption: int = 0,
         progress: bool = False,
         **settings: Unpack[SettingsChanges],
@@ -92,29 +106,40 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
                 f"{captions} captions from number {first_caption} on, {samples} samples: at least one of each is needed, and"
                 " captions count from 0"
             )
-        stream = held_out(HELD_OUT, first_caption + captions)
-        self.captions = [scene.caption for scene in stream[first_caption:]]
+        if stream is None:
+            self.scenes = held_out(HELD_OUT, first_caption + captions)[first_caption:]
+        elif stream not in EVALUATED:
+            raise InputError(f"no stream {stream!r}; {nearest(stream, EVALUATED)}")
+        elif first_caption:
+            raise InputError(f"the stream {stream} begins at its first caption; leave one out")
+        else:
+            self.scenes = disjoint(stream, captions)
+        self.captions = [scene.caption for scene in self.scenes]
         self._pipeline, self._folder, self._progress = pipeline, folder, progress
         self._sample_count, self._seed, self._settings = samples, seed, settings
-        resolved = to_mapping(pipeline.resolve(**settings))
-        self.facts = {
-            "model": digest(pipeline.dit),
-            "captions": captions,
-            "samples": samples,
-            "seed": seed,
-            # Left out where it is 0: folders from before it was a setting are of the same run.
-            **({"first_caption": first_caption} if first_caption else {}),
-            "settings": {name: value for name, value in resolved.items() if value is not None},
-        }
+        self._first_caption = first_caption
+        self._stream, self._noise = stream, seed if stream is None else STREAMS[stream].noise
+        self.facts = self._facts()
         self._results = Results(folder, self.facts)
         self._references: dict[str, Reference] = {}
+        self._samples: dict[int, Samples] = {}
 
     def run(self, rows: Sequence[RowT]) -> list[OutcomeT]:
         """Measure the rows that are not finished, and return the outcomes of all of them, in their order."""
-        outcomes = {
-            row.name: self._outcome(row, f"{number}/{len(rows)}")
-            for number, row in enumerate(self._order(rows), 1)
-        }
+        self._results.relabel({row.key: row.name for row in reversed(rows)})
+        hours, outcomes = Hours(), {}
+        order = self._order(rows)
+        for number, row in enumerate(order, 1):
+            stored = self._results.get(row.key) is not None
+            start = time.perf_counter()
+            outcome = outcomes[row.name] = self._outcome(row, f"{number}/{len(rows)}")
+            seconds = outcome.duration if stored else time.perf_counter() - start
+            hours.add(self._kind(row), seconds if outcome.failure is None else 0.0)
+            if not stored:
+                left = {one.key: self._kind(one) for one in order[number:]}
+                open_rows = [kind for key, kind in left.items() if self._results.get(key) is None]
+                if open_rows:
+                    logger.info("%d rows and about %s left", len(open_rows), hours.left(open_rows))
         return [outcomes[row.name] for row in rows]
 
     def videos(self, row: Row) -> UInt8[np.ndarray, "shown F Y X 3"] | None:
@@ -132,7 +157,7 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
             reference = reference_run(
                 self._pipeline,
                 self.captions,
-                seed=self._seed,
+                seed=self._noise,
                 progress=self._progress,
                 **self._reference_settings(row),
             )
@@ -140,11 +165,22 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
             self._references[name] = reference
         return self._references[name]
 
-    @cached_property
-    def samples(self) -> Samples:
-        """Calibration samples of captions that the evaluation does not have."""
-        captions = calibration_captions(self._sample_count, avoid=self.captions)
-        return self._collect(captions)
+    def samples(self, seed: int) -> Samples:
+        """Calibration samples of captions that no evaluation has.
+
+        Args:
+            seed: of the calibration; those of a stream share neither captions nor noise with another seed's.
+        """
+        if seed not in self._samples:
+            if self._stream is None:
+                captions = calibration_captions(self._sample_count, avoid=self.captions)
+            else:
+                scenes = disjoint(
+                    "calibration", self._sample_count, first=seed * self._sample_count
+                )
+                captions = [scene.caption for scene in scenes]
+            self._samples[seed] = self._collect(captions, self._calibration_noise(seed))
+        return self._samples[seed]
 
     @cached_property
     def dit_with_outliers(self) -> DiT:
@@ -167,18 +203,42 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         """The order in which rows are measured."""
         return rows
 
+    def _kind(self, row: RowT) -> Hashable:
+        """Rows of one kind take about as long."""
+        return None
+
     def _reference_settings(self, row: RowT) -> SettingsChanges:
         """Settings of the full-precision run that a row is compared with."""
         return self._settings
 
-    def _collect(self, captions: Sequence[str]) -> Samples:
+    def _facts(self) -> dict[str, Any]:
+        """Plain data that says which run this is: what all rows have in common."""
+        resolved = to_mapping(self._pipeline.resolve(**self._settings))
+        first = self._first_caption
+        return {
+            "model": digest(self._pipeline.dit),
+            "captions": len(self.captions),
+            "samples": self._sample_count,
+            "seed": self._seed,
+            # Left out where they are not set: folders from before there were these settings are of the same run.
+            **({"first_caption": first} if first else {}),
+            **({"stream": self._stream, "clips": self._clips()} if self._stream else {}),
+            "settings": {name: value for name, value in resolved.items() if value is not None},
+        }
+
+    def _calibration_noise(self, seed: int) -> int:
+        """The first seed of a calibration's noise; of its moments and their order, too."""
+        return seed if self._stream is None else STREAMS["calibration"].noise + SEEDS_APART * seed
+
+    def _collect(self, captions: Sequence[str], seed: int) -> Samples:
         return collect(
-            self._pipeline,
-            captions,
-            samples=self._sample_count,
-            seed=self._seed,
-            **self._settings,
+            self._pipeline, captions, samples=self._sample_count, seed=seed, **self._settings
         )
+
+    def _clips(self) -> str:
+        """A short name of captions and noise: if the streams ever change, stored rows are of other clips."""
+        text = json.dumps([self.captions, self._noise])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _outcome(self, row: RowT, number: str) -> OutcomeT:
         record = self._results.get(row.key)

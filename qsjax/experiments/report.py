@@ -5,29 +5,39 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from qsjax.evaluate.plots import write_sheet
 from qsjax.experiments.experiment import Experiment, OutcomeT
-from qsjax.experiments.row import RowT
+from qsjax.experiments.row import Row, RowT
 from qsjax.versions import EVALUATION, versions
 
 
-class Report(ABC, Generic[RowT, OutcomeT]):
-    """What is shown of a grid's outcomes; the first row of each table is what its others are paired with.
+@runtime_checkable
+class Line(Protocol):
+    """What a table has a row of: an outcome, or several of one experiment."""
+
+    @property
+    def row(self) -> Row:
+        """The experiment."""
+
+
+LineT = TypeVar("LineT", bound=Line)
+
+
+class Report(ABC, Generic[RowT, OutcomeT, LineT]):
+    """What is shown of a grid; the first row of each table is what its others are paired with.
 
     Args:
-        experiment: that they are from.
-        outcomes: of the grid, tables one after the other.
+        experiment: that it is from.
+        lines: rows of the tables, one table after the other.
     """
 
     TABLES: ClassVar[str]
     """Name of the file of tables."""
 
-    def __init__(
-        self, experiment: Experiment[RowT, OutcomeT], outcomes: Sequence[OutcomeT]
-    ) -> None:
-        self._experiment, self._outcomes = experiment, outcomes
+    def __init__(self, experiment: Experiment[RowT, OutcomeT], lines: Sequence[LineT]) -> None:
+        self._experiment, self._lines = experiment, lines
 
     @abstractmethod
     def text(self) -> str:
@@ -36,9 +46,9 @@ class Report(ABC, Generic[RowT, OutcomeT]):
     def plain(self) -> dict[str, Any]:
         """The same as plain data: run, versions, and estimates or a failure for each row."""
         rows = [
-            self._plain_row(outcome, members[0])
-            for _, members in groups(self._outcomes)
-            for outcome in members
+            self._plain_row(line, members[0])
+            for _, members in groups(self._lines)
+            for line in members
         ]
         return {"run": self._experiment.facts, "versions": versions(EVALUATION), "rows": rows}
 
@@ -53,16 +63,16 @@ class Report(ABC, Generic[RowT, OutcomeT]):
         tables = folder / self.TABLES
         tables.write_text(f"{self.text()}\n\n{facts}; {used}\n", encoding="utf-8")
         written = [tables]
-        for group, members in groups(self._outcomes):
+        for group, members in groups(self._lines):
             written += self._write_sheet(group, members, folder)
             written += self._draw_table(group, members, folder) if plots else []
         return written + (self._draw(folder) if plots else [])
 
     @abstractmethod
-    def _plain_row(self, outcome: OutcomeT, base: OutcomeT) -> dict[str, Any]:
+    def _plain_row(self, line: LineT, base: LineT) -> dict[str, Any]:
         """A row as plain data; `base` is the first row of its table."""
 
-    def _draw_table(self, group: str, members: Sequence[OutcomeT], folder: Path) -> list[Path]:
+    def _draw_table(self, group: str, members: Sequence[LineT], folder: Path) -> list[Path]:
         """Plots of one table."""
         return []
 
@@ -70,22 +80,22 @@ class Report(ABC, Generic[RowT, OutcomeT]):
         """Plots over several tables."""
         return []
 
-    def _write_sheet(self, group: str, members: Sequence[OutcomeT], folder: Path) -> list[Path]:
+    def _write_sheet(self, group: str, members: Sequence[LineT], folder: Path) -> list[Path]:
         full = self._experiment.reference_videos(members[0].row)
         if full is None:
             return []
         videos = {"full precision": full}
-        for outcome in members:
-            clips = self._experiment.videos(outcome.row)
+        for line in members:
+            clips = self._experiment.videos(line.row)
             if clips is not None:
-                videos[outcome.row.label] = clips
+                videos[line.row.label] = clips
         captions = self._experiment.captions[: len(full)]
         return [write_sheet(videos, captions, folder / f"{file_name(group)}.png")]
 
 
-def groups(outcomes: Sequence[OutcomeT]) -> Iterator[tuple[str, list[OutcomeT]]]:
-    """Outcomes by table, in the grid's order."""
-    for name, members in groupby(outcomes, key=lambda outcome: outcome.row.group):
+def groups(lines: Sequence[LineT]) -> Iterator[tuple[str, list[LineT]]]:
+    """Rows of tables by table, in the grid's order."""
+    for name, members in groupby(lines, key=lambda line: line.row.group):
         yield name, list(members)
 
 

@@ -47,6 +47,27 @@ class Results:
     def add(self, key: str, row: Mapping[str, Any]) -> None:
         """Store a row, in place of an earlier one of that key."""
         self._rows[key] = {"key": key, **row}
+        self._write()
+
+    def relabel(self, names: Mapping[str, str]) -> None:
+        """Give stored rows the names that their experiments have now.
+
+        A grid changes: an experiment gets another name, or a name another experiment. A row whose name belongs to another one
+        now, and which has none, is marked as old.
+
+        Args:
+            names: key -> name.
+        """
+        before, taken = json.dumps(self._rows), set(names.values())
+        for key, row in self._rows.items():
+            if key in names:
+                row["row"] = names[key]
+            elif row.get("row") in taken:
+                row["row"] = f"{row['row']} (of an older grid)"
+        if json.dumps(self._rows) != before:
+            self._write()
+
+    def _write(self) -> None:
         lines = [{"run": self._run}, *self._rows.values()]
         temporary = self.path.with_name(f".{FILE}.tmp")
         temporary.write_text(

@@ -66,13 +66,18 @@ def read_clip(video: Video, objects: int = 1) -> tuple[Reading, ...]:
 
 def score(clips: Iterable[tuple[Video, Scene]]) -> Score:
     """Share of clips that show what their scene says."""
-    hits = np.array([_hits(video, scene) for video, scene in clips])
-    color, shape, motion = (float(column) for column in hits.mean(axis=0))
-    return Score(color, shape, motion, len(hits))
+    found = np.array([hits(video, scene) for video, scene in clips])
+    color, shape, motion = (float(column) for column in found.mean(axis=0))
+    return Score(color, shape, motion, len(found))
 
 
-def _hits(video: Video, scene: Scene) -> tuple[bool, bool, bool]:
-    """Which properties are right for all objects, under the assignment of readings that fits best."""
+def hits(video: Video, scene: Scene) -> tuple[bool, bool, bool]:
+    """Whether colour, shape and motion are right for all objects of a clip, under the assignment of readings that fits best.
+
+    Args:
+        video: in [-1, 1].
+        scene: what its caption says.
+    """
     wanted = [(item.color, item.shape, item.motion) for item in scene.objects]
 
     def compare(readings: Sequence[Reading]) -> tuple[bool, bool, bool]:

@@ -37,7 +37,7 @@ def test_compare_checkpoints(capsys, tmp_path, tiny_checkpoint):
     assert model["clips"]["velocity"] == [[0, 0], [0, 0]]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("comparison.json", "comparison.md", "comparison.png"),
-        *("comparison-psnr.png", "comparison-velocity.png"),
+        *("comparison-figures.png", "comparison-velocity.png"),
     }
     assert "2 clips" in (tmp_path / "out" / "comparison.md").read_text()
 
@@ -54,6 +54,11 @@ def test_compare_checkpoints(capsys, tmp_path, tiny_checkpoint):
         (["quantization", "--rows", "W9"], "is found in no row"),
         (["sparse", "--rows", "W9"], "is found in no row"),
         (["sparse", "--captions", "file.txt"], "sparse takes a number"),
+        (["quantization", "--seed", "1"], "--seed is not for `qsjax evaluate quantization`"),
+        (["quantization", "--first-caption", "4"], "--stream names its captions"),
+        (["sparse", "--lpips"], "pip install 'qsjax[lpips]'"),
+        (["sparse", "--stream", "report", "--first-caption", "1"], "begins at its first caption"),
+        (["compare", "--model", "a", "--stream", "choice"], "--stream and --first-caption are"),
     ],
 )
 def test_bad_input(capsys, tmp_path, monkeypatch, tiny_checkpoint, arguments, message):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qsjax.errors import InputError
-from qsjax.evaluate import estimate, paired, psnr, relative_error, ssim
+from qsjax.evaluate import estimate, frame_psnr, paired, psnr, relative_error, ssim
 from qsjax.evaluate.statistics import estimate_over_seeds, paired_over_seeds
 
 
@@ -70,6 +70,21 @@ def test_psnr():
     assert found.dtype == np.float64
 
 
+def test_frame_psnr():
+    videos = np.zeros((2, 2, 4, 4, 3), np.float32)
+    videos[0] = 0.1
+    videos[1, 0], videos[1, 1] = 0.2, 0.1
+    found = frame_psnr(videos, np.zeros_like(videos))
+    np.testing.assert_allclose(found, [20, (20 - 10 * np.log10(0.04)) / 2], rtol=1e-6)
+
+
+def test_frame_psnr_is_never_lower():
+    videos, others = clips(0, (6, 5, 4, 4, 3)), clips(1, (6, 5, 4, 4, 3))
+    weight = np.random.default_rng(2).random((6, 5, 1, 1, 1)).astype(np.float32) ** 4
+    changed = videos + weight * (others - videos)
+    assert (frame_psnr(changed, videos) > psnr(changed, videos)).all()
+
+
 def test_relative_error():
     target = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
     given = target + np.array([[0.0, 0.5], [0.0, 0.0]], np.float32)
@@ -80,7 +95,7 @@ def test_relative_error():
         relative_error(np.full_like(target, np.inf), target)
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, frame_psnr, ssim])
 def test_what_cannot_be_compared(metric):
     videos = clips(0)
     with pytest.raises(InputError, match="not finite"):

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -11,15 +12,20 @@ from evaluate_models import SMALL, rounded
 import qsjax
 from qsjax.calibration import Samples
 from qsjax.errors import CheckpointError, InputError
+from qsjax.evaluate.captions import caption_scores
 from qsjax.experiments.experiment import calibration_captions
+from qsjax.experiments.hours import Hours
 from qsjax.experiments.quantization import (
     QuantizationExperiment,
     QuantizationReport,
     quantization_grid,
 )
-from qsjax.experiments.quantization.report import tables_text
+from qsjax.experiments.quantization.grid import COMPARED, Rank
+from qsjax.experiments.quantization.report import lines, tables_text
 from qsjax.experiments.results import FILE, Results
 from qsjax.experiments.row import select
+from qsjax.quant import Recipe
+from qsjax.tiny.streams import STREAMS
 
 
 @pytest.fixture(scope="module")
@@ -31,28 +37,30 @@ FAKE = ("latents", "timestep", "text", "mask", "pooled", "guidance")
 
 
 class Rounding(QuantizationExperiment):
-    """Its calibration only rounds: weights in the recipe's bits, in two more for a method that learns. Counts what it was asked."""
+    """Its calibration only rounds: weights in the recipe's bits, in two more with error feedback, in one more for every seed.
+    Counts what it was asked."""
 
     def __init__(self, pipeline, folder, *, broken=(), **changes):
-        options = {"captions": 2, "samples": 3, "seed": 5, **SMALL, **changes}
+        options = {"captions": 2, "samples": 3, **SMALL, **changes}
         super().__init__(pipeline, folder, **options)
-        self.calibration_captions, self.done, self.broken = [], [], broken
+        self.collected, self.done, self.broken = {}, [], broken
 
-    def _collect(self, captions):
-        self.calibration_captions = captions
+    def _collect(self, captions, seed):
+        self.collected[seed] = captions
         return Samples(*FAKE)
 
     def _calibrate(self, row, samples):
         assert samples == FAKE
-        self.done.append((row.recipe.name, row.method.name))
+        self.done.append(row.name)
         if row.method.name in self.broken:
             raise InputError(f"{row.method.name} is broken")
         blocks = [{"end": {"shift": end}, "round_to_nearest": {"shift": 4.0}} for end in (1.0, 2.0)]
         dit = self.dit_with_outliers if row.outliers else self._pipeline.dit
-        return rounded(dit, row.recipe.blocks.weights + 2 * row.method.learns), blocks
+        bits = row.recipe.blocks.weights + 2 * (row.method.rounding == "gptq") + row.seed
+        return rounded(dit, bits), blocks
 
 
-ROWS = select(quantization_grid(), "^W[34]A8( with outliers)?/(rtn|msad)$")
+ROWS = select(quantization_grid(), "^W[34]A8( with outliers)?/(rtn|gptq), seed [01]$")
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +73,54 @@ def finished(pipeline, tmp_path_factory):
 def test_rows():
     rows = quantization_grid()
     assert len({row.name for row in rows}) == len(rows)
-    groups = dict.fromkeys(row.group for row in rows)
-    assert {"W4A8", "W6A6", "W4A4", "W3A8", "W4A4 with outliers", "ablation"} <= set(groups)
     by_name = {row.name: row for row in rows}
     # The ablation's full method is the comparison's: it is not run twice.
-    assert by_name["ablation/msad"].key == by_name["W4A8/msad"].key
-    assert by_name["ablation/msad"].key != by_name["W4A8 with outliers/msad"].key
-    forms = [row.recipe.modulation for row in rows if row.group == "modulation beside W4A8"]
-    assert [(form.weights, form.group) for form in forms] == [(16, 0), (8, 0), (4, 64), (4, 0)]
-    renamed = replace(ROWS[0], recipe=replace(ROWS[0].recipe, name="other"))
+    full = by_name["ablation/msad + gptq, seed 1"]
+    assert full.key == by_name["W4A8/msad + gptq, seed 1"].key
+    assert full.key != by_name["W4A8/msad + gptq, seed 0"].key
+    outliers = by_name["W4A8 with outliers/msad + gptq, seed 0"]
+    assert outliers.key != by_name["W4A8/msad + gptq, seed 0"].key
+    renamed = replace(ROWS[0], recipe=replace(ROWS[0].recipe, name="other"), rank=Rank.REST)
     assert renamed.key == ROWS[0].key
     assert replace(ROWS[0], method=replace(ROWS[0].method, epochs=3)).key != ROWS[0].key
 
 
+def test_tables():
+    """What is compared where; all but the parts by themselves are of whole recipes."""
+    members = groupby(quantization_grid(), key=lambda row: row.group)
+    tables = {name: list(rows) for name, rows in members}
+    labels = {name: [row.label for row in rows if row.seed == 0] for name, rows in tables.items()}
+    both = [label for name in COMPARED for label in (name, f"{name} + gptq")]
+    assert set(both) < set(labels["W4A8"])
+    assert set(both) < set(labels["W4A4"])
+    for name in ("W4A8", "W6A6", "W4A4", "W3A8"):
+        assert labels[name][0] == "rtn"
+        three = [row for row in tables[name] if row.label in ("gptq", "msad + gptq + tuning")]
+        assert [row.seed for row in three] == [0, 1, 2, 0, 1, 2]
+    assert {"nearest"} == {r.method.rounding for r in tables["W6A6"] if r.label == "rtn"}
+    for name, rows in tables.items():
+        preset = Recipe.load(name.split()[0].lower() if name.startswith("W") else "w4a8")
+        assert name == "one part alone" or {row.recipe for row in rows} == {preset}
+
+
+def test_the_ablation_differs_in_attention_terms_only():
+    rows = [row for row in quantization_grid() if row.group == "ablation"]
+    terms = {"name": "", "global_weight": 0.0, "local_weight": 0.0, "rows": "salient"}
+    assert len({replace(row.method, **terms) for row in rows}) == 1
+    assert {row.method.rounding for row in rows} == {"gptq"}
+    weights = {row.label: (row.method.global_weight, row.method.local_weight) for row in rows}
+    assert list(weights.values()) == [(0, 0), (1, 1), (1, 0), (0, 1), (1, 1), (0, 1)]
+    assert [row.seed for row in rows] == 6 * [0, 1, 2]
+
+
+def test_what_no_sample_changes_has_one_seed():
+    fixed = {row.label for row in quantization_grid() if row.fixed}
+    assert {"rtn", "quarot", "refiner, 8 bits"} < fixed
+    assert not {"smoothquant", "rtn + gptq", "gptq", "msad", "gptq + tuning"} & fixed
+
+
 def test_selection():
-    assert [row.name for row in ROWS[:2]] == ["W4A8/rtn", "W4A8/msad"]
+    assert [row.name for row in ROWS[:2]] == ["W4A8/rtn, seed 0", "W4A8/gptq, seed 0"]
     assert select(quantization_grid(), "") == quantization_grid()
     with pytest.raises(InputError, match="no regular expression"):
         select(quantization_grid(), "(")
@@ -92,20 +133,46 @@ def test_outcomes(finished):
     assert [outcome.row.name for outcome in outcomes] == [row.name for row in ROWS]
     assert len(made.done) == len(ROWS) == 8
     psnr = {outcome.row.name: outcome.comparison.psnr for outcome in outcomes}
-    assert (psnr["W4A8/rtn"] > psnr["W3A8/rtn"]).all()
+    assert (psnr["W4A8/rtn, seed 0"] > psnr["W3A8/rtn, seed 0"]).all()
     # Powers of two do not change what is rounded by output channel, but the largest value of a channel does.
-    assert not np.array_equal(psnr["W4A8/rtn"], psnr["W4A8 with outliers/rtn"])
-    assert not set(made.calibration_captions) & set(made.captions)
-    assert len(set(made.calibration_captions)) == 3
+    assert not np.array_equal(psnr["W4A8/rtn, seed 0"], psnr["W4A8 with outliers/rtn, seed 0"])
+
+
+def test_what_matters_most_comes_first(finished):
+    made = finished[1]
+    assert made.done[:3] == ["W4A8/rtn, seed 0", "W4A8/gptq, seed 0", "W4A8/gptq, seed 1"]
+    assert made.done[-2:] == [f"W4A8 with outliers/{name}, seed 0" for name in ("rtn", "gptq")]
+    # Nothing that a table promises waits for the ablation, and one seed of a table's rows for none of the next.
+    order = made._order(quantization_grid())
+    ranks = [row.rank for row in order]
+    assert ranks == sorted(ranks)
+    assert {row.seed for row in order if row.rank is Rank.METHODS} == {0}
+
+
+def test_calibrations_share_neither_captions_nor_noise(finished):
+    made = finished[1]
+    first, second = made.collected.values()
+    assert set(made.collected) == {0, 1000}
+    assert len({*first, *second, *made.captions}) == 2 * 3 + 2
+    assert made.reference(ROWS[0]).seed == STREAMS["report"].noise
+
+
+def test_captions_and_noise_of_choices_are_others(pipeline, finished, tmp_path):
+    made = Rounding(pipeline, tmp_path, stream="choice")
+    assert not set(made.captions) & set(finished[1].captions)
+    assert made.facts["stream"] == "choice"
+    assert made.reference(ROWS[0]).seed == STREAMS["choice"].noise
+    with pytest.raises(InputError, match="did you mean 'report'"):
+        Rounding(pipeline, tmp_path, stream="reports")
 
 
 def test_a_second_run_repeats_nothing(pipeline, finished):
-    folder, _, before = finished
+    folder, made, before = finished
     again = Rounding(pipeline, folder)
     after = again.run(ROWS)
     assert again.done == []
     assert not again._references
-    assert tables_text(after) == tables_text(before)
+    assert QuantizationReport(again, after).text() == QuantizationReport(made, before).text()
 
 
 def test_an_interrupted_run_goes_on(pipeline, tmp_path):
@@ -119,19 +186,31 @@ def test_an_interrupted_run_goes_on(pipeline, tmp_path):
         Interrupted(pipeline, tmp_path).run(ROWS[:2])
     again = Rounding(pipeline, tmp_path)
     outcomes = again.run(ROWS[:2])
-    assert again.done == [("W4A8", "msad")]
+    assert again.done == ["W4A8/gptq, seed 0"]
     assert len(outcomes) == 2
 
 
 def test_a_row_that_fails_is_reported_and_tried_again(pipeline, tmp_path):
     rows = ROWS[:2]
-    outcomes = Rounding(pipeline, tmp_path, broken=["rtn"]).run(rows)
+    made = Rounding(pipeline, tmp_path, broken=["rtn"])
+    outcomes = made.run(rows)
     assert outcomes[0].failure == "rtn is broken"
-    assert "failed: rtn is broken" in tables_text(outcomes)
+    report = QuantizationReport(made, outcomes)
+    assert "failed: rtn is broken" in report.text()
+    assert [row.get("failure") for row in report.plain()["rows"]] == ["rtn is broken", None]
     again = Rounding(pipeline, tmp_path)
     outcomes = again.run(rows)
-    assert again.done == [("W4A8", "rtn")]
+    assert again.done == ["W4A8/rtn, seed 0"]
     assert all(outcome.failure is None for outcome in outcomes)
+
+
+def test_a_seed_that_fails_is_no_reason_to_hide_the_others(finished):
+    outcomes = list(finished[2])
+    assert outcomes[2].row.seed == 1
+    outcomes[2] = outcomes[2]._replace(comparison=None, failure="broken")
+    line = lines(outcomes)[1]
+    assert list(line.results.by_seed) == [0]
+    assert line.failure == "broken"
 
 
 def test_a_report(finished):
@@ -139,39 +218,62 @@ def test_a_report(finished):
     report = QuantizationReport(made, outcomes)
     files = report.write(folder, plots=True)
     assert {path.name for path in files} >= {
-        *("tables.md", "w4a8.png", "w4a8-psnr.png", "w3a8-with-outliers-velocity.png"),
+        *("tables.md", "w4a8.png", "w4a8-figures.png", "w4a8-with-outliers-velocity.png"),
     }
     text = (folder / "tables.md").read_text()
-    assert text.count("PSNR over rtn, dB") == 4
+    assert text.count("PSNR over rtn, dB") == text.count("error over rtn") == 3
+    assert text.count("| full precision ") == 3
     report = json.loads(json.dumps(report.plain(), allow_nan=False))
     assert report["run"]["captions"] == 2
     # The last column: the mean of 1 and 2, over 4.
-    assert len(re.findall(r"\| 0\.38 +\|\n", text)) == len(ROWS)
+    assert len(re.findall(r"\| 0\.38 +\|\n", text)) == 2 * 3
     row = report["rows"][1]
-    assert row["attention_shift"] == [1.5, 4.0]
-    assert (row["group"], row["label"]) == ("W4A8", "msad")
-    assert row["psnr"]["count"] == 2
-    # Of msad over round-to-nearest, clip by clip: every group has its own baseline, and finer weights are nearer.
-    psnr = {outcome.row.name: outcome.comparison.psnr for outcome in outcomes}
-    for row in report["rows"]:
-        baseline = f"{row['group']}/rtn"
-        gain = psnr[f"{row['group']}/{row['label']}"] - psnr[baseline]
-        assert ("psnr_difference" in row) == (row["label"] == "msad")
-        if row["label"] == "msad":
-            assert (gain > 3).all()
-            np.testing.assert_allclose(row["psnr_difference"]["mean"], gain.mean(), rtol=1e-6)
+    assert row["attention_shift"] == 0.375
+    assert (row["group"], row["label"]) == ("W4A8", "gptq")
+    assert (row["psnr"]["count"], row["psnr"]["seeds"]) == (2, 2)
+
+
+def test_differences_are_those_of_seeds_and_clips(finished):
+    """To a baseline that has one seed, since none changes it."""
+    _, made, outcomes = finished
+    rows = QuantizationReport(made, outcomes).plain()["rows"]
+    found = {outcome.row.name: outcome.comparison for outcome in outcomes}
+    for group in ("W4A8", "W3A8"):
+        base, *seeds = (
+            found[f"{group}/{one}"] for one in ("rtn, seed 0", "gptq, seed 0", "gptq, seed 1")
+        )
+        gains = np.stack([one.psnr - base.psnr for one in seeds])
+        assert (gains > 3).all()
+        first, second = (row for row in rows if row["group"] == group)
+        assert "psnr_difference" not in first
+        assert second["psnr_difference"]["mean"] == pytest.approx(gains.mean())
+        closer = np.mean([one.velocity for one in seeds]) - base.velocity.mean()
+        assert second["velocity_difference"]["mean"] == pytest.approx(closer)
+        assert closer < 0
+
+
+def test_captions_are_read_from_the_videos(finished):
+    """Of compressed models and of full precision alike: at this size nothing is recognized, and a share of clips is 0 or more."""
+    _, made, outcomes = finished
+    assert all(outcome.comparison.caption_score.shape == (2,) for outcome in outcomes)
+    scores = made.reference(ROWS[0]).clips(2), made.scenes
+    assert made.full_score().mean == caption_scores(*scores).mean()
 
 
 def test_blocks_in_sixteen_bits_shift_nothing(finished):
     _, _, outcomes = finished
-    assert "attention shift |" not in tables_text(
-        [one._replace(shift=(0.0, 0.0)) for one in outcomes]
-    )
+    nothing = lines([one._replace(shift=(0.0, 0.0)) for one in outcomes])
+    assert "attention shift |" not in tables_text(nothing)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"captions": 3}, "captions 2 there and 3 now"), ({"steps": 3}, "settings"), ({}, None)],
+    [
+        ({"captions": 3}, "captions 2 there and 3 now"),
+        ({"steps": 3}, "settings"),
+        ({"stream": "choice"}, "stream report there and choice now"),
+        ({}, None),
+    ],
 )
 def test_a_folder_holds_one_run(pipeline, finished, change, message):
     if message is None:
@@ -189,6 +291,50 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / FILE).write_text(lines[:-5])
     with pytest.raises(CheckpointError, match="damaged"):
         Results(tmp_path, {"seed": 0})
+
+
+def test_rows_of_the_older_protocol_are_not_mixed_with_new_ones(pipeline, tmp_path):
+    """They were measured on captions that had chosen things."""
+    older = {"model": "017a3122a4a76517", "captions": 2, "samples": 3, "seed": 0, "settings": {}}
+    Results(tmp_path, older).add("a", {"psnr": [1.0]})
+    with pytest.raises(InputError, match="stream None there and report now"):
+        Rounding(pipeline, tmp_path)
+
+
+def test_labels_are_those_of_the_grid(pipeline, tmp_path):
+    """Of the one that reads them, not of the one that stored them."""
+    row, other = ROWS[0], ROWS[1]
+    Rounding(pipeline, tmp_path).run([replace(row, label="an older name"), other])
+    Rounding(pipeline, tmp_path).run([row])
+    stored = [json.loads(line)["row"] for line in (tmp_path / FILE).read_text().splitlines()[1:]]
+    assert stored == ["full precision", "W4A8/rtn, seed 0", "W4A8/gptq, seed 0"]
+    # Now another experiment has the second one's name.
+    again = Rounding(pipeline, tmp_path)
+    again._results.relabel({row.key: other.name})
+    stored = [json.loads(line)["row"] for line in (tmp_path / FILE).read_text().splitlines()[1:]]
+    assert stored[1:] == ["W4A8/gptq, seed 0", "W4A8/gptq, seed 0 (of an older grid)"]
+
+
+def test_a_row_that_is_tuned_is_not_measured_untuned(pipeline, tmp_path):
+    rows = select(quantization_grid(), r"^W4A8/gptq \+ tuning, seed 0")
+    made = QuantizationExperiment(pipeline, tmp_path, captions=1, samples=1, **SMALL)
+    with pytest.raises(InputError, match="tuned end to end"):
+        made._calibrate(rows[0], Samples(*FAKE))
+
+
+def test_time_that_is_left():
+    hours = Hours()
+    assert hours.left(["a"]) == "an unknown time"
+    for kind, seconds in (("a", 60.0), ("a", 120.0), ("b", 1800.0), ("a", 0.0)):
+        hours.add(kind, seconds)
+    assert hours.left(["a", "a", "b"]) == "33 minutes"
+    assert hours.left(["b", "b", "c"]) == "1.3 hours"
+
+
+def test_a_run_says_how_much_is_left(pipeline, tmp_path, caplog):
+    caplog.set_level("INFO", "qsjax.experiments")
+    Rounding(pipeline, tmp_path).run(ROWS[:2])
+    assert [m for m in caplog.messages if "left" in m] == ["1 rows and about 0 minutes left"]
 
 
 def test_calibration_captions_are_others():

@@ -1,18 +1,24 @@
 """Running the grid of quantized models: calibrate, then compare with full precision."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from qsjax.calibration import Samples, calibrate_module
+from qsjax.calibration import Samples, SettingsChanges, calibrate_module
 from qsjax.dit import DiT
-from qsjax.errors import QsjaxError
+from qsjax.errors import InputError, QsjaxError
+from qsjax.evaluate.captions import caption_scores
 from qsjax.evaluate.compare import Comparison, compare
-from qsjax.evaluate.tables import shown, summary
+from qsjax.evaluate.perceptual import lpips
+from qsjax.evaluate.reference import Reference
+from qsjax.evaluate.statistics import Estimate, estimate
+from qsjax.evaluate.tables import FULL, shown
 from qsjax.experiments.experiment import SHOWN, Experiment
 from qsjax.experiments.quantization.grid import QuantizationRow
+from qsjax.pipeline import Pipeline
 from qsjax.versions import EVALUATION, versions
 
 BlockReports = Sequence[Mapping[str, Any]]
@@ -36,11 +42,20 @@ class QuantizationOutcome(NamedTuple):
     seconds: dict[str, float]
     shift: tuple[float, float] | None = None
 
+    @property
+    def duration(self) -> float:
+        """Of all parts."""
+        return sum(self.seconds.values(), 0.0)
+
     def headline(self) -> str:
-        """PSNR and seconds, or the failure."""
+        """Velocity error, PSNR and seconds, or the failure."""
         if self.comparison is None:
             return f"failed, {self.failure}"
-        return f"PSNR {shown(summary(self.comparison)['psnr'], 2)} dB, seconds {self.seconds}"
+        error = estimate(self.comparison.velocity.mean(axis=0))
+        return (
+            f"velocity error {shown(error, 2, scale=100.0)} %,"
+            f" PSNR {shown(estimate(self.comparison.psnr), 2)} dB, seconds {self.seconds}"
+        )
 
     def to_record(self) -> dict[str, Any]:
         """Plain data to store."""
@@ -56,7 +71,67 @@ class QuantizationOutcome(NamedTuple):
 
 
 class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
-    """Rows of `quantization_grid`. One that fails is reported, and the next begins; a later run tries it again."""
+    """Rows of `quantization_grid`. One that fails is reported, and the next begins; a later run tries it again.
+
+    Args:
+        pipeline, folder, captions, samples, progress, settings: of `Experiment`.
+        stream: captions and noise of the evaluation: "report", or "choice" to choose a setting.
+        lpips: measure LPIPS too, which needs `qsjax[lpips]`.
+
+    Raises:
+        InputError: as `Experiment`; LPIPS cannot be measured.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        folder: Path,
+        *,
+        captions: int = 32,
+        samples: int = 20,
+        stream: str = "report",
+        lpips: bool = False,
+        progress: bool = False,
+        **settings: Unpack[SettingsChanges],
+    ) -> None:
+        self._lpips = lpips
+        super().__init__(
+            pipeline,
+            folder,
+            captions=captions,
+            samples=samples,
+            stream=stream,
+            progress=progress,
+            **settings,
+        )
+
+    def reference(self, row: QuantizationRow) -> Reference:
+        """The full-precision run; how well it shows its captions is stored, too."""
+        reference = super().reference(row)
+        if self._results.get(FULL) is None:
+            scores = caption_scores(reference.clips(len(self.scenes)), self.scenes)
+            self._results.add(FULL, {"row": FULL, "caption_score": scores.tolist()})
+        return reference
+
+    def full_score(self) -> Estimate | None:
+        """How well full precision shows the captions; None before the first row is measured."""
+        record = self._results.get(FULL)
+        if record is None:
+            return None
+        return estimate(np.asarray(record["caption_score"], np.float64))
+
+    def _order(self, rows: Sequence[QuantizationRow]) -> Sequence[QuantizationRow]:
+        """By rank, and within one the first seed of all rows before the next."""
+        return sorted(rows, key=lambda row: (row.rank, row.seed))
+
+    def _kind(self, row: QuantizationRow) -> Hashable:
+        method = row.method
+        return method.learns, method.rounding, method.tune_steps, method.rows == "all"
+
+    def _facts(self) -> dict[str, Any]:
+        # Rows have seeds of their own.
+        more = {"lpips": True} if self._lpips else {}
+        return {k: v for k, v in super()._facts().items() if k != "seed"} | more
 
     def _restore(self, row: QuantizationRow, record: Mapping[str, Any]) -> QuantizationOutcome:
         comparison = Comparison.from_mapping(record, source=str(self._results.path))
@@ -68,7 +143,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
     def _measure(self, row: QuantizationRow) -> QuantizationOutcome:
         # Before the clock starts: else the first row would be charged for both. The samples are the same with outliers, since
         # the model with them is the same function.
-        samples, reference = self.samples, self.reference(row)
+        samples, reference = self.samples(row.seed), self.reference(row)
         seconds: dict[str, float] = {}
         try:
             start = time.perf_counter()
@@ -79,6 +154,8 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
                 self._pipeline,
                 reference,
                 dit,
+                judge=self._judge,
+                lpips=lpips if self._lpips else None,
                 show=SHOWN,
                 label=row.name,
                 progress=self._progress,
@@ -90,11 +167,21 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         self._keep_videos(row.key, comparison.videos)
         return QuantizationOutcome(row, comparison, None, seconds, attention_shift(blocks))
 
+    def _judge(self, frames: np.ndarray, first: int) -> np.ndarray:
+        return caption_scores(frames, self.scenes[first : first + len(frames)])
+
     def _calibrate(self, row: QuantizationRow, samples: Samples) -> tuple[DiT, BlockReports]:
-        """The row's quantized model, and the calibration's report of each block."""
+        """The row's quantized model, and the calibration's report of each block.
+
+        Raises:
+            InputError: a method that is tuned end to end, which needs trajectories.
+        """
+        if row.method.tune_steps:
+            raise InputError("rows that are tuned end to end cannot be measured yet")
         dit = self.dit_with_outliers if row.outliers else self._pipeline.dit
+        seed = self._calibration_noise(row.seed)
         return calibrate_module(
-            dit, samples, row.recipe, row.method, seed=self._seed, progress=self._progress
+            dit, samples, row.recipe, row.method, seed=seed, progress=self._progress
         )
 
 

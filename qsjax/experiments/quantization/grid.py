@@ -1,6 +1,8 @@
-"""The experiments on quantization, as data: methods by bit widths, modulation layers, and methods without one of their parts."""
+"""The experiments on quantization, as data: methods by bit widths and rounding, the ablation of MSAD, outliers, modulation layers."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 from qsjax.calibration import METHODS, Method
 from qsjax.config import to_mapping
@@ -8,10 +10,26 @@ from qsjax.experiments.row import Row
 from qsjax.quant import Precision, Recipe
 from qsjax.quant.quantizer import UNQUANTIZED
 
-BITS = ((4, 8), (6, 6), (4, 4), (3, 8))
-"""Weights and activations. QuantSparse reports W4A8 and W6A6; the others are where methods come apart."""
+SEEDS = (0, 1, 2)
+"""Of calibrations, where rows have several."""
+PRESETS = ("w4a8", "w6a6", "w4a4", "w3a8")
+"""QuantSparse reports W4A8 and W6A6; the others are where methods come apart. Whole recipes, modulation and refiner included."""
 COMPARED = ("rtn", "smoothquant", "quarot", "vidit", "qvdit", "ptq", "msad")
 ABLATED = ("global", "local", "random-rows", "full-attention")
+BEST = "msad"
+"""What is tuned end to end in every table."""
+TUNE_STEPS = 150
+
+
+class Rank(IntEnum):
+    """What is measured first: a run of hours may be stopped."""
+
+    MAIN = 0
+    METHODS = 1
+    ABLATION = 2
+    SEEDS = 3
+    BITS = 4
+    REST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,95 +40,162 @@ class QuantizationRow(Row):
         recipe: bits.
         method: how transforms and clips are found.
         outliers: whether the model has outlier channels (`qsjax.tiny.outliers`), as large models have.
+        seed: of the calibration: its captions, noise, moments and their order.
+        rank: rows of a lower one are measured first.
     """
 
     recipe: Recipe
     method: Method
     outliers: bool = False
+    seed: int = 0
+    rank: Rank = Rank.REST
+
+    @property
+    def name(self) -> str:
+        """Group, label and seed."""
+        return f"{super().name}, seed {self.seed}"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether no sample changes the model, as rounding to nearest or a fixed rotation: one seed is all."""
+        uses = (self.method.learns, self.method.smoothing, self.method.tune_steps > 0)
+        return not any(uses) and self.method.rounding == "nearest"
 
     def content(self) -> dict[str, object]:
-        """Everything but the names of recipe and method."""
-        content: dict[str, object] = {"outliers": self.outliers}
+        """Everything but rank and the names of recipe and method."""
+        content: dict[str, object] = {"outliers": self.outliers, "seed": self.seed}
         for part, config in (("recipe", self.recipe), ("method", self.method)):
             content[part] = {k: v for k, v in to_mapping(config).items() if k != "name"}
         return content
 
 
 def quantization_grid() -> tuple[QuantizationRow, ...]:
-    """All experiments, with and without outliers except for modulation; the first row of a table is what its others are paired with."""
-    rows = []
-    for weights, activations in BITS:
-        recipe = _recipe(weights, activations)
-        for outliers in (False, True):
-            group = _group(recipe.name, outliers)
-            rows += [_row(group, METHODS[name], recipe, outliers) for name in COMPARED]
-    return (*rows, *_modulation(), *_ablation(False), *_ablation(True))
+    """All experiments, a table after another; the first row of a table is what its others are paired with."""
+    return (
+        *_methods("w4a8", rest=Rank.METHODS, seeds=("ptq", "ptq + gptq", "msad", "msad + gptq")),
+        *_ablation(),
+        *_methods("w6a6", rest=Rank.BITS, nearest=("rtn",)),
+        *_methods("w4a4", rest=Rank.METHODS),
+        *_methods("w3a8", rest=Rank.BITS, nearest=("rtn",), main=Rank.BITS),
+        *_outliers(),
+        *_modulation(),
+    )
+
+
+def variant(name: str, *, gptq: bool = False, tuned: bool = False) -> tuple[str, Method]:
+    """A method with its rounding and tuning, and the label that says so."""
+    method = METHODS[name]
+    label = [name, *(["gptq"] if gptq and name != "gptq" else []), *(["tuning"] if tuned else [])]
+    if gptq:
+        method = replace(method, rounding="gptq")
+    return " + ".join(label), replace(method, tune_steps=TUNE_STEPS if tuned else 0)
+
+
+def _methods(
+    preset: str,
+    *,
+    rest: Rank,
+    nearest: Sequence[str] = COMPARED,
+    seeds: Sequence[str] = (),
+    main: Rank = Rank.MAIN,
+) -> list[QuantizationRow]:
+    """The methods with both roundings, the training-free one, and the tuned ones.
+
+    Args:
+        preset: of the recipe.
+        rest: rank of the methods that are compared.
+        nearest: methods whose weights are rounded to nearest, too.
+        seeds: further labels of rows that have several seeds.
+        main: rank of the baseline and of the two rows that matter most, which have several.
+    """
+    first = dict([variant("gptq"), variant(BEST, gptq=True, tuned=True)])
+    methods = {
+        **dict(variant(name) for name in nearest),
+        **dict(variant(name, gptq=True) for name in COMPARED),
+        **first,
+    }
+    ranks = {label: main if label in ("rtn", *first) else rest for label in methods}
+    if preset == "w4a8":
+        more = dict([variant("gptq", tuned=True), variant("ptq", gptq=True, tuned=True)])
+        methods, ranks = methods | more, ranks | dict.fromkeys(more, Rank.SEEDS)
+    rows = _table(preset.upper(), Recipe.load(preset), methods, ranks)
+    return _with_seeds(rows, {**dict.fromkeys(first, main), **dict.fromkeys(seeds, Rank.SEEDS)})
+
+
+def _ablation() -> list[QuantizationRow]:
+    """W4A8 by MSAD without its attention terms, with one of them, and with other rows; all on the same inputs, rounded with error
+    feedback."""
+    methods = dict(variant(name, gptq=True) for name in ("msad", *ABLATED))
+    label, none = variant("ptq", gptq=True)
+    none = replace(none, inputs=METHODS["msad"].inputs)
+    methods = {f"none ({label}, {none.inputs} inputs)": none, **methods}
+    recipe = Recipe.load("w4a8")
+    rows = _table("ablation", recipe, methods, dict.fromkeys(methods, Rank.ABLATION))
+    return _with_seeds(rows, dict.fromkeys(methods, Rank.ABLATION))
+
+
+def _outliers() -> list[QuantizationRow]:
+    """W4A8 of the model with outlier channels."""
+    methods = dict(
+        [
+            *(variant(name) for name in ("rtn", "smoothquant", "quarot", "gptq")),
+            *(variant(name, gptq=True) for name in ("ptq", "msad")),
+            variant(BEST, gptq=True, tuned=True),
+        ]
+    )
+    recipe, ranks = Recipe.load("w4a8"), dict.fromkeys(methods, Rank.REST)
+    return _table("W4A8 with outliers", recipe, methods, ranks, outliers=True)
 
 
 def _modulation() -> list[QuantizationRow]:
-    """The modulation layers, alone and with W4A8 blocks: a quarter of the weights, but read once a prompt."""
-    forms = {
-        "16 bits": Precision(weights=UNQUANTIZED),
-        "8 bits": Precision(weights=8),
-        "4 bits, groups of 64": Precision(weights=4, group=64),
-        "4 bits": Precision(weights=4),
-    }
-    rows = []
-    for label, form in forms.items():
-        alone = replace(_recipe(UNQUANTIZED, UNQUANTIZED), modulation=form)
-        if form.quantized:
-            rows.append(_row("modulation alone", METHODS["rtn"], alone, label=label))
-    refiner = replace(_recipe(UNQUANTIZED, UNQUANTIZED), refiner=Precision(weights=8))
-    rows.append(_row("modulation alone", METHODS["rtn"], refiner, label="refiner, 8 bits"))
-    method = replace(METHODS["msad"], inputs="fp")
-    for label, form in forms.items():
-        beside = replace(_recipe(4, 8), modulation=form, refiner=Precision(weights=8))
-        rows.append(_row("modulation beside W4A8", method, beside, label=label))
-    return rows
-
-
-def _ablation(outliers: bool) -> list[QuantizationRow]:
-    """W4A8 by MSAD; with other inputs during training; on float inputs, without one part of MSAD, or with only one part of the
-    learned transforms."""
-    ptq, msad = METHODS["ptq"], METHODS["msad"]
-    light = replace(msad, global_weight=0.1, local_weight=0.1)
-    nothing = replace(ptq, learn_smoothing=False, learn_rotation=False, learn_clips=False)
-    methods = [
-        msad,
-        replace(light, name="weights of 0.1"),
-        replace(ptq, name="ptq, mixed inputs", inputs="mixed"),
-        replace(msad, name="quantized inputs", inputs="quantized"),
-        replace(msad, name="float inputs", inputs="fp"),
-        replace(light, name="float inputs, weights of 0.1", inputs="fp"),
-        ptq,
-        *(replace(METHODS[part], name=f"float inputs, {part}", inputs="fp") for part in ABLATED),
-        replace(nothing, name="nothing learned"),
-        replace(nothing, name="clips only", learn_clips=True),
-        replace(nothing, name="smoothing only", learn_smoothing=True),
-        replace(nothing, name="rotation only", learn_rotation=True),
-    ]
-    group = _group("ablation", outliers)
-    return [_row(group, method, _recipe(4, 8), outliers) for method in methods]
-
-
-def _row(
-    group: str, method: Method, recipe: Recipe, outliers: bool = False, label: str = ""
-) -> QuantizationRow:
-    return QuantizationRow(
-        group=group, label=label or method.name, recipe=recipe, method=method, outliers=outliers
-    )
-
-
-def _group(name: str, outliers: bool) -> str:
-    return f"{name} with outliers" if outliers else name
-
-
-def _recipe(weights: int, activations: int) -> Recipe:
-    """Only the blocks' layers are quantized; all others are the same for every method."""
+    """The modulation layers alone, a quarter of the weights but read once a prompt; and the text refiner's."""
     whole = Precision(weights=UNQUANTIZED)
-    return Recipe(
-        name=f"W{weights}A{activations}",
-        blocks=Precision(weights=weights, activations=activations),
-        modulation=whole,
-        refiner=whole,
-    )
+    recipe = Recipe(name="", blocks=whole, modulation=whole, refiner=whole)
+    forms = {
+        "modulation, 8 bits": replace(recipe, modulation=Precision(weights=8)),
+        "modulation, 4 bits, groups of 64": replace(
+            recipe, modulation=Precision(weights=4, group=64)
+        ),
+        "modulation, 4 bits": replace(recipe, modulation=Precision(weights=4)),
+        "refiner, 8 bits": replace(recipe, refiner=Precision(weights=8)),
+    }
+    method = METHODS["rtn"]
+    return [
+        QuantizationRow(group="one part alone", label=label, recipe=form, method=method)
+        for label, form in forms.items()
+    ]
+
+
+def _table(
+    group: str,
+    recipe: Recipe,
+    methods: Mapping[str, Method],
+    ranks: Mapping[str, Rank],
+    *,
+    outliers: bool = False,
+) -> list[QuantizationRow]:
+    """A row a method, by label."""
+    return [
+        QuantizationRow(
+            group=group,
+            label=label,
+            recipe=recipe,
+            method=method,
+            outliers=outliers,
+            rank=ranks[label],
+        )
+        for label, method in methods.items()
+    ]
+
+
+def _with_seeds(
+    rows: Iterable[QuantizationRow], ranks: Mapping[str, Rank]
+) -> list[QuantizationRow]:
+    """The rows, those of these labels with all seeds, one after the other."""
+    repeated = []
+    for row in rows:
+        repeated.append(row)
+        if row.label in ranks:
+            later = [replace(row, seed=seed, rank=ranks[row.label]) for seed in SEEDS[1:]]
+            repeated += later
+    return repeated

@@ -58,6 +58,11 @@ class SparseOutcome(NamedTuple):
     def failure(self) -> None:
         """A row that fails ends the run: there is no outcome of one."""
 
+    @property
+    def duration(self) -> float:
+        """Of sampling and measuring."""
+        return self.seconds
+
     def headline(self) -> str:
         """PSNR and seconds."""
         return f"PSNR {np.mean(self.psnr):.2f} dB, {self.seconds} s"
@@ -87,6 +92,7 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
         captions: int = 32,
         samples: int = 20,
         seed: int = 0,
+        stream: str | None = None,
         first_caption: int = 0,
         progress: bool = False,
         **settings: Unpack[SettingsChanges],
@@ -97,6 +103,7 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
             captions=captions,
             samples=samples,
             seed=seed,
+            stream=stream,
             first_caption=first_caption,
             progress=progress,
             **settings,
@@ -177,10 +184,10 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
                 recipe, method = Recipe.load("w4a8"), METHODS["msad"]
                 dit, _ = calibrate_module(
                     dit,
-                    self.samples,
+                    self.samples(self._seed),
                     recipe,
                     method,
-                    seed=self._seed,
+                    seed=self._calibration_noise(self._seed),
                     progress=self._progress,
                 )
             self._models[weights] = dit

@@ -21,31 +21,31 @@ NOTE = (
 )
 
 
-class SparseReport(Report[SparseRow, SparseOutcome]):
+class SparseReport(Report[SparseRow, SparseOutcome, SparseOutcome]):
     """Tables with differences to the first policy; PSNR over densities, and bars where nothing else differs."""
 
     TABLES = "sparse_tables.md"
 
     def text(self) -> str:
         """One table of all settings, then a table a group, and what their figures are."""
-        return tables_text(self._outcomes)
+        return tables_text(self._lines)
 
-    def _plain_row(self, outcome: SparseOutcome, base: SparseOutcome) -> dict[str, Any]:
-        estimates = {name: estimate(getattr(outcome, name)) for name in ("psnr", "ssim", "latents")}
-        if outcome is not base:
-            estimates["psnr_difference"] = paired(outcome.psnr, base.psnr)
+    def _plain_row(self, line: SparseOutcome, base: SparseOutcome) -> dict[str, Any]:
+        estimates = {name: estimate(getattr(line, name)) for name in ("psnr", "ssim", "latents")}
+        if line is not base:
+            estimates["psnr_difference"] = paired(line.psnr, base.psnr)
         facts = {
-            "group": outcome.row.group,
-            "label": outcome.row.label,
-            "density": outcome.density,
-            "recall": outcome.recall,
-            "dense_steps": outcome.dense_steps,
-            "skipped": outcome.skipped,
+            "group": line.row.group,
+            "label": line.row.label,
+            "density": line.density,
+            "recall": line.recall,
+            "dense_steps": line.dense_steps,
+            "skipped": line.skipped,
         }
         return facts | plain(estimates)
 
     def _draw(self, folder: Path) -> list[Path]:
-        return draw_sparse(self._outcomes, folder)
+        return draw_sparse(self._lines, folder)
 
 
 def tables_text(outcomes: Sequence[SparseOutcome]) -> str:
