@@ -12,10 +12,10 @@ from qsjax.budget import PlannedModel
 from qsjax.budget.calibration import SAMPLES, STEPS
 from qsjax.budget.calibration_memory import inputs_fit
 from qsjax.budget.calibration_report import CALIBRATION_SIZE
-from qsjax.calibration import Gathered, Method, gather
+from qsjax.calibration import DEFAULT, Gathered, Method, gather
 from qsjax.calibration import method as method_named
 from qsjax.calibration.checkpoint import calibrate_checkpoint
-from qsjax.calibration.report import as_text, plot, summary
+from qsjax.calibration.report import as_text, plot, summary, tuning_summary
 from qsjax.checkpoint import Manifest
 from qsjax.config import preset
 from qsjax.dit.stack import Kept
@@ -39,19 +39,21 @@ class Calibrated:
         checkpoint: folder of the quantized checkpoint.
         blocks: report of every block: errors before and after, losses, seconds.
         files: other files that were written.
+        losses: of every step of tuning end to end, ||v_q - v||^2 / ||v||^2; none where there was no tuning.
     """
 
     checkpoint: Path
     blocks: Sequence[dict[str, Any]]
     files: tuple[Path, ...] = ()
+    losses: Sequence[float] = ()
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Means over the blocks."""
-        return summary(self.blocks)
+        """Means over the blocks, and velocity errors before and after tuning."""
+        return summary(self.blocks) | tuning_summary(self.losses)
 
     def __str__(self) -> str:
-        return as_text(self.blocks)
+        return as_text(self.blocks, self.losses)
 
 
 def calibrate(
@@ -59,7 +61,7 @@ def calibrate(
     out: str | os.PathLike[str],
     *,
     weights: str | Recipe = "w4a8",
-    method: str | Method = "msad",
+    method: str | Method = DEFAULT,
     rounding: str | None = None,
     tune_steps: int | None = None,
     captions: Sequence[str] | os.PathLike[str] | None = None,
@@ -153,8 +155,9 @@ def calibrate(
         overwrite=overwrite,
         progress=progress,
     )
-    files = () if plot_to is None else (plot(blocks, Path(plot_to)),)
-    return Calibrated(checkpoint=manifest.directory, blocks=blocks, files=files)
+    losses = (manifest.component("dit").calibration or {}).get("tuning", {}).get("loss", ())
+    files = () if plot_to is None else (plot(blocks, Path(plot_to), losses),)
+    return Calibrated(checkpoint=manifest.directory, blocks=blocks, files=files, losses=losses)
 
 
 def _kept(directory: Path, recipe: Recipe, video: tuple[int, int, int]) -> Kept:

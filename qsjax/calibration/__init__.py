@@ -1,5 +1,6 @@
 """Calibration: a quantized model's transforms and clips, found block by block against the float model (MSAD)."""
 
+from qsjax.calibration.methods import DEFAULT as DEFAULT
 from qsjax.calibration.methods import METHODS as METHODS
 from qsjax.calibration.methods import Method as Method
 from qsjax.calibration.methods import method as method

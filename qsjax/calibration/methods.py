@@ -115,6 +115,9 @@ class Method:
 
 _PTQ = Method(name="ptq", learn_smoothing=True, learn_rotation=True, learn_clips=True)
 _MSAD = replace(_PTQ, name="msad", global_weight=1.0, local_weight=1.0, inputs="mixed")
+_TUNED = replace(_PTQ, name="tuned", inputs="mixed", rounding="gptq", tune_steps=150)
+DEFAULT = "tuned"
+"""The method of `qsjax calibrate`: the best that was measured (docs/quantization.md)."""
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -133,6 +136,7 @@ METHODS: dict[str, Method] = {
             frame_weight=1.0,
         ),
         _PTQ,
+        _TUNED,
         _MSAD,
         replace(_MSAD, name="global", local_weight=0.0),
         replace(_MSAD, name="local", global_weight=0.0),
@@ -140,10 +144,11 @@ METHODS: dict[str, Method] = {
         replace(_MSAD, name="full-attention", rows="all", global_weight=0.0),
     )
 }
-"""Round-to-nearest; SmoothQuant; QuaRot's rotation, a Hadamard transform of all channels; static smoothing and rotation as ViDiT-Q; the same with error feedback and searched clips (GPTQ); low-rank corrections and
-similar frames as Q-VDiT, with symmetric integers and block by block, where the original trains the whole network; learned
-transforms without a look at attention; QuantSparse's MSAD, on float inputs and those of quantized blocks in turns, which is what
-its terms gain by (docs/quantization.md); and what remains of MSAD without one of its parts."""
+"""Round-to-nearest; SmoothQuant; QuaRot's rotation, a Hadamard transform of all channels; static smoothing and rotation as
+ViDiT-Q; the same with error feedback and searched clips (GPTQ), without training; low-rank corrections and similar frames as
+Q-VDiT, with symmetric integers and block by block, where the original trains the whole network; learned transforms without a
+look at attention; these with error feedback and tuned end to end; QuantSparse's MSAD, on float inputs and those of quantized
+blocks in turns; and what remains of MSAD without one of its parts."""
 
 
 def method(name: str) -> Method:

@@ -41,8 +41,23 @@ def summary(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def as_text(reports: Sequence[dict[str, Any]]) -> str:
-    """A line a block: errors over round-to-nearest's, and the mean SQNR of its layers before and after."""
+def tuning_summary(losses: Sequence[float]) -> dict[str, float]:
+    """Relative errors of the velocity, sqrt(||v_q - v||^2 / ||v||^2), in the first and the last tenth of tuning.
+
+    Args:
+        losses: of every step; none gives no figures.
+    """
+    if not losses:
+        return {}
+    tenth = max(1, len(losses) // 10)
+    return {
+        "velocity_error_before": round(float(np.sqrt(np.mean(losses[:tenth]))), 4),
+        "velocity_error_after": round(float(np.sqrt(np.mean(losses[-tenth:]))), 4),
+    }
+
+
+def as_text(reports: Sequence[dict[str, Any]], losses: Sequence[float] = ()) -> str:
+    """A line a block: errors over round-to-nearest's, and the mean SQNR of its layers before and after; and a line on tuning."""
     lines = ["block               output  attention  SQNR rtn -> now    seconds"]
     for report in reports:
         plain, end = report["round_to_nearest"], report["end"]
@@ -58,11 +73,17 @@ def as_text(reports: Sequence[dict[str, Any]]) -> str:
         f"{'all':18} {whole['output_error']:6.3f}x  {whole['attention_shift']:7.3f}x"
         f"  {whole['sqnr_round_to_nearest']:6.2f} -> {whole['sqnr']:5.2f} dB  {whole['seconds']:8.1f}"
     )
+    if losses:
+        before, after = tuning_summary(losses).values()
+        lines.append(
+            f"tuned end to end in {len(losses)} steps: velocity error {100 * before:.1f} % in the first tenth of them,"
+            f" {100 * after:.1f} % in the last"
+        )
     return "\n".join(lines)
 
 
-def plot(reports: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Draw loss curves, errors against round-to-nearest and SQNR of every layer to a PNG.
+def plot(reports: Sequence[dict[str, Any]], path: Path, losses: Sequence[float] = ()) -> Path:
+    """Draw loss curves, errors against round-to-nearest and SQNR of every layer to a PNG; and the losses of tuning.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -73,8 +94,8 @@ def plot(reports: Sequence[dict[str, Any]], path: Path) -> Path:
         raise InputError(
             f"{path}: plots need matplotlib; pip install 'qsjax[plot]' or leave `plot_to` out"
         ) from error
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    curves, errors, layers = figure.subplots(1, 3)
+    figure = Figure(figsize=(17 if losses else 13, 4), layout="constrained")
+    curves, errors, layers, *tuning = figure.subplots(1, 4 if losses else 3)
     for number, report in enumerate(reports):
         if report["loss"]:
             shade = 0.1 + 0.8 * number / max(len(reports) - 1, 1)
@@ -100,6 +121,13 @@ def plot(reports: Sequence[dict[str, Any]], path: Path) -> Path:
     ends = [float(pairs.min()), float(pairs.max())]
     layers.plot(ends, ends, color="grey", linewidth=0.8)
     layers.set(xlabel="SQNR round-to-nearest, dB", ylabel="SQNR now, dB", title="layers")
+    if losses:
+        tenth = max(1, len(losses) // 10)
+        smooth = np.convolve(losses, np.full(tenth, 1 / tenth), "valid")
+        steps = np.arange(1, len(losses) + 1)
+        tuning[0].plot(steps, 100 * np.sqrt(losses), ".", color="lightgrey")
+        tuning[0].plot(steps[tenth - 1 :], 100 * np.sqrt(smooth))
+        tuning[0].set(xlabel="step", ylabel="velocity error, %", title="tuning end to end")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path

@@ -25,7 +25,9 @@ def add_arguments(options: Options) -> None:
     # The option's name until 0.1; now --recipe names sampling recipes.
     options.add_argument("--recipe", dest="weights", default="w4a8", help=argparse.SUPPRESS)
     options.add_argument(
-        "--method", default="msad", help="msad, or another of qsjax.calibration.METHODS"
+        "--method",
+        default="tuned",
+        help="tuned (the best), gptq (minutes, without training), msad, or another of qsjax.calibration.METHODS",
     )
     options.add_argument(
         "--rounding",
@@ -98,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
             "checkpoint": str(calibrated.checkpoint),
             **calibrated.summary,
             "blocks": list(calibrated.blocks),
+            "tuning": list(calibrated.losses),
             "files": files,
         }
         print(json.dumps(report, indent=1))
