@@ -109,7 +109,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         """The full-precision run; how well it shows its captions is stored, too."""
         reference = super().reference(row)
         if self._results.get(FULL) is None:
-            scores = caption_scores(reference.clips(len(self.scenes)), self.scenes)
+            scores = caption_scores(reference.clips(len(self.clips.scenes)), self.clips.scenes)
             self._results.add(FULL, {"row": FULL, "caption_score": scores.tolist()})
         return reference
 
@@ -168,7 +168,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         return QuantizationOutcome(row, comparison, None, seconds, attention_shift(blocks))
 
     def _judge(self, frames: np.ndarray, first: int) -> np.ndarray:
-        return caption_scores(frames, self.scenes[first : first + len(frames)])
+        return caption_scores(frames, self.clips.scenes[first : first + len(frames)])
 
     def _calibrate(self, row: QuantizationRow, samples: Samples) -> tuple[DiT, BlockReports]:
         """The row's quantized model, and the calibration's report of each block.
@@ -179,7 +179,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         if row.method.tune_steps:
             raise InputError("rows that are tuned end to end cannot be measured yet")
         dit = self.dit_with_outliers if row.outliers else self._pipeline.dit
-        seed = self._calibration_noise(row.seed)
+        seed = self.clips.calibration_noise(row.seed)
         return calibrate_module(
             dit, samples, row.recipe, row.method, seed=seed, progress=self._progress
         )
