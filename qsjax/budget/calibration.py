@@ -27,8 +27,8 @@ from qsjax.errors import InputError
 
 SHARE_OF_PEAK = 0.4
 """Share of a device's bfloat16 peak that the hours assume; not measured."""
-SAMPLES, EPOCHS, STEPS, TUNE_STEPS = 20, 15, 50, 150
-"""Defaults: samples, passes over them, steps of each sampled video, steps of tuning end to end."""
+SAMPLES, EPOCHS, STEPS = 20, 15, 50
+"""Defaults: samples, passes over them, steps of each sampled video."""
 _BFLOAT16, _FLOAT32 = 2, 4
 
 

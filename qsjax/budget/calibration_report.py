@@ -9,7 +9,6 @@ from qsjax.budget.calibration import (
     SAMPLES,
     SHARE_OF_PEAK,
     STEPS,
-    TUNE_STEPS,
     CalibrationPlan,
 )
 from qsjax.budget.calibration_memory import TUNING, calibration_stages, sampling_bytes_of_float
@@ -31,10 +30,10 @@ class CalibrationOptions:
 
     Attributes:
         size: frames, height and width of the samples; None is the model's, at most `CALIBRATION_SIZE`.
-        method: a key of `PLANNED`; None is all of them.
+        method: a key of `PLANNED`; None plans one that trains nothing, one that trains blocks, and the default.
         samples, epochs: number of samples, and passes over them.
         captions: videos that are sampled for them; None takes one for each sample.
-        tune_steps: steps of tuning end to end, which is planned beside each method that trains blocks; 0 leaves it out.
+        tune_steps: steps of tuning end to end, for a named method, or of those three for the one that tunes; None is the method's.
     """
 
     size: tuple[int, int, int] | None = None
@@ -42,10 +41,10 @@ class CalibrationOptions:
     samples: int = SAMPLES
     epochs: int = EPOCHS
     captions: int | None = None
-    tune_steps: int = TUNE_STEPS
+    tune_steps: int | None = None
 
     def methods(self) -> list[PlannedMethod]:
-        """The methods to plan, and each once more with tuning.
+        """The methods to plan.
 
         Raises:
             InputError: no such method, or a negative number of steps.
@@ -54,15 +53,18 @@ class CalibrationOptions:
             raise InputError(
                 f"no cost is known for method {self.method!r}; {nearest(self.method, PLANNED)}"
             )
+        names = ("gptq", "msad", "tuned") if self.method is None else (self.method,)
+        chosen = [PLANNED[name] for name in names]
+        if self.tune_steps is None:
+            return chosen
         if self.tune_steps < 0:
             raise InputError(f"tune steps {self.tune_steps}: must not be negative")
-        chosen = [PLANNED[self.method]] if self.method else [PLANNED["gptq"], PLANNED["msad"]]
-        tuned = [
-            replace(method, name=f"{method.name} + tuning", tune_steps=self.tune_steps)
+        return [
+            replace(method, tune_steps=self.tune_steps)
+            if self.method or method.tune_steps
+            else method
             for method in chosen
-            if self.tune_steps and (method.learns or self.method)
         ]
-        return chosen + tuned
 
 
 DEFAULT = CalibrationOptions()
@@ -136,7 +138,7 @@ def calibration_report(
         "epochs": first.epochs,
         "blocks": model.dit.num_blocks,
         "steps_a_block": max(plan.steps_a_block for plan in plans),
-        "tune_steps": options.tune_steps if tuned else 0,
+        "tune_steps": max(plan.method.tune_steps for plan in plans),
         "tune_batch": TUNE_BATCH,
         "assumed_share_of_peak": SHARE_OF_PEAK,
         "methods": [

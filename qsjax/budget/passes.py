@@ -106,8 +106,12 @@ class PlannedMethod:
 
 
 PLANNED: Mapping[str, PlannedMethod] = {
-    "gptq": PlannedMethod(name="gptq", learns=False),
-    "ptq": PlannedMethod(name="ptq", learns=True),
-    "msad": PlannedMethod(name="msad", learns=True, attention_terms=True),
+    method.name: method
+    for method in (
+        PlannedMethod(name="gptq", learns=False),
+        PlannedMethod(name="ptq", learns=True),
+        PlannedMethod(name="msad", learns=True, attention_terms=True),
+        PlannedMethod(name="tuned", learns=True, tune_steps=150),
+    )
 }
-"""Names of methods of calibration -> what they cost; all others cost as much as one of these."""
+"""Methods of calibration by name; all others cost as much as one of these. Rounding with error feedback is counted for all."""

@@ -3,7 +3,7 @@
 import os
 from typing import Any, Literal
 
-from qsjax.budget.calibration import EPOCHS, SAMPLES, TUNE_STEPS
+from qsjax.budget.calibration import EPOCHS, SAMPLES
 from qsjax.budget.calibration_report import CalibrationOptions
 from qsjax.budget.devices import Device
 from qsjax.budget.models import PlannedModel
@@ -49,7 +49,7 @@ def plan_memory(
     epochs: int = EPOCHS,
     captions: int | None = None,
     method: str | None = None,
-    tune_steps: int = TUNE_STEPS,
+    tune_steps: int | None = None,
     device: str | None = None,
     compile: bool = False,
 ) -> MemoryPlan:
@@ -72,9 +72,9 @@ def plan_memory(
         calibration_size: frames, height and width of calibration samples; None is the model's, at most 61x320x512.
         samples, epochs: number of calibration samples, and passes over them.
         captions: videos that are sampled for them; None is one for each sample.
-        method: of calibration: "gptq", which trains nothing, or "ptq" or "msad", which train block by block, without and with attention terms; None
-            plans gptq and msad.
-        tune_steps: steps of tuning end to end, planned beside it; 0 leaves it out.
+        method: of calibration: "gptq", which trains nothing, "ptq" or "msad", which train block by block, without and with
+            attention terms, or "tuned", which goes on end to end; None plans gptq, msad and tuned.
+        tune_steps: steps of tuning end to end; None is the method's.
         device: preset of configs/devices; None is all of them.
         compile: also compile a step of each kind for the device, which need not be present, and report the compiler's count of
             bytes; takes minutes.

@@ -190,7 +190,7 @@ def _calibration(report: dict[str, Any]) -> list[str]:
         (name, _about(sum(parts.values())), _names(parts)) for name, parts in plan["stages"].items()
     ]
     tuned = (
-        f", {plan['tune_steps']} steps of tuning x {plan['tune_batch']}"
+        f", {plan['tune_steps']} steps of tuning x {plan['tune_batch']} moments"
         if plan["tune_steps"]
         else ""
     )

@@ -67,10 +67,10 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument(
         "--method",
-        help="gptq, which trains nothing, or ptq or msad, which train block by block (default: gptq and msad)",
+        help="of calibration: gptq, ptq, msad or tuned, as in qsjax calibrate (default: gptq, msad and tuned)",
     )
     options.add_argument(
-        "--tune-steps", type=int, default=150, help="steps of tuning all blocks end to end"
+        "--tune-steps", type=int, help="steps of tuning end to end (default: the method's)"
     )
     options.add_argument("--device", help="preset of configs/devices (default: all of them)")
     options.add_argument(

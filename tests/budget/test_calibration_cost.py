@@ -108,9 +108,9 @@ def test_the_default_costs_what_is_promised(capsys):
     """Hours on an H100, sampling included, and everything on the device of one v5e."""
     report = plan_json(capsys)
     hours = {row["method"]: row["hours_estimate"]["h100"] for row in report["methods"]}
-    assert list(hours) == ["gptq", "msad", "msad + tuning"]
+    assert list(hours) == ["gptq", "msad", "tuned"]
     assert hours["gptq"] <= 0.6
-    assert hours["gptq"] < hours["msad"] < hours["msad + tuning"] <= 3.2
+    assert hours["gptq"] < hours["msad"] < hours["tuned"] <= 3.2
     (v5e,) = (row for row in report["devices"] if row["device"] == "v5e-1")
     assert v5e["bytes_estimate"] <= 15.5e9
     # The float model itself does not fit: 25.6 GB.
@@ -118,11 +118,11 @@ def test_the_default_costs_what_is_promised(capsys):
 
 
 def test_options_choose_a_method(capsys):
-    report = plan_json(capsys, "--method", "gptq", "--tune-steps", 300, "--captions", 5)
-    assert [row["method"] for row in report["methods"]] == ["gptq", "gptq + tuning"]
-    assert report["captions"] == 5
-    shorter = plan_json(capsys, "--method", "gptq", "--tune-steps", 0)
-    assert [row["method"] for row in shorter["methods"]] == ["gptq"]
+    report = plan_json(capsys, "--method", "ptq", "--tune-steps", 300, "--captions", 5)
+    assert [row["method"] for row in report["methods"]] == ["ptq"]
+    assert (report["tune_steps"], report["captions"]) == (300, 5)
+    shorter = plan_json(capsys, "--tune-steps", 0)
+    assert [row["method"] for row in shorter["methods"]] == ["gptq", "msad", "tuned"]
     assert not shorter["tune_steps"]
     assert "tuning" not in shorter["stages"]
 

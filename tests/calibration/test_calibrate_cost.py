@@ -104,6 +104,6 @@ def test_tuning_takes_the_forwards_that_are_planned():
 def test_the_planned_methods_are_those_that_are_run():
     for name, planned in PLANNED.items():
         method = METHODS[name]
-        assert planned.learns == method.learns
+        assert (planned.learns, planned.tune_steps) == (method.learns, method.tune_steps)
         terms = method.global_weight or method.local_weight
         assert planned.attention_terms == bool(terms)
