@@ -8,7 +8,7 @@ import numpy as np
 from qsjax.calibration import calibrate_module, collect
 from qsjax.calibration.methods import method
 from qsjax.calibration.variables import effective_recipe
-from qsjax.experiments.experiment import calibration_captions
+from qsjax.experiments.clips import calibration_captions
 from qsjax.experiments.interaction.basis import to_float_channels
 from qsjax.experiments.interaction.measure import attention_errors
 from qsjax.experiments.interaction.table import table

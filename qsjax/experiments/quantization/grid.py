@@ -23,9 +23,7 @@ ABLATED = {
     "local, all rows": "full-attention",
 }
 """Attention terms by the methods that have them."""
-BEST = "msad"
-"""What is tuned end to end in every table."""
-TUNE_STEPS = 150
+TUNE_STEPS = METHODS["tuned"].tune_steps
 
 
 class Rank(IntEnum):
@@ -114,7 +112,7 @@ def _methods(
         seeds: further labels of rows that have several seeds.
         promised: whether the two rows that matter most come first, and with several seeds.
     """
-    most = dict([variant("gptq"), variant(BEST, gptq=True, tuned=True)])
+    most = {name: METHODS[name] for name in ("gptq", "tuned")}
     methods = {
         **dict(variant(name) for name in nearest),
         **dict(variant(name, gptq=True) for name in COMPARED),
@@ -126,7 +124,7 @@ def _methods(
         ranks |= dict.fromkeys(("rtn", *most), Rank.MAIN)
         repeated |= dict.fromkeys(most, Rank.MAIN)
     if preset == "w4a8":
-        more = dict([variant("gptq", tuned=True), variant("ptq", gptq=True, tuned=True)])
+        more = dict([variant("gptq", tuned=True), variant("msad", gptq=True, tuned=True)])
         methods, ranks = methods | more, ranks | dict.fromkeys(more, Rank.SEEDS)
     return _with_seeds(_table(preset.upper(), Recipe.load(preset), methods, ranks), repeated)
 
@@ -149,7 +147,7 @@ def _outliers() -> list[QuantizationRow]:
         [
             *(variant(name) for name in ("rtn", "smoothquant", "quarot", "gptq")),
             *(variant(name, gptq=True) for name in ("ptq", "msad")),
-            variant(BEST, gptq=True, tuned=True),
+            ("tuned", METHODS["tuned"]),
         ]
     )
     recipe, ranks = Recipe.load("w4a8"), dict.fromkeys(methods, Rank.REST)
