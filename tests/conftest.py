@@ -5,6 +5,7 @@ little, and what one process has compiled the others read. Where JAX_COMPILATION
 reads it too.
 """
 
+import atexit
 import gc
 import os
 import sys
@@ -56,11 +57,16 @@ def pytest_runtest_teardown(item, nextitem):
         forget_programs()
 
 
-def pytest_sessionfinish():
-    """A worker that has not ended after ten seconds is killed: what coverage has measured is written before."""
+def pytest_sessionfinish(session):
+    """A worker ends at once, when it has told its results, and does not take its programs and arrays apart one by one.
+
+    What coverage has measured is written before.
+    """
     coverage = sys.modules.get("coverage")
     if coverage is not None and (measuring := coverage.Coverage.current()) is not None:
         measuring.save()
+    if hasattr(session.config, "workerinput"):
+        atexit.register(os._exit, 0)
 
 
 def pytest_collection_finish():
