@@ -39,6 +39,8 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
+# A compiler would else be told each operation's callers, a hundred of them, most of which are pytest's.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # Tracing makes many small objects that live; to look through all of them every 700 would take a tenth of the suite's time.
@@ -83,9 +85,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def optimized():
     """Compile as users do: for tests that look at what the compiler made."""
+    callers = jax.config.jax_traceback_in_locations_limit
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_traceback_in_locations_limit", 100)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_traceback_in_locations_limit", callers)
 
 
 @pytest.fixture(scope="session")
