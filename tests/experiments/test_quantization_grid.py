@@ -10,7 +10,7 @@ import pytest
 from evaluate_models import SMALL, rounded
 
 import qsjax
-from qsjax.calibration import Samples
+from qsjax.calibration import Samples, Trajectories
 from qsjax.errors import CheckpointError, InputError
 from qsjax.evaluate.captions import caption_scores
 from qsjax.experiments.clips import calibration_captions
@@ -18,6 +18,7 @@ from qsjax.experiments.hours import Hours
 from qsjax.experiments.quantization import (
     QuantizationExperiment,
     QuantizationReport,
+    experiment,
     quantization_grid,
 )
 from qsjax.experiments.quantization.grid import COMPARED, Rank
@@ -95,7 +96,7 @@ def test_tables():
     assert set(both) < set(labels["W4A4"])
     for name in ("W4A8", "W6A6", "W4A4", "W3A8"):
         assert labels[name][0] == "rtn"
-        three = [row for row in tables[name] if row.label in ("gptq", "msad + gptq + tuning")]
+        three = [row for row in tables[name] if row.label in ("gptq", "tuned")]
         assert [row.seed for row in three] == ([0, 0] if name == "W3A8" else [0, 1, 2, 0, 1, 2])
     assert {"nearest"} == {r.method.rounding for r in tables["W6A6"] if r.label == "rtn"}
     for name, rows in tables.items():
@@ -316,11 +317,28 @@ def test_labels_are_those_of_the_grid(pipeline, tmp_path):
     assert stored[1:] == ["W4A8/gptq, seed 0", "W4A8/gptq, seed 0 (of an older grid)"]
 
 
-def test_a_row_that_is_tuned_is_not_measured_untuned(pipeline, tmp_path):
-    rows = select(quantization_grid(), r"^W4A8/gptq \+ tuning, seed 0")
-    made = QuantizationExperiment(pipeline, tmp_path, captions=1, samples=1, **SMALL)
-    with pytest.raises(InputError, match="tuned end to end"):
-        made._calibrate(rows[0], Samples(*FAKE))
+def test_a_tuned_row_gets_the_runs_of_its_samples(pipeline, tmp_path, monkeypatch):
+    """Captions and noise of its own seed; rows without tuning need no runs."""
+    walked, given = [], []
+
+    def walk(_, captions, *, seed, **options):
+        walked.append((captions, seed))
+        nothing = np.zeros((0, 1), np.float32)
+        return Trajectories([], nothing[:, 0], nothing[:, 0], nothing[None], nothing > 0, nothing)
+
+    def calibrate(dit, *_, trajectories, seed, **options):
+        given.append((trajectories is not None, seed))
+        return dit, []
+
+    monkeypatch.setattr(experiment, "walk", walk)
+    monkeypatch.setattr(experiment, "calibrate_module", calibrate)
+    made = QuantizationExperiment(pipeline, tmp_path, captions=1, samples=2, **SMALL)
+    for row in select(quantization_grid(), "^W4A8/(tuned|rtn), seed [01]$"):
+        made._calibrate(row, Samples(*FAKE))
+    noise = [made.clips.calibration_noise(seed) for seed in (0, 1)]
+    assert given == [(False, noise[0]), (True, noise[0]), (True, noise[1])]
+    assert walked == [(made.clips.calibration_captions(2, seed), noise[seed]) for seed in (0, 1)]
+    assert not set(walked[0][0]) & set(walked[1][0])
 
 
 def test_time_that_is_left():
