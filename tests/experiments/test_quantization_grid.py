@@ -324,7 +324,9 @@ def test_a_tuned_row_gets_the_runs_of_its_samples(pipeline, tmp_path, monkeypatc
     def walk(_, captions, *, seed, **options):
         walked.append((captions, seed))
         nothing = np.zeros((0, 1), np.float32)
-        return Trajectories([], nothing[:, 0], nothing[:, 0], nothing[None], nothing > 0, nothing)
+        return Trajectories(
+            [], nothing[:, 0], nothing[:, 0], nothing[..., None], nothing > 0, nothing
+        )
 
     def calibrate(dit, *_, trajectories, seed, **options):
         given.append((trajectories is not None, seed))
