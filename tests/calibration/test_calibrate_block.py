@@ -69,8 +69,7 @@ def given():
     tokens = Tokens(normal(1, 48, width), normal(1, 5, width))
     mask = jnp.asarray(np.arange(5)[None] < 3)
     rows = jnp.asarray([[1, 7, 30]], jnp.int32)
-    target = Tokens(normal(1, 48, width), normal(1, 5, width))
-    sample = Sample(tokens, tokens, normal(1, width), mask, rows, target)
+    sample = Sample(tokens, tokens, normal(1, width), mask, rows)
     return sample, Shared(*map(jnp.asarray, rope_tables(CONFIG, (4, 3, 4))))
 
 
@@ -244,7 +243,10 @@ def test_error_feedback_is_nearer_to_the_float_block(kind, dit, given):
         for site in SITES[kind]
     }
     learned = initial(kind, programs.recipe, method, CONFIG, ones, outputs)
-    _, kernels = round_block(programs, leaves, learned, alone(sample, shared))
+    inputs = alone(sample, shared)
+    observe(programs, leaves, inputs, 0)
+    sample = inputs.sample(0, np.asarray(sample.rows))
+    _, kernels = round_block(programs, leaves, learned, inputs)
     nearest = programs.measure(learned, leaves, starts, sample, shared, {})
     found = programs.measure(learned, leaves, starts, sample, shared, kernels)
     assert float(found.output) < 0.7 * float(nearest.output)
@@ -274,6 +276,7 @@ def test_queries_and_keys_are_those_of_the_whole_block(kind, dit, given):
 def test_a_step_reports_the_terms_of_its_loss_as_they_are_measured(dit, given):
     sample, shared = given
     programs, leaves, learned, starts = prepared("single_blocks", W4A8, METHODS["local"], dit)
+    sample = sample._replace(target=sample.tokens)
     state, ones = programs.optimizer.init(learned), jnp.ones(3, jnp.float32)
     found = programs.step(learned, state, leaves, starts, sample, shared, ones)[2]
     measured = programs.measure(learned, leaves, starts, sample, shared, {})
@@ -295,7 +298,7 @@ def test_the_block_is_compared_with_the_output_that_was_observed(dit, given):
     measured = measure(programs, learned, starts, leaves, inputs, np.zeros((1, 1), np.int32))
     np.testing.assert_allclose(measured.output, expected, rtol=1e-4)
     with pytest.raises(ValueError, match="has no target"):
-        programs.measure(learned, leaves, starts, sample._replace(target=None), shared, {})
+        programs.measure(learned, leaves, starts, sample, shared, {})
 
 
 def test_rows_are_of_video_tokens_even_where_text_gets_more_attention(dit, given, monkeypatch):
