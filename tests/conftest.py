@@ -5,6 +5,7 @@ little, and what one process has compiled the others read. Where JAX_COMPILATION
 reads it too.
 """
 
+import atexit
 import gc
 import os
 import sys
@@ -38,6 +39,8 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
+# A compiler would else be told each operation's callers, a hundred of them, most of which are pytest's.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # Tracing makes many small objects that live; to look through all of them every 700 would take a tenth of the suite's time.
@@ -56,11 +59,16 @@ def pytest_runtest_teardown(item, nextitem):
         forget_programs()
 
 
-def pytest_sessionfinish():
-    """A worker that has not ended after ten seconds is killed: what coverage has measured is written before."""
+def pytest_sessionfinish(session):
+    """A worker ends at once, when it has told its results, and does not take its programs and arrays apart one by one.
+
+    What coverage has measured is written before.
+    """
     coverage = sys.modules.get("coverage")
     if coverage is not None and (measuring := coverage.Coverage.current()) is not None:
         measuring.save()
+    if hasattr(session.config, "workerinput"):
+        atexit.register(os._exit, 0)
 
 
 def pytest_collection_finish():
@@ -77,9 +85,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def optimized():
     """Compile as users do: for tests that look at what the compiler made."""
+    callers = jax.config.jax_traceback_in_locations_limit
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_traceback_in_locations_limit", 100)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_traceback_in_locations_limit", callers)
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,13 @@ from pallas_kernels.block_sparse_attention.softmax import INITIAL_MAX, key_bias
 _QUERIES_AT_ONCE, _KEYS_AT_ONCE = 128, 4096
 """A block of at least so many queries takes so many keys of its list in one step: XLA:CPU then fuses the whole softmax and
 uses several threads, which it does not do for smaller products."""
+_SMALL = 32
+"""So do blocks of at most so many queries, whose products are so small that a loop over a list is mostly the loop."""
 _FULL = 0.7
 """Steps of many keys treat every list as long as the longest, which pays if the lists are this full on average. If they hold
-this share of all blocks, every row multiplies all keys in place and masks those it does not list."""
+this share of all blocks, rows multiply all keys in place and mask those they do not list."""
+_SCORES = 2**19
+"""Such rows go together, up to so many scores: 2 MB stay in a CPU's cache."""
 
 
 class _Softmax(NamedTuple):
@@ -100,7 +104,7 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
             listed = (start + jnp.arange(len(j), dtype=jnp.int32) < count)[:, None]
             bias = jnp.where(listed, bias, EMPTY).reshape(-1)
             k, v = (x.reshape(-1, x.shape[-1]) for x in (k, v))
-            part = _softmax(q, k, v, bias, scale)
+            part = _softmax(q, k, v, bias[None], scale)
             state = part if state is None else _merge(state, part)
         assert state is not None
         return state
@@ -108,7 +112,7 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
     def one_by_one(q: Array, indices: Array, count: Array) -> _Softmax:
         def step(i: Array, state: _Softmax) -> _Softmax:
             j = indices[i]
-            scores = _scores(q, k_blocks[j], bias_blocks[j], scale)
+            scores = _scores(q, k_blocks[j], bias_blocks[j][None], scale)
             m = jnp.maximum(state.m, scores.max(axis=1))
             alpha, p = jnp.exp(state.m - m), jnp.exp(scores - m[:, None])
             l = state.l * alpha + p.sum(axis=1)
@@ -141,7 +145,7 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
     mean = heads.counts.astype(jnp.float32).mean()
     if longest >= _FULL * kv_blocks:
         out, lse = jax.lax.cond(mean >= _FULL * kv_blocks, whole, all_rows(one_by_one))
-    elif heads.q.shape[2] >= _QUERIES_AT_ONCE:
+    elif not _SMALL < heads.q.shape[2] < _QUERIES_AT_ONCE:
         full = mean >= _FULL * longest
         out, lse = jax.lax.cond(full, all_rows(at_once), all_rows(one_by_one))
     else:
@@ -150,17 +154,29 @@ def _attend(scale: float, heads: _Head) -> tuple[Array, Array]:
 
 
 def _whole_head(scale: float, head: _Head) -> tuple[Array, Array]:
-    """For lists of nearly all blocks: every row multiplies all keys in place, and masks those it does not list."""
+    """For lists of nearly all blocks: rows multiply all keys in place, and mask those they do not list."""
     k, v = (x.reshape(-1, x.shape[-1]) for x in (head.k, head.v))
+    rows, queries, size = head.q.shape
+    together = min(rows, max(1, _SCORES // (queries * len(k))))
+    parts = -(-rows // together)
+    together = -(-rows // parts)
 
-    def row(operands: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        q, indices, count = operands
-        valid = jnp.arange(indices.shape[0], dtype=jnp.int32) < count
-        listed = jnp.zeros(head.bias.shape[0], jnp.bool_).at[indices].max(valid)
-        bias = jnp.where(listed[:, None], head.bias, EMPTY).reshape(-1)
-        return _finished(_softmax(q, k, v, bias, scale))
+    def part(operands: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        q, indices, counts = operands
+        valid = jnp.arange(indices.shape[1], dtype=jnp.int32)[None] < counts[:, None]
+        row = jnp.arange(len(q), dtype=jnp.int32)[:, None]
+        listed = jnp.zeros((len(q), len(head.bias)), jnp.bool_).at[row, indices].max(valid)
+        bias = jnp.where(listed[..., None], head.bias[None], EMPTY).reshape(len(q), -1)
+        bias = jnp.repeat(bias, queries, axis=0)
+        return _finished(_softmax(q.reshape(-1, size), k, v, bias, scale))
 
-    return jax.lax.map(row, (head.q, head.indices, head.counts))
+    def cut(x: Array) -> Array:
+        padding = ((0, parts * together - rows),) + ((0, 0),) * (x.ndim - 1)
+        return jnp.pad(x, padding).reshape(parts, together, *x.shape[1:])
+
+    out, lse = jax.lax.map(part, (cut(head.q), cut(head.indices), cut(head.counts)))
+    out, lse = out.reshape(-1, queries, out.shape[-1]), lse.reshape(-1, queries)
+    return out[:rows], lse[:rows]
 
 
 def _softmax(q: Array, k: Array, v: Array, bias: Array, scale: float) -> _Softmax:
@@ -214,7 +230,7 @@ def _backward(
                 k, v = (x[j].astype(jnp.float32) for x in (head.k, head.v))
                 # Rows without keys have lse = EMPTY: their weights are exp(0) at invalid keys, not 0.
                 seen = (head.bias[j] == 0)[None] & (lse > INITIAL_MAX)[:, None]
-                scores = _scores(q, head.k[j], head.bias[j], scale)
+                scores = _scores(q, head.k[j], head.bias[j][None], scale)
                 p = jnp.where(seen, jnp.exp(scores - lse[:, None]), 0.0)
                 ds = p * (d_out @ v.T + offset[:, None]) * scale
                 return (
@@ -247,4 +263,4 @@ def _matmul(p: Array, v: Array) -> Array:
 def _scores(q: Array, k: Array, bias: Array, scale: float) -> Array:
     """q k^T in float32, with invalid keys far below all others."""
     scores = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return scores * jnp.float32(scale) + bias[None]
+    return scores * jnp.float32(scale) + bias

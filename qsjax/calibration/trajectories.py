@@ -220,7 +220,7 @@ def walk(
         "pooled": plain(prompt.pooled),
     }
     if pipeline.dit_config.guidance_embeds:
-        facts["guidance"] = np.float32(1000 * plan.guidance)
+        facts["guidance"] = np.asarray(1000 * plan.guidance, np.float32)
     runs = []
     with Progress(count * plan.steps, "sample captions", unit="step", enabled=progress) as bar:
         for number in range(count):

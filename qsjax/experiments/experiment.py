@@ -1,7 +1,6 @@
 """Running the rows of a grid: each is measured once, stored, and read back by every later run."""
 
 import hashlib
-import json
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -16,26 +15,22 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from qsjax.calibration import Samples, SettingsChanges, collect
-from qsjax.config import nearest, to_mapping
+from qsjax.config import to_mapping
 from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.evaluate.mappings import forget_programs
 from qsjax.evaluate.reference import Reference, reference_run
+from qsjax.experiments.clips import Clips
 from qsjax.experiments.hours import Hours
 from qsjax.experiments.results import Results
 from qsjax.experiments.row import Row, RowT
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.tiny.outliers import inject
-from qsjax.tiny.streams import CALIBRATION, HELD_OUT, STREAMS, disjoint, held_out
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 2
 """Clips of each row that are kept to look at."""
-EVALUATED = ("choice", "report")
-"""Streams whose captions evaluate."""
-SEEDS_APART = 1000
-"""Between the first noise of two calibrations: those of no two seeds share any."""
 
 
 @runtime_checkable
@@ -80,8 +75,7 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         **settings: of the pipeline's call, for another size or number of steps.
 
     Attributes:
-        scenes: of the evaluation's captions.
-        captions: of the evaluation.
+        clips: captions and noise of the evaluation.
         facts: plain data that says which run this is.
 
     Raises:
@@ -101,24 +95,11 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         progress: bool = False,
         **settings: Unpack[SettingsChanges],
     ) -> None:
-        if captions < 1 or samples < 1 or first_caption < 0:
-            raise InputError(
-                f"{captions} captions from number {first_caption} on, {samples} samples: at least one of each is needed, and"
-                " captions count from 0"
-            )
-        if stream is None:
-            self.scenes = held_out(HELD_OUT, first_caption + captions)[first_caption:]
-        elif stream not in EVALUATED:
-            raise InputError(f"no stream {stream!r}; {nearest(stream, EVALUATED)}")
-        elif first_caption:
-            raise InputError(f"the stream {stream} begins at its first caption; leave one out")
-        else:
-            self.scenes = disjoint(stream, captions)
-        self.captions = [scene.caption for scene in self.scenes]
+        if samples < 1:
+            raise InputError(f"{samples} samples: at least one is needed")
+        self.clips = Clips.take(captions, stream=stream, seed=seed, first=first_caption)
         self._pipeline, self._folder, self._progress = pipeline, folder, progress
         self._sample_count, self._seed, self._settings = samples, seed, settings
-        self._first_caption = first_caption
-        self._stream, self._noise = stream, seed if stream is None else STREAMS[stream].noise
         self.facts = self._facts()
         self._results = Results(folder, self.facts)
         self._references: dict[str, Reference] = {}
@@ -156,8 +137,8 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         if name not in self._references:
             reference = reference_run(
                 self._pipeline,
-                self.captions,
-                seed=self._noise,
+                self.clips.captions,
+                seed=self.clips.noise,
                 progress=self._progress,
                 **self._reference_settings(row),
             )
@@ -172,14 +153,8 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
             seed: of the calibration; those of a stream share neither captions nor noise with another seed's.
         """
         if seed not in self._samples:
-            if self._stream is None:
-                captions = calibration_captions(self._sample_count, avoid=self.captions)
-            else:
-                scenes = disjoint(
-                    "calibration", self._sample_count, first=seed * self._sample_count
-                )
-                captions = [scene.caption for scene in scenes]
-            self._samples[seed] = self._collect(captions, self._calibration_noise(seed))
+            captions = self.clips.calibration_captions(self._sample_count, seed)
+            self._samples[seed] = self._collect(captions, self.clips.calibration_noise(seed))
         return self._samples[seed]
 
     @cached_property
@@ -214,31 +189,19 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
     def _facts(self) -> dict[str, Any]:
         """Plain data that says which run this is: what all rows have in common."""
         resolved = to_mapping(self._pipeline.resolve(**self._settings))
-        first = self._first_caption
         return {
             "model": digest(self._pipeline.dit),
-            "captions": len(self.captions),
+            "captions": len(self.clips.scenes),
             "samples": self._sample_count,
             "seed": self._seed,
-            # Left out where they are not set: folders from before there were these settings are of the same run.
-            **({"first_caption": first} if first else {}),
-            **({"stream": self._stream, "clips": self._clips()} if self._stream else {}),
+            **self.clips.facts(),
             "settings": {name: value for name, value in resolved.items() if value is not None},
         }
-
-    def _calibration_noise(self, seed: int) -> int:
-        """The first seed of a calibration's noise; of its moments and their order, too."""
-        return seed if self._stream is None else STREAMS["calibration"].noise + SEEDS_APART * seed
 
     def _collect(self, captions: Sequence[str], seed: int) -> Samples:
         return collect(
             self._pipeline, captions, samples=self._sample_count, seed=seed, **self._settings
         )
-
-    def _clips(self) -> str:
-        """A short name of captions and noise: if the streams ever change, stored rows are of other clips."""
-        text = json.dumps([self.captions, self._noise])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _outcome(self, row: RowT, number: str) -> OutcomeT:
         record = self._results.get(row.key)
@@ -264,17 +227,6 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
 
     def _video_path(self, name: str) -> Path:
         return self._folder / "videos" / f"{name}.npy"
-
-
-def calibration_captions(count: int, *, avoid: Sequence[str]) -> list[str]:
-    """Captions of the calibration's stream, none of them among those to avoid and none twice."""
-    captions: dict[str, None] = {}
-    length = count
-    while len(captions) < count:
-        stream = (scene.caption for scene in held_out(CALIBRATION, length))
-        captions = dict.fromkeys(caption for caption in stream if caption not in avoid)
-        length *= 2
-    return list(captions)[:count]
 
 
 def digest(dit: DiT) -> str:

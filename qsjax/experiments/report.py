@@ -89,7 +89,7 @@ class Report(ABC, Generic[RowT, OutcomeT, LineT]):
             clips = self._experiment.videos(line.row)
             if clips is not None:
                 videos[line.row.label] = clips
-        captions = self._experiment.captions[: len(full)]
+        captions = self._experiment.clips.captions[: len(full)]
         return [write_sheet(videos, captions, folder / f"{file_name(group)}.png")]
 
 

@@ -6,6 +6,7 @@ louder in a few channels by their modulation weights, and the rows of the layer 
 factor: (1 + scale) f and shift f, kernel / f. A power of two leaves the products exact but for one rounding.
 
     python -m qsjax.tiny.outliers outputs/tiny-outliers        # a PyTorch folder; then qsjax convert
+    python -m qsjax.tiny.outliers outputs/tiny-spikes --spikes # those of qsjax.tiny.spikes, which scales do not undo
 """
 
 import argparse
@@ -95,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     from qsjax.checkpoint import Manifest
     from qsjax.settings import Settings
     from qsjax.tiny.bundle import write_bundle
+    from qsjax.tiny.spikes import spiked
     from qsjax.vae import load_vae
 
     parser = argparse.ArgumentParser(prog="python -m qsjax.tiny.outliers", description=__doc__)
@@ -102,18 +104,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--channels", type=int, default=CHANNELS, help=f"default: {CHANNELS}")
     parser.add_argument("--factor", type=float, default=FACTOR, help=f"default: {FACTOR:g}")
     parser.add_argument("--seed", type=int, default=0, help="chooses the channels (default: 0)")
+    parser.add_argument(
+        "--spikes", action="store_true", help="spikes of some tokens at some times instead"
+    )
     options = parser.parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         if options.folder.exists():
             raise InputError(f"{options.folder}: exists already; name a folder that does not")
         source = converted_tiny_model()
-        dit = inject(
-            load_dit(source, dtype=jnp.float32),
-            channels=options.channels,
-            factor=options.factor,
-            seed=options.seed,
-        )
+        dit = load_dit(source, dtype=jnp.float32)
+        if options.spikes:
+            dit = spiked(dit, seed=options.seed)
+        else:
+            dit = inject(dit, channels=options.channels, factor=options.factor, seed=options.seed)
         vae = load_vae(source)
         size = write_bundle(
             options.folder,

@@ -52,6 +52,7 @@ def glue(kind, block):
     return sum(parts.get(part, 0) for part in GLUE)
 
 
+@pytest.mark.compiled
 def test_a_sparse_step_is_read_block_by_block():
     found = answer("sparse")
     kernels = [Kernel(**one) for one in found["kernels"]]
@@ -71,11 +72,13 @@ def test_a_sparse_step_is_read_block_by_block():
     assert found["cpu_seconds"] > 0
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("block", ["double", "single"])
 def test_glue_of_a_sparse_step_is_within_its_budget(block):
     assert 0 < glue("sparse", block) < BUDGET[block]
 
 
+@pytest.mark.compiled
 def test_every_kernel_of_a_step_is_found_before_it_is_compiled():
     request = replace(REQUEST, plan=SamplingPlan(), kind="dense", slot="nothing")
     with targets.assumed(V5E):
@@ -88,6 +91,7 @@ def test_every_kernel_of_a_step_is_found_before_it_is_compiled():
     assert sizes == {(VIDEO + TEXT, 256), (VIDEO + TEXT, 1024)}
 
 
+@pytest.mark.compiled
 def test_text_is_a_call_of_its_own_that_counts_its_own_rows():
     """A call of its own makes its queries, keys and values; they follow the video's."""
     found = [one for one in answer("sparse")["kernels"] if one["path"].endswith("rotary_heads")]

@@ -143,6 +143,7 @@ def small_steps(place):
     return compile_steps(config, Recipe.load("w4a8"), plan, V5E, **size)
 
 
+@pytest.mark.compiled
 @needs_libtpu
 @pytest.mark.usefixtures("optimized")
 def test_small_steps_are_compiled_for_a_tpu():
@@ -158,6 +159,7 @@ def test_small_steps_are_compiled_for_a_tpu():
         assert 0 < step.trace_seconds < step.seconds
 
 
+@pytest.mark.compiled
 @needs_libtpu
 @pytest.mark.usefixtures("optimized")
 def test_a_cache_on_the_host_takes_no_room_on_a_tpu():

@@ -16,7 +16,10 @@ from convert.containers import TensorInfo, write_safetensors
 from convert.keymaps import expand
 from qsjax.calibration import METHODS, Samples, Trajectories
 from qsjax.dit import DiT
+from qsjax.evaluate.reference import denoise_densely
 from qsjax.quant import Recipe
+from qsjax.settings import Settings
+from qsjax.text import EncodedPrompt
 from qsjax.vae.config import VAEConfig
 
 # Two blocks of each kind.
@@ -120,3 +123,33 @@ def random_trajectories(dit, runs=2, steps=3):
         given.pooled,
         float(given.guidance[0]),
     )
+
+
+class RandomPipeline:
+    """What `gather` needs of a pipeline, around a DiT: captions become random states, the same for the same caption.
+
+    Args:
+        dit: that samples.
+        steps: of a run.
+    """
+
+    def __init__(self, dit, steps=3):
+        self.dit, self.dit_config = dit, dit.config
+        self._settings = Settings(steps=steps, shift=3.0)
+        self.encoded, self.runs = [], 0
+
+    def resolve(self, **changes):
+        return replace(self._settings, **{k: v for k, v in changes.items() if v is not None})
+
+    def encode(self, captions):
+        self.encoded += captions
+        samples = [random_samples(1, seed=sum(map(ord, caption))) for caption in captions]
+        parts = ([getattr(one, name) for one in samples] for name in ("text", "mask", "pooled"))
+        return EncodedPrompt(*(jnp.asarray(np.concatenate(part)) for part in parts))
+
+    def latent_shape(self, settings, count=1):
+        return count, self.dit_config.in_channels, 4, 6, 4
+
+    def denoise(self, prompt, *, settings, latents):
+        self.runs += 1
+        return denoise_densely(settings.plan(), self.dit, latents, prompt, None)

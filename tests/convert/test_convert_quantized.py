@@ -206,6 +206,25 @@ def test_verify_of_a_calibrated_checkpoint_needs_no_source(quarot, source, tmp_p
         verify(tmp_path, source, progress=False)
 
 
+def test_a_conversion_that_does_not_mention_signs_has_none(quarot, source, tmp_path):
+    """As all have that were made before there were signs."""
+    recipe = write_recipe(tmp_path, "rotation_size = 16\nrotation_signs = false\n")
+    plain = convert(source, tmp_path / "c", quantize=f"quarot-{recipe}", progress=False)
+
+    def silent(manifest, folder):
+        folder.mkdir()
+        data = json.loads((manifest.directory / "manifest.json").read_text())
+        del data["components"]["dit"]["recipe"]["rotation_signs"]
+        (folder / "manifest.json").write_text(json.dumps(data))
+        (folder / "dit").symlink_to(manifest.directory / "dit")
+        return folder
+
+    found = verify(silent(plain, tmp_path / "plain"), source, progress=False)
+    assert found.leaves == found.from_source > 0
+    with pytest.raises(CheckpointError, match="is not what the source holds"):
+        verify(silent(quarot, tmp_path / "signed"), source, progress=False)
+
+
 def test_export_is_refused(quarot, tmp_path):
     with pytest.raises(CheckpointError, match="it is quantized"):
         export(quarot.directory, tmp_path / "out", progress=False)

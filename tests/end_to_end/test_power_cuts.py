@@ -1,4 +1,4 @@
-"""Every kind of long work, killed at ten random changes of the file system one after the other: the last start finishes it whole.
+"""Every kind of long work, killed at random changes of the file system one after the other: the last start finishes it whole.
 
 Downloads are in tests/hub: what they change is one file that grows.
 """
@@ -13,12 +13,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from calibration.calibration_models import random_checkpoint
 
 from convert.bundled import tiny_model_directory
 from qsjax.checkpoint import Manifest
 
 CUT = Path(__file__).with_name("cut.py")
-CUTS = 10
+CUTS = {"conversion": 10, "calibration": 3, "four blocks": 20, "sampling": 10}
 SMALL = ("--frames", "9", "--height", "32", "--width", "32", "--steps", "2")
 
 
@@ -47,21 +48,25 @@ def frames(video):
 
 WORK = {
     "conversion": ("out", contents, ("convert", "SOURCE", "OUT", "--quantize", "rtn-w4a8")),
-    "calibration": ("out", contents, ("calibrate", "--model", "FLOAT", "--out", "OUT", "--samples", "2", "--epochs", "1", *SMALL)),
+    "calibration": ("out", contents, ("calibrate", "--model", "FLOAT", "--out", "OUT", "--samples", "2", "--epochs", "1", "--tune-steps", "4", *SMALL)),
+    "four blocks": ("out", contents, ("four-blocks", "FOUR", "OUT")),
     "sampling": ("out.mp4", frames, ("sample", "--model", "FLOAT", "--out", "OUT", "--prompt", "a red circle", *SMALL)),
 }  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", WORK)
-def test_ten_power_cuts(kind, tiny_checkpoint, tmp_path):
+def test_power_cuts(kind, tiny_checkpoint, tmp_path):
     name, look, words = WORK[kind]
+    (tmp_path / "floats").mkdir()
+    four = random_checkpoint(tmp_path / "floats") if "FOUR" in words else None
 
     def run(folder, at):
         (tmp_path / folder).mkdir(exist_ok=True)
         places = {
             "SOURCE": tiny_model_directory(),
             "FLOAT": tiny_checkpoint,
+            "FOUR": four,
             "OUT": tmp_path / folder / name,
         }
         return start(at, tmp_path / folder, [places.get(word, word) for word in words])
@@ -72,7 +77,7 @@ def test_ten_power_cuts(kind, tiny_checkpoint, tmp_path):
     assert events >= 2
     noise, done = random.Random(kind), []
     # Where less is left to do than the number drawn, the work ends; then it is begun anew.
-    for _ in range(CUTS):
+    for _ in range(CUTS[kind]):
         at = noise.randint(1, events)
         cut = run("cut", at)
         assert cut.returncode in (0, -signal.SIGKILL), cut.stderr[-2000:]
@@ -84,7 +89,7 @@ def test_ten_power_cuts(kind, tiny_checkpoint, tmp_path):
     assert last.returncode == 0, last.stderr[-2000:]
     compare(look, tmp_path, name)
     print(json.dumps({"kind": kind, "events": events, "cuts": done}))
-    assert sum(code != 0 for _, code in done) >= CUTS / 2
+    assert sum(code != 0 for _, code in done) >= CUTS[kind] / 2
 
 
 def compare(look, folder, name):

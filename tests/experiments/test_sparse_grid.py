@@ -18,6 +18,7 @@ from qsjax.experiments.sparse.report import tables_text
 from qsjax.residual import POLICIES, Residual
 from qsjax.sample import SparsePlan
 from qsjax.sparse import Sparsity
+from qsjax.tiny.streams import HELD_OUT, STREAMS, held_out
 
 PLAN = SparsePlan(
     sparsity=Sparsity(mask="topk", density=0.3, block=4),
@@ -95,11 +96,24 @@ def test_a_second_run_repeats_nothing(pipeline, finished):
 def test_captions_of_another_part_of_the_stream(pipeline, finished, tmp_path):
     before = finished[1]
     later = experiment(pipeline, tmp_path, first_caption=1)
-    assert later.captions[0] == before.captions[1]
+    assert later.clips.captions[0] == before.clips.captions[1]
     assert later.facts["first_caption"] == 1
     assert "first_caption" not in before.facts
     with pytest.raises(InputError):
         experiment(pipeline, tmp_path, first_caption=-1)
+
+
+def test_captions_and_noise_are_those_of_older_tables_unless_a_stream_is_named(
+    pipeline, finished, tmp_path
+):
+    made = finished[1]
+    assert made.clips.captions == [scene.caption for scene in held_out(HELD_OUT, 2)]
+    assert made.clips.noise == made.clips.calibration_noise(5) == 5
+    assert "stream" not in made.facts
+    reported = experiment(pipeline, tmp_path, stream="report", seed=1)
+    assert not set(reported.clips.captions) & set(made.clips.captions)
+    assert reported.clips.noise == STREAMS["report"].noise
+    assert reported.clips.calibration_noise(1) == STREAMS["calibration"].noise + 1000
 
 
 def test_rows_of_the_same_programs_follow_each_other(pipeline, finished, tmp_path, monkeypatch):

@@ -268,19 +268,21 @@ def test_operands_that_do_not_go_together():
         block_sparse_attention(q, k, v, lists(), implementation="tpu@v9")
 
 
+@pytest.mark.parametrize("queries", [16, 256])
 @pytest.mark.parametrize("keys", [4096, 128])
 @pytest.mark.parametrize("full", [True, False])
-def test_large_blocks_take_a_full_list_at_once(monkeypatch, full, keys):
+def test_large_and_small_blocks_take_a_full_list_at_once(monkeypatch, full, keys, queries):
     """Or so many keys of it."""
     monkeypatch.setattr(xla, "_KEYS_AT_ONCE", keys)
     q, k, v = heads(length=500)
+    q = q[:, : 2 * queries]
     mask = jnp.ones((2, 500), jnp.bool_).at[0, :200].set(False)
     block_map = np.random.default_rng(0).random((2, 2, 2, 8)).argsort(axis=-1) < 3
     block_map[0, 0, 0] = [1, 1, 1, 0, 0, 0, 0, 0]  # keys that are not valid
     if not full:
         block_map[1, 0, 0] = False
         block_map[1, 1, 1, 5:] = False
-    blocks = BlockLists.from_block_map(block_map, block_q=256, block_kv=64, longest=3)
+    blocks = BlockLists.from_block_map(block_map, block_q=queries, block_kv=64, longest=3)
 
     def anew(name):
         call = partial(block_sparse_attention, return_lse=True, implementation=name)
@@ -288,6 +290,25 @@ def test_large_blocks_take_a_full_list_at_once(monkeypatch, full, keys):
 
     found, expected = anew("xla"), anew("reference")
     for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, **TIGHT)
+
+
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_long_lists_are_masked_some_rows_at_a_time(monkeypatch, together):
+    """Five rows, of which the last part may have fewer."""
+    monkeypatch.setattr(xla, "_SCORES", together * 16 * 80)
+    q, k, v = heads(length=80)
+    block_map = np.random.default_rng(0).random((2, 2, 5, 5)) < 0.8
+    block_map[:, :, :4, 0] = True
+    block_map[1, 1, 3] = False
+    blocks = BlockLists.from_block_map(block_map, block_q=16, block_kv=16)
+    assert float(blocks.executed_density()) > 0.7
+
+    def anew(name):
+        call = partial(block_sparse_attention, return_lse=True, implementation=name)
+        return jax.jit(lambda *given: call(*given, blocks))(q, k, v)
+
+    for one, other in zip(anew("xla"), anew("reference"), strict=True):
         np.testing.assert_allclose(one, other, **TIGHT)
 
 

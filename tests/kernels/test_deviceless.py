@@ -1,6 +1,7 @@
 """The real compilers accept the kernels at HunyuanVideo's shapes, with no chip at hand, and unpack or copy nothing large.
 
-Each tile and form is compiled for a chip of each kind where it may differ; all shapes for all chips: pytest -m slow.
+The suite compiles every kernel once. Each tile and form for a chip of each kind where it may differ: pytest -m compiled;
+all shapes for all chips: pytest -m slow.
 """
 
 from itertools import product
@@ -47,19 +48,20 @@ MATMULS = [
     (25216, 12288, 3072, 4), (25216, 3072, 3072, 8), (25216, 15360, 3072, 4),
     (119056, 3072, 21504, 4), (119056, 12288, 3072, 6),
 ]  # fmt: skip
+SMALL_MATMUL = (256, 512, 256, 4)
 # Of every number of bits one, and the largest tiles. A v6e has tiles of its own for one layer, a v5p those of a v5e.
 CHOSEN = [*((MATMULS[n], "v5e") for n in (0, 4)), *((MATMULS[n], "v6e") for n in (1, 2, 5))]
 
 
-def chosen(chosen, *everything, whole=()):
-    """Cases as parameters; those that `-m whole` asks for, and all others, for `-m slow`."""
-    others = [case for case in product(*everything) if case not in (*chosen, *whole)]
-    marked = [(case, pytest.mark.whole) for case in whole]
+def cases(quick, compiled, *everything):
+    """Cases as parameters: of the suite, of `-m compiled`, and all others of `-m slow`."""
+    others = [case for case in product(*everything) if case not in (*quick, *compiled)]
+    marked = [(case, pytest.mark.compiled) for case in compiled]
     marked += [(case, pytest.mark.slow) for case in others]
-    return [*chosen, *(pytest.param(*case, marks=mark) for case, mark in marked)]
+    return [*quick, *(pytest.param(*case, marks=mark) for case, mark in marked)]
 
 
-@pytest.mark.parametrize(("shape", "target"), chosen(CHOSEN, MATMULS, TPUS))
+@pytest.mark.parametrize(("shape", "target"), cases([(SMALL_MATMUL, "v5e")], CHOSEN, MATMULS, TPUS))
 def test_matmul(shape, target):
     m, k, n, bits = shape
 
@@ -87,7 +89,7 @@ TOKENS = {
 
 @pytest.mark.parametrize(
     ("channels", "target"),
-    chosen([(1408, "v5e"), (12288, "v5e"), (12288, "v6e"), (3072, "v5p")], TOKENS, TPUS),
+    cases([(12288, "v5e")], [(1408, "v5e"), (12288, "v6e"), (3072, "v5p")], TOKENS, TPUS),
 )
 def test_quantize_tokens(channels, target):
     def program(x, shift, scale, smoothing, rotation):
@@ -106,7 +108,7 @@ def test_quantize_tokens(channels, target):
 
 @pytest.mark.parametrize(
     ("blocks", "target"),
-    chosen([("double", "v5e"), ("single", "v6e")], ("double", "single"), TPUS),
+    cases([("double", "v5e")], [("single", "v6e")], ("double", "single"), TPUS),
 )
 def test_rotary_heads(blocks, target):
     """A double block's text is written behind its video; a single block's layer may have the MLP's channels at its end."""
@@ -127,9 +129,7 @@ def test_rotary_heads(blocks, target):
 VIDEOS = {61: (16, 24960, 25088, 24960, 25216), 129: (33, 118800, 119296, 118912, 119168)}
 
 
-@pytest.mark.parametrize(
-    ("frames", "target"), chosen([(61, "v5e"), (129, "v6e")], tuple(VIDEOS), TPUS)
-)
+@pytest.mark.parametrize(("frames", "target"), cases([(129, "v6e")], [(61, "v5e")], VIDEOS, TPUS))
 def test_heads_in_the_rows_of_lists_and_back(frames, target):
     """Nothing is padded, cut or permuted: besides results there are only the text's rows and the tables in both orders."""
     latents, video, queries, text, keys = VIDEOS[frames]
@@ -173,18 +173,14 @@ ATTENTION = {
     "fine": ((25216, 128, 128, 40, Additive(*int8_values(25216), low_rank(25216)), "float"), 4.7),
     "int8": ((25216, 512, 512, None, None, "int8"), 6.2),
     "720p": ((119056, 512, 128, 144, complement(119056), "float"), 7.5),
+    "small": ((1024, 128, 128, 4, complement(1024), "float"), 1.0),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "target"),
     # A v5e's fine lists are in the whole steps of tests/budget.
-    chosen(
-        [("int8", "v5e"), ("fine", "v6e")],
-        ATTENTION,
-        TPUS,
-        whole=[("720p", "v6e")],
-    ),
+    cases([("small", "v5e")], [("int8", "v5e"), ("fine", "v6e"), ("720p", "v6e")], ATTENTION, TPUS),
 )
 def test_attention(name, target):
     (length, block_q, block_kv, longest, cache, scores), copies = ATTENTION[name]

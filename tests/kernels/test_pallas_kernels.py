@@ -187,15 +187,11 @@ TIGHT = {"atol": 16 * float32_sum(LENGTH), "rtol": 8 * float32_sum(LENGTH)}
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("samples", "heads", "densities"),
-    [(1, HEADS, [0.3]), (2, 1, [0.3]), (2, HEADS, [0.0, 0.3, 1.0])],
-)
-def test_attention(kernel, samples, heads, densities):
-    """Lists that samples or heads share, and lists of their own; those that all share are in the test of some queries."""
+def test_attention(kernel):
+    """By lists of every sample and head; those that some or all share: the tests of caches and of some of the queries."""
     q, k, v, valid = attention_operands()
-    for density in densities:
-        blocks = lists(density, samples=samples, heads=heads)
+    for density in (0.0, 0.3, 1.0):
+        blocks = lists(density)
         found, expected = (
             attend(q, k, v, blocks, kv_valid=valid, implementation=name)
             for name in (f"{kernel}@interpret", "reference")
@@ -223,14 +219,23 @@ def test_attention_with_and_without_a_bound_of_the_scores(scores):
 
 @BOTH
 @pytest.mark.parametrize(
-    ("kind", "rank"),
-    [("additive", 16), ("additive_int8", 0), ("complement", 0), ("following_int8", 16)],
+    ("kind", "rank", "samples", "heads"),
+    [
+        ("additive", 16, 1, HEADS),
+        ("additive_int8", 0, 2, 1),
+        ("complement", 0, 2, HEADS),
+        ("following_int8", 16, 2, HEADS),
+    ],
 )
-def test_attention_applies_the_cache(kernel, kind, rank):
-    """Both stores with and without factors, and every kind; a complement with factors is in the test of int8 scores."""
+def test_attention_applies_the_cache(kernel, kind, rank, samples, heads):
+    """Both stores with and without factors, and every kind; a complement with factors is in the test of int8 scores.
+
+    In the first two cases samples or heads share their lists.
+    """
     q, k, v, valid = attention_operands()
+    blocks, kept = lists(samples=samples, heads=heads), cache(kind, rank)
     found, expected = (
-        attend(q, k, v, lists(), kv_valid=valid, cache=cache(kind, rank), implementation=name)
+        attend(q, k, v, blocks, kv_valid=valid, cache=kept, implementation=name)
         for name in (f"{kernel}@interpret", "reference")
     )
     for one, other in zip(found, expected, strict=True):

@@ -1,4 +1,7 @@
-"""Two hosts, which are two processes of this machine with a device each: the video of one, written once."""
+"""Two hosts, which are two processes of this machine with a device each: the video of one, written once.
+
+That video is a whole run; sparse steps and weights on several devices of one process: test_sharded.py.
+"""
 
 import json
 import os
@@ -51,6 +54,7 @@ def frames(path):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+@pytest.mark.whole
 def test_two_hosts_make_the_video_of_one(tiny_checkpoint, tmp_path, capsys):
     words = ("sample", "--model", str(tiny_checkpoint), "--prompt", "a red circle", *SIZE, *SPARSE, "--json", "--out")  # fmt: skip
     (code, said, error), (other_code, other_said, other_error) = start(

@@ -99,31 +99,40 @@ def test_outputs_and_caches_are_the_same(sparsity, kind, second, together):
 
 def test_queries_are_found_in_every_order():
     """And full attention of theirs, to measure drift by, does not depend on the order of keys."""
-    pattern, made, rows = Pattern(SVG, GRID, TEXT), source(KERNEL), np.array([0, 41, 90, 159])
-    heads = to_make(pattern, made, valid(), KERNEL)
-    assert heads is not None
-    q, k, v = source("xla").plain()
-    out = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
-    expected = attention_drift(q, k, v, valid(), out, rows)
-    for second in ([[True, False]], [[False, True]]):
-        choice = pattern.empty(1, HEADS)._replace(second=jnp.asarray(second))
+    pattern, rows = Pattern(SVG, GRID, TEXT), np.array([0, 41, 90, 159])
+    shape = (1, VIDEO + TEXT, HEADS, SIZE)
+    out = jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+
+    @jax.jit
+    def plain():
+        q, k, v = source("xla").plain()
+        return q[:, rows], attention_drift(q, k, v, valid(), out, rows)
+
+    @jax.jit
+    def arranged(second):
+        heads = to_make(pattern, source(KERNEL), valid(), KERNEL)
+        assert heads is not None
+        choice = pattern.empty(1, HEADS)._replace(second=second)
         ready = heads.ready(pattern, choice)
         tokens, found = ready.arranged(pattern, choice), ready.queries(pattern, choice, rows)
-        np.testing.assert_allclose(found, q[:, rows], rtol=0, atol=1e-5)
-        few = picked(out, rows)
         drift = attention_drift(
-            found, tokens.keys, tokens.values, tokens.valid, few, np.arange(len(rows))
+            found, tokens.keys, tokens.values, tokens.valid, picked(out, rows), np.arange(len(rows))
         )
+        return found, drift
+
+    queries, expected = plain()
+    for second in ([[True, False]], [[False, True]]):
+        found, drift = arranged(jnp.asarray(second))
+        np.testing.assert_allclose(found, queries, rtol=0, atol=1e-5)
         np.testing.assert_allclose(drift, expected, rtol=1e-5)
 
 
 def test_dense_attention_of_whole_blocks():
     made = source(KERNEL, together=False)
+    plain = source("xla", together=False)
     run = jax.jit(lambda: DenseAttention(KERNEL).from_heads(made, valid(), ())[0])
-    expected, _ = DenseAttention("xla_chunked").from_heads(
-        source("xla", together=False), valid(), ()
-    )
-    for one, two in zip(run(), expected, strict=True):
+    expected = jax.jit(lambda: DenseAttention("xla_chunked").from_heads(plain, valid(), ())[0])
+    for one, two in zip(run(), expected(), strict=True):
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
 
 

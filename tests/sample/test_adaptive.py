@@ -26,7 +26,7 @@ from qsjax.sparse import Sparsity
 
 HALF = Sparsity(mask="svg", density=0.4, block=4, profiled_rows=12)
 SPARSE = SparsePlan(sparsity=HALF, residual=Residual(store="float32", rank=0), interval=3)
-PLAN = SamplingPlan(steps=8, shift=3.0, sparse=SPARSE)
+PLAN = SamplingPlan(steps=6, shift=3.0, sparse=SPARSE)  # as many as in test_sparse_sampling.py
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_drift_is_the_relative_error_of_the_rows(padded):
 
 
 @pytest.mark.parametrize("clock", ["steps", "sigma"])
-@pytest.mark.parametrize(("drift", "kinds"), [(1e9, "rssrssrs"), (1e-9, "rsrsrsrs")])
+@pytest.mark.parametrize(("drift", "kinds"), [(1e9, "rssrss"), (1e-9, "rsrsrs")])
 def test_bounds_give_the_schedules_of_these_intervals(dit, clock, drift, kinds):
     """Nothing drifts too far: every third step is a refresh. Everything does: every second one is."""
     residual = replace(SPARSE.residual, clock=clock)
@@ -119,9 +119,9 @@ def test_bounds_give_the_schedules_of_these_intervals(dit, clock, drift, kinds):
 def test_the_step_after_the_one_that_drifts_too_far_is_a_refresh(dit):
     never = with_sparse(drift=1e9, interval=0, least_interval=1)
     _, executed, drifts = walked(dit, never)
-    assert executed == "r" + 7 * "s"
+    assert executed == "r" + 5 * "s"
     # The first drift above all before it, from the second sparse step on.
-    step = next(n for n in range(2, 7) if drifts[n] > drifts[:n].max())
+    step = next(n for n in range(2, 5) if drifts[n] > drifts[:n].max())
     between = float((drifts[step] + drifts[:step].max()) / 2)
     _, executed, again = walked(dit, with_sparse(drift=between, interval=0, least_interval=1))
     assert executed[: step + 2] == "r" + step * "s" + "r"
@@ -129,7 +129,8 @@ def test_the_step_after_the_one_that_drifts_too_far_is_a_refresh(dit):
 
 
 def test_both_prompts_are_refreshed_together_and_dense_layers_do_not_drift(dit):
-    plan = replace(with_sparse(drift=1e-9, dense_layers=(1,)), steps=4, true_cfg=2.0)
+    band = replace(HALF, mask="band")
+    plan = replace(with_sparse(drift=1e-9, dense_layers=(1,), sparsity=band), steps=4, true_cfg=2.0)
     *_, (_, (cond, uncond)) = walk(dit, plan)
     np.testing.assert_array_equal(cond.adaptive.refreshed, [True, False, True, False])
     np.testing.assert_array_equal(uncond.adaptive.refreshed, cond.adaptive.refreshed)

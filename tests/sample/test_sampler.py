@@ -20,8 +20,11 @@ from qsjax.sample import (
     initial_noise,
     make_sampler,
     prepare,
+    schedule,
     sigmas,
 )
+from qsjax.sample.sampler import _run
+from qsjax.settings.sparse import KINDS
 
 SHAPE = (2, 4, 2, 4, 4)
 
@@ -62,6 +65,24 @@ def test_all_steps_at_once_equal_step_by_step(dit):
     assert compiled["denoise_step"] == 1
     assert (last.index, last.kind, last.cache) == (3, DENSE, None)
     np.testing.assert_allclose(whole, last.latents, atol=FLOAT32_NETWORK, rtol=FLOAT32_NETWORK)
+
+
+@pytest.mark.parametrize("kinds", ["s", "rssr", "drsrsr", "ddrsrs", "drssrssrs"])
+def test_every_step_is_run_once_in_turn_and_as_its_kind(kinds):
+    """Scans within a scan, whose last round may be cut short: what steps do is left out here."""
+    names = [next(name for name in KINDS if name[0] == letter) for letter in kinds]
+    numbers = schedule(SamplingPlan(steps=len(kinds)))
+
+    def body(kind):
+        def step(carry, current):
+            row = jnp.stack([jnp.float32(KINDS.index(kind)), current.timestep])
+            return (jnp.roll(carry[0], -1, axis=0).at[-1].set(row), None), None
+
+        return step
+
+    (rows, _), _ = _run(names, body, (jnp.full((len(kinds), 2), -1.0), None), numbers)
+    np.testing.assert_array_equal(rows[:, 0], [KINDS.index(name) for name in names])
+    np.testing.assert_array_equal(rows[:, 1], numbers.timestep)
 
 
 def test_noise_is_a_function_of_the_seed_alone():

@@ -118,8 +118,8 @@ def test_policies_and_dense_layers_do_what_they_say(dit):
 
 
 def test_all_steps_at_once_equal_step_by_step(dit):
-    """Kinds: d r s r s r. With true guidance, where each prompt has a cache of its own: tests/parallel."""
-    plan = replace(DENSE, sparse=replace(SPARSE, interval=2))
+    """Kinds: d d r s r s, each compiled once. With true guidance, where each prompt has a cache of its own: tests/parallel."""
+    plan = replace(DENSE, sparse=replace(SPARSE, interval=2, dense_steps=3))
     kinds = ("dense", "refresh", "sparse")
     assert set(kinds) == set(plan.kinds)
 

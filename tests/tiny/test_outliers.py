@@ -1,5 +1,7 @@
 """Outlier injection: the same function, louder channels."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,10 +67,13 @@ def test_impossible_outliers(dit, wrong):
         outliers.inject(dit, **wrong)
 
 
-def test_a_folder_with_outliers(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("arguments", "ratio"), [((), 4), (("--spikes",), 5)])
+def test_a_folder_with_outliers(tiny_checkpoint, tmp_path, monkeypatch, capsys, arguments, ratio):
     monkeypatch.setattr("convert.bundled.converted_tiny_model", lambda: tiny_checkpoint)
     folder = tmp_path / "loud"
-    assert outliers.main([str(folder)]) == 0
+    assert outliers.main([str(folder), *arguments]) == 0
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    assert config["mlp_ratio"] == ratio
     assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").is_file()
     assert outliers.main([str(folder)]) == 2
     assert "exists already" in capsys.readouterr().err

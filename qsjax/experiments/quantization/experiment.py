@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from qsjax.calibration import Samples, SettingsChanges, calibrate_module
+from qsjax.calibration import Samples, SettingsChanges, Trajectories, calibrate_module, walk
 from qsjax.dit import DiT
-from qsjax.errors import InputError, QsjaxError
+from qsjax.errors import QsjaxError
 from qsjax.evaluate.captions import caption_scores
 from qsjax.evaluate.compare import Comparison, compare
 from qsjax.evaluate.perceptual import lpips
@@ -94,7 +94,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         progress: bool = False,
         **settings: Unpack[SettingsChanges],
     ) -> None:
-        self._lpips = lpips
+        self._lpips, self._runs = lpips, dict[int, Trajectories]()
         super().__init__(
             pipeline,
             folder,
@@ -109,7 +109,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         """The full-precision run; how well it shows its captions is stored, too."""
         reference = super().reference(row)
         if self._results.get(FULL) is None:
-            scores = caption_scores(reference.clips(len(self.scenes)), self.scenes)
+            scores = caption_scores(reference.clips(len(self.clips.scenes)), self.clips.scenes)
             self._results.add(FULL, {"row": FULL, "caption_score": scores.tolist()})
         return reference
 
@@ -168,21 +168,30 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         return QuantizationOutcome(row, comparison, None, seconds, attention_shift(blocks))
 
     def _judge(self, frames: np.ndarray, first: int) -> np.ndarray:
-        return caption_scores(frames, self.scenes[first : first + len(frames)])
+        return caption_scores(frames, self.clips.scenes[first : first + len(frames)])
 
     def _calibrate(self, row: QuantizationRow, samples: Samples) -> tuple[DiT, BlockReports]:
-        """The row's quantized model, and the calibration's report of each block.
-
-        Raises:
-            InputError: a method that is tuned end to end, which needs trajectories.
-        """
-        if row.method.tune_steps:
-            raise InputError("rows that are tuned end to end cannot be measured yet")
-        dit = self.dit_with_outliers if row.outliers else self._pipeline.dit
-        seed = self._calibration_noise(row.seed)
+        """The row's quantized model, and the calibration's report of each block."""
         return calibrate_module(
-            dit, samples, row.recipe, row.method, seed=seed, progress=self._progress
+            self.dit_with_outliers if row.outliers else self._pipeline.dit,
+            samples,
+            row.recipe,
+            row.method,
+            trajectories=self._trajectories(row.seed) if row.method.tune_steps else None,
+            seed=self.clips.calibration_noise(row.seed),
+            progress=self._progress,
         )
+
+    def _trajectories(self, seed: int) -> Trajectories:
+        """The runs of which `samples` are moments; those of one seed at a time."""
+        if seed not in self._runs:
+            captions = self.clips.calibration_captions(self._sample_count, seed)
+            noise = self.clips.calibration_noise(seed)
+            runs = walk(
+                self._pipeline, captions, seed=noise, progress=self._progress, **self._settings
+            )
+            self._runs = {seed: runs}
+        return self._runs[seed]
 
 
 def attention_shift(blocks: BlockReports) -> tuple[float, float] | None:

@@ -15,10 +15,15 @@ SEEDS = (0, 1, 2)
 PRESETS = ("w4a8", "w6a6", "w4a4", "w3a8")
 """QuantSparse reports W4A8 and W6A6; the others are where methods come apart. Whole recipes, modulation and refiner included."""
 COMPARED = ("rtn", "smoothquant", "quarot", "vidit", "qvdit", "ptq", "msad")
-ABLATED = ("global", "local", "random-rows", "full-attention")
-BEST = "msad"
-"""What is tuned end to end in every table."""
-TUNE_STEPS = 150
+ABLATED = {
+    "global": "global",
+    "local": "local",
+    "both": "msad",
+    "both, random rows": "random-rows",
+    "local, all rows": "full-attention",
+}
+"""Attention terms by the methods that have them."""
+TUNE_STEPS = METHODS["tuned"].tune_steps
 
 
 class Rank(IntEnum):
@@ -76,7 +81,7 @@ def quantization_grid() -> tuple[QuantizationRow, ...]:
         *_ablation(),
         *_methods("w6a6", rest=Rank.BITS, nearest=("rtn",)),
         *_methods("w4a4", rest=Rank.METHODS),
-        *_methods("w3a8", rest=Rank.BITS, nearest=("rtn",), main=Rank.BITS),
+        *_methods("w3a8", rest=Rank.BITS, nearest=("rtn",), promised=False),
         *_outliers(),
         *_modulation(),
     )
@@ -84,11 +89,10 @@ def quantization_grid() -> tuple[QuantizationRow, ...]:
 
 def variant(name: str, *, gptq: bool = False, tuned: bool = False) -> tuple[str, Method]:
     """A method with its rounding and tuning, and the label that says so."""
-    method = METHODS[name]
     label = [name, *(["gptq"] if gptq and name != "gptq" else []), *(["tuning"] if tuned else [])]
-    if gptq:
-        method = replace(method, rounding="gptq")
-    return " + ".join(label), replace(method, tune_steps=TUNE_STEPS if tuned else 0)
+    rounding = "gptq" if gptq or name == "gptq" else "nearest"
+    steps = TUNE_STEPS if tuned else 0
+    return " + ".join(label), replace(METHODS[name], rounding=rounding, tune_steps=steps)
 
 
 def _methods(
@@ -97,7 +101,7 @@ def _methods(
     rest: Rank,
     nearest: Sequence[str] = COMPARED,
     seeds: Sequence[str] = (),
-    main: Rank = Rank.MAIN,
+    promised: bool = True,
 ) -> list[QuantizationRow]:
     """The methods with both roundings, the training-free one, and the tuned ones.
 
@@ -106,32 +110,35 @@ def _methods(
         rest: rank of the methods that are compared.
         nearest: methods whose weights are rounded to nearest, too.
         seeds: further labels of rows that have several seeds.
-        main: rank of the baseline and of the two rows that matter most, which have several.
+        promised: whether the two rows that matter most come first, and with several seeds.
     """
-    first = dict([variant("gptq"), variant(BEST, gptq=True, tuned=True)])
+    most = {name: METHODS[name] for name in ("gptq", "tuned")}
     methods = {
         **dict(variant(name) for name in nearest),
         **dict(variant(name, gptq=True) for name in COMPARED),
-        **first,
+        **most,
     }
-    ranks = {label: main if label in ("rtn", *first) else rest for label in methods}
+    ranks = dict.fromkeys(methods, rest)
+    repeated = dict.fromkeys(seeds, Rank.SEEDS)
+    if promised:
+        ranks |= dict.fromkeys(("rtn", *most), Rank.MAIN)
+        repeated |= dict.fromkeys(most, Rank.MAIN)
     if preset == "w4a8":
-        more = dict([variant("gptq", tuned=True), variant("ptq", gptq=True, tuned=True)])
+        more = dict([variant("gptq", tuned=True), variant("msad", gptq=True, tuned=True)])
         methods, ranks = methods | more, ranks | dict.fromkeys(more, Rank.SEEDS)
-    rows = _table(preset.upper(), Recipe.load(preset), methods, ranks)
-    return _with_seeds(rows, {**dict.fromkeys(first, main), **dict.fromkeys(seeds, Rank.SEEDS)})
+    return _with_seeds(_table(preset.upper(), Recipe.load(preset), methods, ranks), repeated)
 
 
 def _ablation() -> list[QuantizationRow]:
     """W4A8 by MSAD without its attention terms, with one of them, and with other rows; all on the same inputs, rounded with error
     feedback."""
-    methods = dict(variant(name, gptq=True) for name in ("msad", *ABLATED))
-    label, none = variant("ptq", gptq=True)
-    none = replace(none, inputs=METHODS["msad"].inputs)
-    methods = {f"none ({label}, {none.inputs} inputs)": none, **methods}
-    recipe = Recipe.load("w4a8")
-    rows = _table("ablation", recipe, methods, dict.fromkeys(methods, Rank.ABLATION))
-    return _with_seeds(rows, dict.fromkeys(methods, Rank.ABLATION))
+    _, none = variant("ptq", gptq=True)
+    methods = {"none": replace(none, inputs=METHODS["msad"].inputs)}
+    for label, name in ABLATED.items():
+        _, methods[label] = variant(name, gptq=True)
+    ranks = dict.fromkeys(methods, Rank.ABLATION)
+    rows = _table("ablation, W4A8 + gptq", Recipe.load("w4a8"), methods, ranks)
+    return _with_seeds(rows, ranks)
 
 
 def _outliers() -> list[QuantizationRow]:
@@ -140,7 +147,7 @@ def _outliers() -> list[QuantizationRow]:
         [
             *(variant(name) for name in ("rtn", "smoothquant", "quarot", "gptq")),
             *(variant(name, gptq=True) for name in ("ptq", "msad")),
-            variant(BEST, gptq=True, tuned=True),
+            ("tuned", METHODS["tuned"]),
         ]
     )
     recipe, ranks = Recipe.load("w4a8"), dict.fromkeys(methods, Rank.REST)

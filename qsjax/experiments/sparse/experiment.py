@@ -187,7 +187,7 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
                     self.samples(self._seed),
                     recipe,
                     method,
-                    seed=self._calibration_noise(self._seed),
+                    seed=self.clips.calibration_noise(self._seed),
                     progress=self._progress,
                 )
             self._models[weights] = dit

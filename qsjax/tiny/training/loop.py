@@ -94,10 +94,10 @@ def restore(directory: Path, state: State, *, required: str | None = None) -> tu
     Raises:
         CheckpointError: there is none, and one is required.
     """
+    if required is not None:
+        require(directory, required)
     checkpoints = _checkpoints(directory)
     if not checkpoints:
-        if required is not None:
-            raise CheckpointError(f"{directory}: no checkpoint; run `stage={required!r}` first")
         return state, 0
     leaves, form = jax.tree.flatten(state)
     abstract = {
@@ -108,6 +108,16 @@ def restore(directory: Path, state: State, *, required: str | None = None) -> tu
     # A round-trip through the host: a resumed run has the placement, and therefore the compiled step, of a fresh run.
     arrays = [jnp.asarray(np.asarray(loaded[f"{i:04d}"])) for i in range(len(leaves))]
     return jax.tree.unflatten(form, arrays), int(checkpoints[-1].name.removeprefix("step_"))
+
+
+def require(directory: Path, stage: str) -> None:
+    """Refuse a folder that a stage should have left a checkpoint in, before anything is made to restore it to.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not _checkpoints(directory):
+        raise CheckpointError(f"{directory}: no checkpoint; run `stage={stage!r}` first")
 
 
 def read_log(directory: Path) -> list[dict[str, float | int]]:

@@ -184,6 +184,7 @@ def trained_dit(work: Path, stage: str) -> DiT:
     Raises:
         CheckpointError: the stage has none.
     """
+    loop.require(work / stage, stage)
     model = DiT(DIT_CONFIG, rngs=nnx.Rngs(0))
     state, _ = loop.restore(work / stage, dit_training.initial_state(model, DIT), required=stage)
     return nnx.merge(nnx.split(model)[0], state.average)
@@ -195,6 +196,8 @@ def trained_vae(work: Path) -> VAE:
     Raises:
         CheckpointError: there are none.
     """
+    for half in HALVES:
+        loop.require(work / half, "vae")
     model = vae_training.new_vae(0)
     for half in HALVES:
         initial = vae_training.initial_state(model, half, vae_training.TRAINING[half])
