@@ -1,6 +1,6 @@
 """Runs of a small random transformer on eight devices of one CPU, and the same on one: prints JSON.
 
-Started by the tests: `sharded_runs.py PLAN,... [CHECKPOINT]`.
+Started by the tests: `sharded_runs.py PLAN,... [CHECKPOINT]`, or `sharded_runs.py tuning`.
 """
 
 import gc
@@ -17,6 +17,8 @@ import numpy as np
 from flax import nnx
 
 from qsjax import Pipeline
+from qsjax.calibration import METHODS, Trajectories
+from qsjax.calibration.tuning import tune
 from qsjax.dit import DiT, DiTConfig
 from qsjax.parallel import make_mesh, replicated, weight_placement, weight_specs
 from qsjax.params import map_parameters
@@ -218,6 +220,28 @@ def tiles(checkpoint: str) -> dict:
     return {"apart": float(np.abs(one - two).max()), "shape": list(one.shape)}
 
 
+def tuning() -> dict:
+    """Losses of three steps of tuning end to end, on one device and on two, which take one moment each."""
+    random = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape).astype(np.float32)
+
+    runs = Trajectories(
+        latents=[normal(3, *SHAPE[1:]) for _ in range(2)],
+        timestep=np.array([800.0, 300.0], np.float32),
+        delta=np.array([-0.5, -0.3], np.float32),
+        text=normal(2, TEXT, 8),
+        mask=np.arange(TEXT)[None] < np.array([[4], [5]]),
+        pooled=normal(2, 6),
+        guidance=6000.0,
+    )
+    method = replace(METHODS["gptq"], tune_steps=3)
+    dit = model("w4a8", CONFIG)
+    curves = [tune(dit, runs, method, mesh=make_mesh(devices))[1] for devices in (1, 2)]
+    return dict(zip(("one", "two"), curves, strict=True))
+
+
 if __name__ == "__main__":
     gc.set_threshold(50_000, 20, 50)  # as in conftest.py
     plans, *checkpoints = sys.argv[1:]
@@ -228,7 +252,9 @@ if __name__ == "__main__":
         "adaptive": partial(model, config=CONFIG),
     }
     report: dict[str, Any] = {}
-    for name in plans.split(","):
+    if plans == "tuning":
+        report, plans = {"tuning": tuning()}, ""
+    for name in filter(None, plans.split(",")):
         dit = models[name]()
         report[name] = [run(PLANS[name], dit, *way) for way in WAYS[name]]
         if name == "integers":

@@ -70,6 +70,14 @@ def test_all_devices_decide_alike_which_steps_are_refreshes():
     assert not any(eight["full_size"].values())
 
 
+@pytest.mark.whole
+def test_two_devices_tune_as_one_does():
+    """Each has one of a step's two moments; the third loss depends on both devices' gradients of the first two steps."""
+    curves = reported("tuning")["tuning"]
+    assert len(set(curves["one"])) == 3
+    np.testing.assert_allclose(curves["two"], curves["one"], rtol=1e-4)
+
+
 def test_the_cache_lies_with_its_heads(runs):
     one, eight = runs["sparse"]
     layers, batch, heads, tokens, channels = one["values"]
