@@ -27,7 +27,7 @@ OBSERVING, TRAINING, MEASURING, COMPARING, GRAMS, ROUNDING, TUNING = (
     "rounding",
     "tuning",
 )
-WIDTHS = {OBSERVING: 13, TRAINING: 42, MEASURING: 28, COMPARING: 18, GRAMS: 12, TUNING: 42}
+WIDTHS = {OBSERVING: 13, TRAINING: 52, MEASURING: 28, COMPARING: 18, GRAMS: 12, TUNING: 42}
 """Stage -> widths of tokens that it holds at its peak; of tuning, for each moment of a step."""
 _BFLOAT16, _FLOAT32 = 2, 4
 
