@@ -110,9 +110,9 @@ run("convert", source, WORK / "rtn-w4a8", "--quantize", "rtn-w4a8", "--overwrite
 # ## Calibrate
 #
 # Recipe `w4a8` (4-bit weights, 8-bit activations), method `msad`: smoothing, rotations and clips of each block are trained until its
-# quantized output and its attention are near the float block's. `qsjax demo` takes these 8 samples and 4 passes; the defaults, 20
-# and 15, take minutes and gain another decibel or two. The captions are of scenes that the tiny model was neither trained on nor is
-# evaluated on.
+# quantized output and its attention are near the float block's. Here it has 8 samples and 4 passes; the defaults, 20 and 15, take
+# minutes and gain another decibel or two. (`qsjax demo` takes 8 samples and method `gptq`, which trains nothing.) The captions are of
+# scenes that the tiny model was neither trained on nor is evaluated on.
 #
 # In the printed table a number below 1 is an error below rounding to nearest's.
 

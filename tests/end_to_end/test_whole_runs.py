@@ -50,7 +50,6 @@ def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path, monkeypatc
     model = small_model(tmp_path / "model")
     monkeypatch.setattr(bundled, "tiny_model_directory", lambda: model)
     monkeypatch.setattr(demo, "_SAMPLES", 1)
-    monkeypatch.setattr(demo, "_EPOCHS", 1)
     monkeypatch.setattr(demo, "CAPTIONS", demo.CAPTIONS[:2])
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--steps", "2", "--json"]) == 0
