@@ -53,6 +53,8 @@ DEEP = replace(CONFIG, num_double_blocks=2, num_single_blocks=2)
 """Where a layer is not the whole stack."""
 SHAPE = (1, 4, 3, 16, 12)
 TOKENS, TEXT = 3 * 8 * 6, 5
+KEYS = (TOKENS, TOKENS + TEXT, TOKENS + 8)
+"""Of the video; with text; and in whole blocks of four."""
 SVG = Sparsity(mask="svg", density=0.3, block=4, profiled_rows=24)
 SPARSE = SparsePlan(sparsity=SVG, residual=Residual(store="float32", rank=2), interval=3)
 """Stored in floats: an int8 cache rounds a value halfway between two integers to either, as partial sums fall."""
@@ -108,9 +110,11 @@ def full_size(compiled: str) -> list[str]:
 
     def too_large(shape: str) -> bool:
         sizes = [int(size) for size in shape[shape.index("[") + 1 : -1].split(",")]
-        tokens = [size for size in sizes if size in (TOKENS, TOKENS + TEXT)]
-        # Scores have tokens twice: a chunk of 256 queries is all of a video this small.
-        return len(tokens) == 1 and np.prod(sizes) >= TOKENS * CONFIG.hidden_size
+        tokens = [size for size in sizes if size in KEYS]
+        if not tokens or np.prod(sizes) < TOKENS * CONFIG.hidden_size:
+            return False
+        # Scores have tokens twice, perhaps queries by blocks: a chunk of 256 queries is all of a video this small.
+        return np.prod(sizes) // tokens[0] not in KEYS
 
     return sorted(filter(too_large, shapes))
 
