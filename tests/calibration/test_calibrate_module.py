@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calibration.calibration_models import BLOCKS, METHOD, random_dit, random_samples
+from calibration.calibration_models import BLOCKS, random_dit, random_samples
+from calibration.calibration_models import METHOD as SHORT
 from calibration.calibration_models import RECIPE as ONE_FACTOR
 from compilations import compilations
 from tolerances import FLOAT32_NETWORK
@@ -18,6 +19,8 @@ from qsjax.calibration import METHODS, calibrate_module
 from qsjax.calibration.programs import Programs
 from qsjax.quant import Override, Precision
 
+# After six steps one block of a model this small may be farther than rounding to nearest; not after eighteen.
+METHOD = replace(SHORT, epochs=9)
 KEPT = Override(pattern=r"double_blocks\.txt\.(proj|qkv)", precision=Precision(weights=16))
 RECIPE = replace(ONE_FACTOR, overrides=(KEPT,), rotation="kronecker", rotation_size=12)
 
