@@ -112,6 +112,7 @@ def test_gradients_are_those_of_the_rounded_function(name):
     np.testing.assert_allclose(found, expected, rtol=0.2 if name == "clip" else 1e-2)
 
 
+@pytest.mark.whole
 def test_what_the_backward_pass_keeps_changes_nothing(rounded, runs, tuned):
     """Two steps; the second loss depends on every gradient of the first."""
     few = replace(METHOD, tune_steps=STEPS)

@@ -44,7 +44,7 @@ def test_lists_say_what_the_map_says(block_map):
         assert set(indices[count:]) <= ({indices[count - 1]} if count else {0})
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(block_maps(), st.integers(1, 2), st.sampled_from([1, 3]))
 def test_coarser_lists_are_unions(block_map, rows, columns):
     full = block_map if block_map.ndim == 4 else block_map[None]

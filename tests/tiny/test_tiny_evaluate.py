@@ -7,6 +7,7 @@ import pytest
 from qsjax.tiny import evaluate
 
 
+@pytest.mark.whole
 def test_a_report_and_a_sheet(tiny_checkpoint, tmp_path, capsys):
     arguments = ["--model", str(tiny_checkpoint), "--pairs", "2", "--batch", "2", "--seeds", "5"]
     arguments += ["--frames", "5", "--size", "16", "--steps", "1"]
