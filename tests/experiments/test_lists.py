@@ -27,6 +27,7 @@ def tokens():
     return tuple(map(jnp.asarray, (2 * q, k, v, valid)))
 
 
+@pytest.mark.whole
 def test_all_keys_lose_nothing(tokens):
     rows = np.arange(0, 256, 17)
     found = measured(list(all_lists(GRID, TEXT, 1.0).values()), rows, *tokens)

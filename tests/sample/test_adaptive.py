@@ -128,6 +128,7 @@ def test_the_step_after_the_one_that_drifts_too_far_is_a_refresh(dit):
     np.testing.assert_allclose(again[: step + 1], drifts[: step + 1], rtol=1e-4)
 
 
+@pytest.mark.whole
 def test_both_prompts_are_refreshed_together_and_dense_layers_do_not_drift(dit):
     band = replace(HALF, mask="band")
     plan = replace(with_sparse(drift=1e-9, dense_layers=(1,), sparsity=band), steps=4, true_cfg=2.0)
