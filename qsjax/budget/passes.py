@@ -17,13 +17,14 @@ FLOAT32 = 15
 """Operations in bfloat16 that take as long as one in float32: the ratio of an H100's peaks. A TPU makes one of six."""
 
 
-class Forwards(NamedTuple):
+@dataclass(frozen=True)
+class Forwards:
     """Operations in forward passes, of the blocks' linear layers and of their attention."""
 
-    linears: float
-    attention: float
+    linears: float | int
+    attention: float | int
 
-    def __add__(self, other: "Forwards") -> "Forwards":  # type: ignore[override]
+    def __add__(self, other: "Forwards") -> "Forwards":
         return Forwards(self.linears + other.linears, self.attention + other.attention)
 
 
