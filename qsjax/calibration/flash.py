@@ -34,7 +34,7 @@ def flash_attention(
 
 
 def by_head(x: Float[Array, "B L H D"]) -> Float[Array, "M L D"]:
-    """Every head of every sample by itself, M = B H."""
+    """Heads of all samples along one axis, M = B H."""
     return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 

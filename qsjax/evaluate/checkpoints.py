@@ -84,7 +84,7 @@ class Checkpoints:
         return written + (draw(self._repeats(), folder / "comparison") if plots else [])
 
     def _repeats(self) -> dict[str, Repeats]:
-        """Each by itself: nothing is known of other calibrations of a checkpoint."""
+        """One table row a checkpoint: it says nothing of other calibrations of its kind."""
         return {name: Repeats({0: one}, fixed=True) for name, one in self.results.items()}
 
 
