@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from qsjax.errors import InputError
+from qsjax.untrusted import check_plain, read_text, shown
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str) -> T:
     old = old_spellings(cls)
     for key in values:
         if key not in fields and key not in old:
-            raise InputError(f"{source}: unknown key {key!r}; {nearest(key, fields)}")
+            raise InputError(f"{source}: unknown key {shown(key)}; {nearest(key, fields)}")
     missing = [
         name
         for name, field in fields.items()
@@ -100,16 +101,16 @@ def load_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        InputError: the file is absent or is not TOML.
+        InputError: the file is absent or is not TOML, or holds a number that is not finite or has more than 64 bits.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give an existing TOML file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not valid TOML ({error})") from error
+        values = tomllib.loads(read_text(path))
+        check_plain(values)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not usable TOML ({str(error)[:200]}); correct it") from error
+    return values
 
 
 def configs_directory() -> Path:
@@ -136,7 +137,9 @@ def preset(kind: str, name: str) -> dict[str, Any]:
 
 def _require_table(cls: type, values: object, source: str) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
-        raise InputError(f"{source}: expected a table of {cls.__name__} fields, found {values!r}")
+        raise InputError(
+            f"{source}: expected a table of {cls.__name__} fields, found {shown(values)}"
+        )
     return values
 
 
@@ -150,7 +153,7 @@ def _convert(hint: object, value: object, *, source: str) -> object:
     if origin is tuple:
         args = typing.get_args(hint)
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{source}: expected a list, found {value!r}")
+            raise InputError(f"{source}: expected a list, found {shown(value)}")
         variadic = len(args) == 2 and args[1] is Ellipsis
         if not variadic and len(value) != len(args):
             raise InputError(f"{source}: expected {len(args)} values, found {len(value)}")
@@ -162,7 +165,9 @@ def _convert(hint: object, value: object, *, source: str) -> object:
     if origin is Literal:
         word = _convert(str, value, source=source)
         if word not in typing.get_args(hint):
-            raise InputError(f"{source}: no {word!r}; {nearest(str(word), typing.get_args(hint))}")
+            raise InputError(
+                f"{source}: no {shown(word)}; {nearest(str(word), typing.get_args(hint))}"
+            )
         return word
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_mapping(hint, _require_table(hint, value, source), source=source)
@@ -170,6 +175,6 @@ def _convert(hint: object, value: object, *, source: str) -> object:
         return float(value)
     if hint in (bool, int, float, str):
         if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-            raise InputError(f"{source}: expected {hint.__name__}, found {value!r}")
+            raise InputError(f"{source}: expected {hint.__name__}, found {shown(value)}")
         return value
     raise TypeError(f"{source}: config fields of type {hint} are not supported")

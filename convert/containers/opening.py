@@ -11,9 +11,9 @@ from convert.containers.safetensors_file import SafetensorsFile
 from convert.containers.scaled_fp8 import ScaledFp8, float8_names
 from convert.containers.sharded import ShardedSafetensors
 from convert.containers.source import Source
-from convert.containers.strict_json import read_object
 from convert.containers.torch_file import TorchFile
 from qsjax.errors import CheckpointError, InputError
+from qsjax.untrusted import read_object
 
 
 def open_source(path: str | os.PathLike[str], component: str) -> Source:

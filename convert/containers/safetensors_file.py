@@ -11,8 +11,8 @@ import numpy as np
 
 from convert.containers.byte_ranges import ByteRanges
 from convert.containers.source import Source, TensorInfo, begin_of
-from convert.containers.strict_json import parse_object
 from qsjax.errors import CheckpointError
+from qsjax.untrusted import parse_object
 
 DTYPES = {
     "F64": np.dtype(np.float64),

@@ -9,8 +9,8 @@ import numpy as np
 from convert.containers.listing import first_few
 from convert.containers.safetensors_file import SafetensorsFile
 from convert.containers.source import Source
-from convert.containers.strict_json import read_object
 from qsjax.errors import CheckpointError
+from qsjax.untrusted import read_object
 
 
 class ShardedSafetensors(Source):
