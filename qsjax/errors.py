@@ -31,6 +31,10 @@ class CheckpointError(QsjaxError):
     """A checkpoint (PyTorch or Orbax) is damaged, incomplete, or not what it was taken for."""
 
 
+class NotFiniteError(QsjaxError):
+    """A model computed something that is no number: a NaN or an infinity, of which no video can be made."""
+
+
 class Cancelled(QsjaxError):
     """Sampling stopped on request; `step` says how many steps were done and `latents` holds their result."""
 

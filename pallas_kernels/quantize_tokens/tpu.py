@@ -128,6 +128,7 @@ def _kernel(
 
     # Sums and maxima are kept for each lane until the last slice: adding registers is cheap, adding lanes is not.
     spread = jnp.zeros((rows, width), jnp.float32)
+    inverse: Array | float = 1.0
     if norm == "layer":
         total = over_slices(lambda part, kept: kept + values(part), spread)
         mean = total.sum(axis=1, keepdims=True) / channels

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 from qsjax.config import from_mapping
 from qsjax.errors import InputError
 from qsjax.settings.plan import SamplingPlan
+from qsjax.untrusted import Between
 
 TEXT_TOKENS = 256
 """Length of HunyuanVideo's prompts, padding included."""
+_Size = Between(1, 1 << 16)
 FILE = "qsjax.json"
 """Name of the JSON file with these settings beside a PyTorch pipeline's model_index.json."""
 
@@ -26,10 +28,10 @@ class Settings(SamplingPlan):
         negative_prompt: what true guidance moves away from.
     """
 
-    frames: int = 129
-    height: int = 720
-    width: int = 1280
-    fps: int = 24
+    frames: Annotated[int, _Size] = 129
+    height: Annotated[int, _Size] = 720
+    width: Annotated[int, _Size] = 1280
+    fps: Annotated[int, Between(1, 1000)] = 24
     negative_prompt: str = ""
 
     @classmethod

@@ -25,6 +25,8 @@ class Between:
         return self.least <= value <= self.most
 
 
+LONGEST = 4096
+"""Values of a tuple."""
 Layers = Annotated[int, Between(0, 1024)]
 """Layers or blocks of one kind."""
 Width = Annotated[int, Between(1, 1 << 17)]
@@ -38,7 +40,7 @@ Positive = Annotated[float, Between(1e-30, 1e30)]
 def check_bounds(config: object, *, source: str = "") -> None:
     """Refuse a number of a dataclass that is not finite, or not inside the `Between` of its type; for a `__post_init__`.
 
-    Numbers without one are finite, and integers below 2^63. A tuple's numbers are looked at one by one.
+    Numbers without one are finite, and integers below 2^63. A tuple's numbers are looked at one by one, of at most `LONGEST`.
 
     Args:
         config: a dataclass.
@@ -50,6 +52,8 @@ def check_bounds(config: object, *, source: str = "") -> None:
     begin = f"{source}: " if source else ""
     for name, bounds in _bounds(type(config)).items():
         value = getattr(config, name)
+        if isinstance(value, tuple) and len(value) > LONGEST:
+            raise InputError(f"{begin}{name} has {len(value)} values; give at most {LONGEST}")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
