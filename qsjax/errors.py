@@ -11,6 +11,8 @@ import shlex
 _VALUE = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[\w.+-]+"""
 _ARGUMENT = rf"([a-z]\w*(?:\.\w+)*)(?:=({_VALUE}))?"
 _ARGUMENTS = re.compile(rf"`({_ARGUMENT}(?:, {_ARGUMENT})*)`")
+_LONGEST = 1200
+"""Characters of a printed message."""
 _OTHER_NAMES = {
     "load_prompts": "encoded_prompt",
     "plot_to": "plot",
@@ -57,7 +59,10 @@ def on_command_line(message: object) -> str:
     def options(found: re.Match[str]) -> str:
         return " ".join(_option(name, value) for name, value in re.findall(_ARGUMENT, found[1]))
 
-    return _ARGUMENTS.sub(options, str(message))
+    text = _ARGUMENTS.sub(options, str(message))
+    # Names from outside may hold what a terminal obeys.
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _option(name: str, value: str) -> str:

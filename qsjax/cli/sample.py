@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qsjax.cli.fields import add_fields
 from qsjax.cli.kernels import add_kernels, given_kernels
+from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, add_config, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError, QsjaxError, on_command_line
@@ -56,7 +57,7 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument(
         "--devices",
-        type=int,
+        type=whole(1, 65_536),
         default=1,
         help="number of devices that share the transformer's tokens and heads",
     )
@@ -71,9 +72,13 @@ def add_arguments(options: Options) -> None:
         help="to run on several hosts: address of the first host, or 'auto' on Cloud TPUs and under Slurm. Start the same command"
         " on each host; --devices counts the devices of all hosts, and the first host writes the file",
     )
-    options.add_argument("--hosts", type=int, help="with --coordinator HOST:PORT: number of hosts")
     options.add_argument(
-        "--host", type=int, help="with --coordinator HOST:PORT: number of this host, from 0"
+        "--hosts", type=whole(1, 65_536), help="with --coordinator HOST:PORT: number of hosts"
+    )
+    options.add_argument(
+        "--host",
+        type=whole(0, 65_535),
+        help="with --coordinator HOST:PORT: number of this host, from 0",
     )
     add_sparse_options(options)
     add_kernels(options)
@@ -93,9 +98,11 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.prompt.strip()) == (args.encoded_prompt is not None):
         raise InputError("give either --prompt (not empty) or --encoded-prompt FILE")
     from qsjax.pipeline import Pipeline
+    from qsjax.sample import check_seed
     from qsjax.text import load_prompts, save_prompts
     from qsjax.video import write_video
 
+    check_seed(args.seed)
     first = _join_hosts(args)
     storage = {
         "dtype": args.dtype,
