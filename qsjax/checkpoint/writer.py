@@ -141,6 +141,9 @@ class CheckpointWriter:
                 item: finished[f"{component}/{item}"] for item in items
             }
         data = sealed({"format_version": FORMAT_VERSION, **data})
+        Manifest(
+            self._destination, data
+        )  # what no reader would take is refused before it has its final name
         write_atomically(self._temporary / MANIFEST, json.dumps(data, indent=1).encode())
         # Journal and identity stay until the end: interrupted anywhere here, the same call finishes the job.
         old = self._destination.with_name(self._destination.name + ".old")

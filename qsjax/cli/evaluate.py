@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsjax.cli.options import Options, add_config, with_config
+from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def add_arguments(options: Options) -> None:
         action="store_true",
         help="compare, quantization: LPIPS too: pip install 'qsjax[lpips]'",
     )
+    add_no_verify(options)
     options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     add_config(options)
 
@@ -113,7 +114,7 @@ def _grid(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     rows, experiment_class, report_class = _GRIDS[args.what]()
     rows, folder = select(rows, args.rows), args.out or _DEFAULT_OUT.with_name(args.what)
     experiment = experiment_class(
-        _pipeline(args.reference, dtype="float32"),
+        _pipeline(args.reference, dtype="float32", verify=not args.no_verify),
         folder,
         captions=captions,
         samples=args.samples,
@@ -193,9 +194,10 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             "--stream and --first-caption are not for compare; --captions takes a file"
         )
     captions = read_captions("8" if args.captions is None else args.captions)
+    verify = not args.no_verify
     comparison = compare_checkpoints(
-        _pipeline(args.reference),
-        {str(name): _pipeline(str(name)) for name in args.model},
+        _pipeline(args.reference, verify=verify),
+        {str(name): _pipeline(str(name), verify=verify) for name in args.model},
         captions,
         seed=args.seed or 0,
         batch=args.batch,
