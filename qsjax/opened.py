@@ -49,6 +49,7 @@ class OpenCheckpoint:
         shard_weights: bool = False,
         kernels: KernelsLike | None = None,
         progress: bool = True,
+        verify: bool = True,
     ) -> None:
         if modulation not in MODULATION_WEIGHTS:
             raise InputError(
@@ -84,6 +85,7 @@ class OpenCheckpoint:
             shard_weights=shard_weights,
             kernels=checked_kernels(kernels),
             progress=progress,
+            verify=verify,
             add=self._add,
         )
         self.timings: dict[str, float] = {}
@@ -101,6 +103,7 @@ class OpenCheckpoint:
         shard_weights: bool = False,
         kernels: KernelsLike | None = None,
         progress: bool = True,
+        verify: bool = True,
     ) -> Opened:
         """Open a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
 
@@ -120,6 +123,7 @@ class OpenCheckpoint:
             kernels: implementation names by operation, as {"attention": "xla_chunked", "matmul": "xla"}. Operations are attention,
                 sparse_attention, matmul and quantize; `qsjax doctor` lists the names. None is "auto" for all.
             progress: show progress bars (on a terminal or in a notebook; in a log, a line per 10 %).
+            verify: compare the weights with their sha256 in the manifest when they are read, once a process; False leaves that out.
 
         Raises:
             CheckpointError: not a checkpoint, or one without a DiT or VAE.
@@ -137,6 +141,7 @@ class OpenCheckpoint:
             shard_weights=shard_weights,
             kernels=kernels,
             progress=progress,
+            verify=verify,
         )
 
     @classmethod

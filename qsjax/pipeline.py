@@ -132,9 +132,13 @@ class Pipeline(OpenCheckpoint):
         if self.mesh is not None and plan.sparse is not None:
             check_heads(self.mesh, self.dit_config.num_heads)
         self._require_room(chosen, encodes=not isinstance(prompt, EncodedPrompt))
-        if not isinstance(prompt, EncodedPrompt):
+        if isinstance(prompt, EncodedPrompt):
+            self._require_fits(prompt)
+        else:
             prompt = prompt if isinstance(prompt, str) else list(prompt)
             _texts(prompt)
+        if isinstance(negative_prompt, EncodedPrompt):
+            self._require_fits(negative_prompt)
         self._compile_ahead(chosen, prompt, negative_prompt)
         encoded = self.encode(prompt)
         negative = None
@@ -280,6 +284,8 @@ class Pipeline(OpenCheckpoint):
         ...         break
         """
         settings = self.settings if settings is None else settings
+        for encoded in (prompt,) if negative is None else (prompt, negative):
+            self._require_fits(encoded)
         self._require_room(settings, encodes=False)
         shape, text = self.latent_shape(settings, prompt.pooled.shape[0]), prompt.text.shape[1]
         if latents is None:
@@ -300,6 +306,16 @@ class Pipeline(OpenCheckpoint):
         if self._progress and (summary := describe(self.dit_config, plan, shape, text)):
             logger.info("%s", summary)
         return self._denoiser(plan, prompt, negative, latents)
+
+    def _require_fits(self, prompt: EncodedPrompt) -> None:
+        """Raise `InputError` for a prompt that was encoded for another model."""
+        found = prompt.text.shape[-1], prompt.pooled.shape[-1]
+        needed = self.dit_config.text_dim, self.dit_config.pooled_dim
+        if found != needed:
+            raise InputError(
+                f"the encoded prompt has states of {found[0]} and a pooled vector of {found[1]} numbers, the model reads"
+                f" {needed[0]} and {needed[1]}; encode it with this checkpoint"
+            )
 
     def _record_statistics(
         self, settings: Settings, prompt: EncodedPrompt, last: StepResult

@@ -52,6 +52,7 @@ def calibrate_checkpoint(
     kept: Kept = "inputs",
     overwrite: bool = False,
     progress: bool = True,
+    verify: bool = True,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Write a quantized checkpoint.
 
@@ -71,6 +72,7 @@ def calibrate_checkpoint(
         kept: what the backward pass of tuning finds of each block.
         overwrite: replace a finished checkpoint, at the end.
         progress: show a bar.
+        verify: compare the source's weights with their sha256 in its manifest.
 
     Returns:
         The new manifest, and the report of each block.
@@ -90,7 +92,7 @@ def calibrate_checkpoint(
     identity = _identity(manifest, stored, method, described, seed, dtype)
     writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
     folder = _work_folder(destination.with_name(destination.name + ".calibration"), identity)
-    origin, gathered = CheckpointSource(manifest, dtype), gather(folder)
+    origin, gathered = CheckpointSource(manifest, dtype, verify=verify), gather(folder)
     run = _Run(origin, gathered, recipe, stored, method, described, seed, folder, progress)
     for relative in manifest.files:
         writer.write_file(relative, (manifest.directory / relative).read_bytes())

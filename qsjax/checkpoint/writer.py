@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
-from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Leaf, Manifest
+from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest, sealed
+from qsjax.checkpoint.schema import Leaf
 from qsjax.errors import InputError
 
 CHUNK_BYTES = 16 * 2**20
@@ -139,7 +140,10 @@ class CheckpointWriter:
             data["components"][component]["items"] = {
                 item: finished[f"{component}/{item}"] for item in items
             }
-        data = {"format_version": FORMAT_VERSION, **data}
+        data = sealed({"format_version": FORMAT_VERSION, **data})
+        Manifest(
+            self._destination, data
+        )  # what no reader would take is refused before it has its final name
         write_atomically(self._temporary / MANIFEST, json.dumps(data, indent=1).encode())
         # Journal and identity stay until the end: interrupted anywhere here, the same call finishes the job.
         old = self._destination.with_name(self._destination.name + ".old")

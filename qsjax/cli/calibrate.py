@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qsjax.cli.fields import add_fields
 from qsjax.cli.numbers import whole
-from qsjax.cli.options import Options, add_config, with_config
+from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.settings import Settings
 
 _SIZES = ("frames", "height", "width", "steps")
@@ -68,6 +68,7 @@ def add_arguments(options: Options) -> None:
     options.add_argument(
         "--devices", type=whole(1, 65_536), default=1, help="number of devices that sample and tune"
     )
+    add_no_verify(options)
     options.add_argument("--plot", type=Path, help="PNG of curves and errors to write")
     options.add_argument("--overwrite", action="store_true", help="replace the checkpoint")
     options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         devices=args.devices,
         plot_to=args.plot,
         overwrite=args.overwrite,
+        verify=not args.no_verify,
     )
     files = [str(path) for path in calibrated.files]
     if args.json:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsjax.cli.numbers import whole
-from qsjax.cli.options import Options, add_config, with_config
+from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.errors import InputError
 from qsjax.untrusted import shown
 
@@ -87,6 +87,7 @@ def add_arguments(options: Options) -> None:
         action="store_true",
         help="compare, quantization: LPIPS too: pip install 'qsjax[lpips]'",
     )
+    add_no_verify(options)
     options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     add_config(options)
 
@@ -118,7 +119,7 @@ def _grid(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     rows, experiment_class, report_class = _GRIDS[args.what]()
     rows, folder = select(rows, args.rows), args.out or _DEFAULT_OUT.with_name(args.what)
     experiment = experiment_class(
-        _pipeline(args.reference, dtype="float32"),
+        _pipeline(args.reference, dtype="float32", verify=not args.no_verify),
         folder,
         captions=captions,
         samples=args.samples,
@@ -200,9 +201,10 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             "--stream and --first-caption are not for compare; --captions takes a file"
         )
     captions = read_captions("8" if args.captions is None else args.captions)
+    verify = not args.no_verify
     comparison = compare_checkpoints(
-        _pipeline(args.reference),
-        {str(name): _pipeline(str(name)) for name in args.model},
+        _pipeline(args.reference, verify=verify),
+        {str(name): _pipeline(str(name), verify=verify) for name in args.model},
         captions,
         seed=args.seed or 0,
         batch=args.batch,

@@ -69,6 +69,15 @@ def add_config(options: Options) -> None:
     )
 
 
+def add_no_verify(options: Options) -> None:
+    """Add `--no-verify`."""
+    options.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not compare weights with their sha256 when they are read; damage on the disk then goes unnoticed",
+    )
+
+
 def with_config(options: Options, args: argparse.Namespace) -> argparse.Namespace:
     """Set the options that were not typed to the values in the file of `--config`.
 

@@ -94,7 +94,7 @@ def test_faulty_tokenizer_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"'<nowhere>' is not in tokenizer\.json"):
         PromptTokenizer(tmp_path, length=4)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: it is not usable JSON"):
         PromptTokenizer(tmp_path, length=4)
     whole = (tmp_path / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
