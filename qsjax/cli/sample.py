@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("give either --prompt (not empty) or --encoded-prompt FILE")
     from qsjax.pipeline import Pipeline
     from qsjax.text import load_prompts, save_prompts
-    from qsjax.video import write_video
+    from qsjax.video import check_fps, check_writable, write_video
 
     first = _join_hosts(args)
     storage = {
@@ -120,7 +120,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     changes = {name: getattr(args, name) for name in _SETTINGS}
     changes["recipe"] = chosen_recipe(args, pipeline.settings)
-    fps = pipeline.resolve(**changes).fps
+    settings = pipeline.resolve(**changes)
+    fps, pixels = settings.fps, settings.frames * settings.height * settings.width
+    check_fps(fps)
+    if first:
+        check_writable(args.out, overwrite=args.overwrite, pixels=pixels)
     del changes["fps"]
     prompt = load_prompts(args.encoded_prompt) if args.encoded_prompt else args.prompt
     start = time.perf_counter()
