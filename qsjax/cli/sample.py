@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from qsjax.pipeline import Pipeline
     from qsjax.sample import check_seed
     from qsjax.text import save_prompts
-    from qsjax.video import write_video
+    from qsjax.video import check_fps, check_writable, write_video
 
     check_seed(args.seed)
     first = _join_hosts(args)
@@ -133,7 +133,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     changes = {name: getattr(args, name) for name in _SETTINGS}
     changes["recipe"] = chosen_recipe(args, pipeline.settings)
-    fps = pipeline.resolve(**changes).fps
+    settings = pipeline.resolve(**changes)
+    fps, pixels = settings.fps, settings.frames * settings.height * settings.width
+    check_fps(fps)
+    if first:
+        check_writable(args.out, overwrite=args.overwrite, pixels=pixels)
     del changes["fps"]
     prompt = _encoded(args.encoded_prompt) if args.encoded_prompt else args.prompt
     start = time.perf_counter()
