@@ -8,10 +8,10 @@ from qsjax.config import from_mapping
 from qsjax.errors import InputError
 from qsjax.settings.plan import SamplingPlan
 from qsjax.untrusted import Between
+from qsjax.untrusted.bounds import Length
 
 TEXT_TOKENS = 256
 """Length of HunyuanVideo's prompts, padding included."""
-_Size = Between(1, 1 << 16)
 FILE = "qsjax.json"
 """Name of the JSON file with these settings beside a PyTorch pipeline's model_index.json."""
 
@@ -28,9 +28,9 @@ class Settings(SamplingPlan):
         negative_prompt: what true guidance moves away from.
     """
 
-    frames: Annotated[int, _Size] = 129
-    height: Annotated[int, _Size] = 720
-    width: Annotated[int, _Size] = 1280
+    frames: Length = 129
+    height: Length = 720
+    width: Length = 1280
     fps: Annotated[int, Between(1, 1000)] = 24
     negative_prompt: str = ""
 

@@ -33,8 +33,14 @@ Width = Annotated[int, Between(1, 1 << 17)]
 """Channels, heads, or what else is a length of one axis of weights."""
 Vocabulary = Annotated[int, Between(1, 1 << 22)]
 """Ids of a tokenizer."""
+Length = Annotated[int, Between(1, 1 << 20)]
+"""Tokens, frames or pixels along one axis."""
 Positive = Annotated[float, Between(1e-30, 1e30)]
 """A number whose square float32 can hold, nearly."""
+Epsilon = Annotated[float, Between(1e-20, 1)]
+"""What a norm adds to a variance, in float32."""
+RotaryBase = Annotated[float, Between(1, 1e12)]
+"""Base of rotary frequencies; below 1 they would grow."""
 
 
 def check_bounds(config: object, *, source: str = "") -> None:
@@ -61,7 +67,7 @@ def check_bounds(config: object, *, source: str = "") -> None:
                 raise InputError(f"{begin}{name} is {number}; give a finite number")
             if bounds is not None and number not in bounds:
                 raise InputError(
-                    f"{begin}{name} is {shown(number)}; give a number from {bounds.least:g} to {bounds.most:g}"
+                    f"{begin}{name} is {shown(number)}; give a number from {bounds.least} to {bounds.most}"
                 )
             if not -(2**63) <= number < 2**63 and isinstance(number, int):
                 raise InputError(f"{begin}{name} is {shown(number)}; give a smaller number")
