@@ -11,6 +11,9 @@ from qsjax.config import configs_directory, load_toml, nearest
 from qsjax.errors import InputError
 from qsjax.untrusted import shown
 
+_SEPARATORS = {"TxHxW": "x", "A,B,...": ","}
+"""Metavar of an option that is a list -> what is between its values when it is typed."""
+
 
 class Options:
     """Adds options to a parser and keeps a list of them: argparse has one, but not for others to read.
@@ -124,8 +127,8 @@ def _converted(action: argparse.Action, value: object) -> object:
 def _converted_word(action: argparse.Action, value: object) -> object:
     if isinstance(value, bool):
         value = str(value).lower()
-    elif isinstance(value, list):
-        value = ("x" if action.metavar == "TxHxW" else ",").join(map(str, value))
+    elif isinstance(value, list) and action.metavar in _SEPARATORS:
+        value = _SEPARATORS[str(action.metavar)].join(map(str, value))
     if not isinstance(value, (str, int, float)):
         raise TypeError("it is neither a text nor a number")
     word = action.type(str(value)) if callable(action.type) else str(value)

@@ -68,9 +68,9 @@ FILES = [
 CONFIGS = {
     "nan": "shift = nan", "infinity": "guidance = inf", "deep": "a = " + "[" * 3000 + "]" * 3000,
     "integer": f"seed = {HUGE}", "no TOML": "= = =", "bytes": b"\xff\xfe", "unknown": 'colour = "red"',
-    "type": 'dtype = "int8"', "list": "prompt = [1, 2]", "table": "[prompt]\na = 1", "date": "steps = 1979-05-27",
+    "type": 'dtype = "int8"', "list": "negative-prompt = [1, 2]", "table": "[negative-prompt]\na = 1", "date": "steps = 1979-05-27",
     "dtype": "dtype = 3", "steps": 'steps = "many"', "large": "a = '" + "x" * (1 << 21) + "'", "model": 'model = "\\u001b[31m"',
-    "out": 'out = ""', "frames": "frames = 1e9",
+    "frames": "frames = 1e9",
 }  # fmt: skip
 
 
