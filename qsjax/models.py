@@ -1,6 +1,7 @@
 """The three models of a checkpoint, read when they are first needed and dropped if they do not fit together."""
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -159,3 +160,11 @@ class Models:
 def device_room() -> int | None:
     """Bytes of the default device that a program may use; None if the backend does not report them."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def host_memory() -> int | None:
+    """Bytes of the machine's memory; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None

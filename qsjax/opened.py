@@ -17,7 +17,7 @@ from qsjax.config import from_mapping, nearest
 from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.kernels import checked_kernels
 from qsjax.errors import InputError
-from qsjax.models import Models, device_room
+from qsjax.models import Models, device_room, host_memory
 from qsjax.parallel import make_mesh
 from qsjax.settings import MODULATION_WEIGHTS, ModulationWeights, Settings
 from qsjax.text import TextEncoder
@@ -197,8 +197,13 @@ class OpenCheckpoint:
         return (batch, self.dit_config.in_channels, *latents)
 
     def _require_room(self, settings: Settings, *, encodes: bool) -> None:
-        """Raise `InputError` if the run cannot fit the device; skip the check if the device's memory is unknown."""
-        room = device_room()
+        """Raise `InputError` if the run cannot fit the device; skip the check if the device's memory is unknown.
+
+        A CPU's is the machine's.
+        """
+        room, where = device_room(), f"this {jax.local_devices()[0].device_kind}"
+        if room is None and jax.default_backend() == "cpu":
+            room, where = host_memory(), "this machine"
         if room is None:
             return
         model = PlannedModel.of_checkpoint(self._manifest)
@@ -214,7 +219,7 @@ class OpenCheckpoint:
             chips=1 if self.mesh is None else self.mesh.size,
             shard_weights=self._shard_weights,
         )
-        require_room(run, room, where=f"this {jax.local_devices()[0].device_kind}")
+        require_room(run, room, where=where)
 
     def _add(self, stage: str, start: float) -> None:
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start

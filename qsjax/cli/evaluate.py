@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.errors import InputError
+from qsjax.untrusted import shown
 
 if TYPE_CHECKING:
     from qsjax.pipeline import Pipeline
@@ -46,7 +48,10 @@ def add_arguments(options: Options) -> None:
         help="quantization, sparse: only rows whose name matches this regular expression, as in W4A8/",
     )
     options.add_argument(
-        "--samples", type=int, default=20, help="quantization, sparse: samples of the calibration"
+        "--samples",
+        type=whole(1, 100_000),
+        default=20,
+        help="quantization, sparse: samples of the calibration",
     )
     options.add_argument(
         "--stream",
@@ -56,15 +61,15 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument(
         "--first-caption",
-        type=int,
+        type=whole(0, 1_000_000),
         help="sparse, without --stream: number of the first held-out caption, from 0",
     )
-    options.add_argument("--batch", type=int, default=8, help="compare: clips at once")
+    options.add_argument("--batch", type=whole(1, 4096), default=8, help="compare: clips at once")
     for name, text in _SIZES.items():
         options.add_argument(f"--{name}", type=int, help=f"{text} (default: the checkpoint's)")
     options.add_argument(
         "--seed",
-        type=int,
+        type=whole(0),
         help="compare, sparse: clip i has the noise of seed + i (default: 0); with --stream it is the calibration's alone."
         " Rows of quantization have seeds of their own",
     )
@@ -177,8 +182,10 @@ def _count(args: argparse.Namespace) -> int:
     if args.model:
         raise InputError("--model is for `qsjax evaluate compare`; --reference names the model")
     captions = "32" if args.captions is None else args.captions
-    if not captions.isdecimal():
-        raise InputError(f"--captions {captions}: {args.what} takes a number of held-out captions")
+    if not (captions.isdecimal() and len(captions) < 7):
+        raise InputError(
+            f"--captions {shown(captions, 40)}: {args.what} takes a number of held-out captions"
+        )
     return int(captions)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qsjax.cli.fields import add_fields
 from qsjax.cli.kernels import add_kernels, given_kernels
+from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError, QsjaxError, on_command_line
@@ -60,7 +61,7 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument(
         "--devices",
-        type=int,
+        type=whole(1, 65_536),
         default=1,
         help="number of devices that share the transformer's tokens and heads",
     )
@@ -75,9 +76,13 @@ def add_arguments(options: Options) -> None:
         help="to run on several hosts: address of the first host, or 'auto' on Cloud TPUs and under Slurm. Start the same command"
         " on each host; --devices counts the devices of all hosts, and the first host writes the file",
     )
-    options.add_argument("--hosts", type=int, help="with --coordinator HOST:PORT: number of hosts")
     options.add_argument(
-        "--host", type=int, help="with --coordinator HOST:PORT: number of this host, from 0"
+        "--hosts", type=whole(1, 65_536), help="with --coordinator HOST:PORT: number of hosts"
+    )
+    options.add_argument(
+        "--host",
+        type=whole(0, 65_535),
+        help="with --coordinator HOST:PORT: number of this host, from 0",
     )
     add_no_verify(options)
     add_sparse_options(options)
@@ -98,9 +103,11 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.prompt.strip()) == (args.encoded_prompt is not None):
         raise InputError("give either --prompt (not empty) or --encoded-prompt FILE")
     from qsjax.pipeline import Pipeline
+    from qsjax.sample import check_seed
     from qsjax.text import save_prompts
-    from qsjax.video import write_video
+    from qsjax.video import check_fps, check_writable, write_video
 
+    check_seed(args.seed)
     first = _join_hosts(args)
     storage = {
         "dtype": args.dtype,
@@ -126,7 +133,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     changes = {name: getattr(args, name) for name in _SETTINGS}
     changes["recipe"] = chosen_recipe(args, pipeline.settings)
-    fps = pipeline.resolve(**changes).fps
+    settings = pipeline.resolve(**changes)
+    fps, pixels = settings.fps, settings.frames * settings.height * settings.width
+    check_fps(fps)
+    if first:
+        check_writable(args.out, overwrite=args.overwrite, pixels=pixels)
     del changes["fps"]
     prompt = _encoded(args.encoded_prompt) if args.encoded_prompt else args.prompt
     start = time.perf_counter()

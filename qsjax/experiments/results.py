@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qsjax.disk import write_atomically, writing
 from qsjax.errors import CheckpointError, InputError
 from qsjax.untrusted import parse_object, read_bytes, shown
 
@@ -34,12 +35,8 @@ class Results:
         self.path = folder / FILE
         self._run = json.loads(json.dumps(dict(run)))
         self._rows: dict[str, dict[str, Any]] = {}
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be written ({error.strerror}); name a writable place"
-            ) from error
         if os.path.lexists(self.path):
             self._read()
 
@@ -73,11 +70,8 @@ class Results:
 
     def _write(self) -> None:
         lines = [{"run": self._run}, *self._rows.values()]
-        temporary = self.path.with_name(f".{FILE}.tmp")
-        temporary.write_text(
-            "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines), encoding="utf-8"
-        )
-        temporary.replace(self.path)
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_atomically(self.path, text.encode())
 
     def _read(self) -> None:
         lines = [

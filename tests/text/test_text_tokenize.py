@@ -120,8 +120,8 @@ def test_template_fills_in_the_stripped_prompt():
     [
         (("no place", 0, 8), "expected exactly one {} for the prompt, found 0"),
         (("{} and {}", 0, 8), "found 2"),
-        (("{}", -1, 8), "crop_start = -1 is negative"),
-        (("{}", 0, 0), "max_length = 0 keeps no token"),
+        (("{}", -1, 8), "crop_start is -1; give a number from 0 to"),
+        (("{}", 0, 0), "max_length is 0; give a number from 1 to"),
     ],
 )
 def test_impossible_templates_are_refused(values, message):
