@@ -181,6 +181,8 @@ def _size(nbytes: int) -> str:
 
 def _reason(place: Path, text: str, nbytes: int) -> str | None:
     """What a library's error says of the disk; None if it is about something else."""
+    if text == "embedded null byte":
+        return "its name has a zero byte"
     if number := _NUMBER.search(text):
         return os.strerror(int(number[1]))
     free = _free(place)
@@ -192,7 +194,11 @@ def _reason(place: Path, text: str, nbytes: int) -> str | None:
 
 def _require_own(temporary: Path, own: os.stat_result) -> None:
     """The file is the one that was made: another process with the same name may have made its own."""
-    if not os.path.samestat(temporary.stat(), own):
+    try:
+        same = os.path.samestat(temporary.stat(), own)
+    except FileNotFoundError:
+        same = False
+    if not same:
         raise OSError(errno.EBUSY, "another process writes the same file")
 
 

@@ -33,6 +33,8 @@ CHUNK_BYTES = 16 * 2**20
 _JOURNAL = "journal"
 _IDENTITY = "identity"
 _EMPTY = {_JOURNAL, _IDENTITY, f"{_IDENTITY}.tmp"}
+_UNCOMMITTED = ".orbax-checkpoint-tmp"
+"""Orbax's name of an item that it is writing."""
 _AGAIN = "make room or name a writable folder, and do the same again: it goes on where it stopped"
 
 
@@ -118,8 +120,9 @@ class CheckpointWriter:
         """
         directory = self._directory(component, item)
         with self._writing(sum(array.nbytes for array in leaves.values())):
-            # Left by an interruption between Orbax's commit and the journal entry.
-            remove(directory)
+            # Left by an interruption before Orbax's commit, or between that and the journal entry.
+            for left in (directory, beside(directory, _UNCOMMITTED)):
+                remove(left)
             with _saving():
                 ocp.save(directory.absolute(), dict(leaves))  # Orbax takes no relative path
         specifications: dict[str, Leaf] = {
