@@ -12,5 +12,6 @@ from qsjax.checkpoint.restore import stored_bytes as stored_bytes
 from qsjax.checkpoint.rows import StoredRows as StoredRows
 from qsjax.checkpoint.writer import CheckpointWriter as CheckpointWriter
 from qsjax.checkpoint.writer import digest as digest
+from qsjax.checkpoint.writer import is_finished as is_finished
 from qsjax.checkpoint.writer import made_already as made_already
 from qsjax.disk import write_atomically as write_atomically
