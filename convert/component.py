@@ -109,8 +109,9 @@ def _open(
     source = stack.enter_context(open_source(path, name))
     config, origin = configuration(name, path, source, config_path)
     shapes = {tensor: tuple(info.shape) for tensor, info in source.tensors.items()}
-    layout = detect(name, config, shapes, source=str(path))
-    rows, ignored = check(name, config, layout, shapes, source=f"{path} (sizes: {origin})")
+    place = f"{path} (sizes: {origin})"
+    layout = detect(name, config, shapes, source=place)
+    rows, ignored = check(name, config, layout, shapes, source=place)
     _check_dtypes(name, path, source, rows, dtype)
     return Component(name, path, source, config, layout, rows, ignored, dtype)
 

@@ -1,7 +1,8 @@
 """What the manifest says about a conversion apart from the leaves, and the plain files of a checkpoint."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from convert.prompt_template import find_prompt_template
 from convert.sources import Sources, read_json
 from convert.tokenizers import tokenizer_files
 from qsjax.config import from_mapping, to_mapping
+from qsjax.dit.config import DiTConfig
 from qsjax.errors import InputError
 from qsjax.settings import Settings
+from qsjax.settings.video import check_size
 from qsjax.vae import Tiling
+from qsjax.vae.config import VAEConfig
 from qsjax.versions import CONVERSION, versions
 
 
@@ -29,7 +33,8 @@ def describe(
     files: dict[str, bytes] = {}
     for component, folder in (("llama", sources.tokenizer), ("clip", sources.tokenizer_2)):
         if component in components and folder is not None:
-            for name, content in tokenizer_files(folder).items():
+            vocabulary = to_mapping(components[component].config)["vocab_size"]
+            for name, content in tokenizer_files(folder, vocabulary=vocabulary).items():
                 files[f"tokenizers/{component}/{name}"] = content
     data: dict[str, Any] = {
         "libraries": {name: known or "unknown" for name, known in versions(CONVERSION).items()},
@@ -41,7 +46,7 @@ def describe(
         },
     }
     if sources.generation is not None:
-        data["generation"] = _generation(sources.generation)
+        data["generation"] = _generation(sources.generation, components)
     if "vae" in components:
         # What is None is left to the device that decodes.
         data["tiling"] = {k: v for k, v in to_mapping(Tiling()).items() if v is not None}
@@ -71,16 +76,39 @@ def _component(part: Component) -> dict[str, Any]:
     }
 
 
-def _generation(path: Path) -> dict[str, Any]:
+def _generation(path: Path, components: Mapping[str, Component]) -> dict[str, Any]:
+    """The model's sampling settings; their video is one that the model can make."""
     values = read_json(path)
-    from_mapping(Settings, values, source=str(path))
+    settings = _settings(values, path)
+    dit, vae = (components[name].config if name in components else None for name in ("dit", "vae"))
+    if isinstance(dit, DiTConfig) and isinstance(vae, VAEConfig):
+        with _in(path):
+            check_size(
+                settings.frames,
+                settings.height,
+                settings.width,
+                temporal=vae.temporal_compression_ratio * dit.patch_size[0],
+                spatial=vae.spatial_compression_ratio * dit.patch_size[1],
+            )
     return values
+
+
+def _settings(values: Mapping[str, Any], path: Path | None) -> Settings:
+    with _in(path):
+        return from_mapping(Settings, values, source="settings")
+
+
+@contextmanager
+def _in(path: Path | None) -> Iterator[None]:
+    """Say in which file a value is that is refused."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _shift(folder: Path | None) -> float:
     path = None if folder is None else folder / "scheduler_config.json"
-    values = read_json(path) if path is not None and path.is_file() else {}
+    values = read_json(path) if path is not None and path.exists() else {}
     shift = values.get("shift", Settings.shift)
-    if not isinstance(shift, int | float) or not shift > 0:
-        raise InputError(f"{path}: shift should be a positive number, found {shift!r}")
-    return float(shift)
+    return _settings({"shift": shift}, path).shift

@@ -1,12 +1,14 @@
 """Which files feed which component."""
 
-import json
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from qsjax.errors import InputError
 from qsjax.settings.video import FILE
+from qsjax.untrusted import read_object, shown
+from qsjax.untrusted.files import SMALL, shown_path
 
 PARTS = {"transformer": "dit", "vae": "vae", "text_encoder": "llama", "text_encoder_2": "clip"}
 """The field of `Sources` (and folder of a diffusers pipeline) of each component."""
@@ -57,9 +59,10 @@ class Sources:
     def __post_init__(self) -> None:
         for field in fields(self):
             path = getattr(self, field.name)
-            if path is not None and not path.exists():
+            # A name that is too long for the file system is none; `Path.exists` would raise.
+            if path is not None and not os.path.exists(path):
                 raise InputError(
-                    f"{path}: does not exist; give an existing path for {field.name.replace('_', ' ')}"
+                    f"{shown_path(path)}: does not exist; give an existing path for {field.name.replace('_', ' ')}"
                 )
         if not any(getattr(self, part) for part in PARTS):
             raise InputError(
@@ -110,32 +113,25 @@ class Sources:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer that can be converted."""
-    return (folder / "tokenizer.json").is_file() or (folder / "merges.txt").is_file()
+    return any(os.path.exists(folder / name) for name in ("tokenizer.json", "merges.txt"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """A JSON object from a small file: a configuration, an index of a pipeline, a template.
 
     Raises:
-        InputError: the file is absent, not JSON, or not an object.
+        InputError: the file cannot be read, or has more than a megabyte.
+        CheckpointError: it is not a JSON object with finite numbers.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a JSON file") from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error}); correct the file") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
+    return read_object(path, SMALL)
 
 
 def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
-    if source.is_file():
+    if os.path.isfile(source):
         return {"transformer": source}
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise InputError(
-            f"{source}: does not exist; give a diffusers folder, a folder of Tencent's files or a transformer file"
+            f"{shown_path(source)}: does not exist, or is a pipe or a device; give a diffusers folder, a folder of Tencent's files or a transformer file"
         )
     if (source / "model_index.json").is_file():
         return _diffusers(source, named)
@@ -149,7 +145,7 @@ def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
         return tencent | {part: path for part, path in folders.items() if path.is_dir()}
     if (source / "config.json").is_file():
         name = read_json(source / "config.json").get("_class_name")
-        if name in _CLASSES:
+        if isinstance(name, str) and name in _CLASSES:
             return {_CLASSES[name]: source}
     raise InputError(
         f"{source}: is not a diffusers folder (it has no model_index.json) nor one of Tencent's (no transformers/); "
@@ -161,7 +157,7 @@ def _diffusers(source: Path, named: frozenset[str]) -> dict[str, Path]:
     index = read_json(source / "model_index.json")
     if index.get("_class_name", "HunyuanVideoPipeline") != "HunyuanVideoPipeline":
         raise InputError(
-            f"{source}: holds a {index['_class_name']}, only HunyuanVideoPipeline (text to video) is supported"
+            f"{source}: holds a {shown(index['_class_name'])}, only HunyuanVideoPipeline (text to video) is supported"
         )
     parts: dict[str, Path] = {}
     for part in (*PARTS, "tokenizer", "tokenizer_2", "scheduler"):
@@ -175,5 +171,5 @@ def _diffusers(source: Path, named: frozenset[str]) -> dict[str, Path]:
             )
     beside = {"prompt_template": TEMPLATE_FILE, "generation": FILE}
     return parts | {
-        name: source / file for name, file in beside.items() if (source / file).is_file()
+        name: source / file for name, file in beside.items() if (source / file).exists()
     }

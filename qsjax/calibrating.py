@@ -81,6 +81,7 @@ def calibrate(
     plot_to: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    verify: bool = True,
 ) -> Calibrated:
     """Write a quantized checkpoint, block by block. After an interruption, the same call resumes where it stopped; what the same call
     has finished is not made again.
@@ -105,6 +106,7 @@ def calibrate(
         plot_to: PNG file for loss curves and errors; needs matplotlib.
         overwrite: replace an existing checkpoint, once the new one is complete.
         progress: show progress bars.
+        verify: compare the model's weights with their sha256 in the manifest when they are read.
 
     Raises:
         InputError: no such model, recipe or method, no captions, a checkpoint that is already quantized, or a folder that cannot
@@ -123,6 +125,7 @@ def calibrate(
     recipe = Recipe.load(weights) if isinstance(weights, str) else weights
     texts = _captions(captions, tiny=model == TINY, samples=samples)
     options: dict[str, Any] = {"dtype": dtype, "progress": progress, "devices": devices}
+    options["verify"] = verify
     pipeline = Pipeline.tiny(**options) if model == TINY else Pipeline.from_checkpoint(model, **options)  # fmt: skip
     requested = {"frames": frames, "height": height, "width": width, "steps": steps}
     sizes: dict[str, Any] = {
@@ -167,6 +170,7 @@ def calibrate(
         ),
         overwrite=overwrite,
         progress=progress,
+        verify=verify,
     )
     losses = (manifest.component("dit").calibration or {}).get("tuning", {}).get("loss", ())
     files = () if plot_to is None else (plot(blocks, Path(plot_to), losses),)

@@ -172,6 +172,8 @@ def _convert(hint: object, value: object, *, source: str) -> object:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_mapping(hint, _require_table(hint, value, source), source=source)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if value.bit_length() > 1000:
+            raise InputError(f"{source}: is {shown(value)}, too large for a number; correct it")
         return float(value)
     if hint in (bool, int, float, str):
         if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qsjax.errors import CheckpointError, InputError
+from qsjax.errors import CheckpointError
+from qsjax.untrusted import open_regular
 
 _LARGEST_READ = 1 << 30  # one system call transfers less than 2 GiB on Linux and macOS
 
@@ -18,17 +19,12 @@ class ByteRanges:
     """A file that is opened once, so that what was checked is what is read.
 
     Raises:
-        InputError: the file cannot be opened.
+        InputError: the file cannot be opened, or is a folder, a pipe or a device.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be opened ({error.strerror}); name a readable file"
-            ) from error
+        self.descriptor = open_regular(path)
         self.size = os.fstat(self.descriptor).st_size
         self._open = True
 

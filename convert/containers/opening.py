@@ -38,7 +38,7 @@ def open_source(path: str | os.PathLike[str], component: str) -> Source:
         if component == "vae" and any(name.startswith("vae.") for name in source.tensors):
             source = _VaePart(source)
         config = weights.parent / "config.json"
-        if config.is_file():
+        if config.exists():
             source.config = read_object(config)
             source.files = (*source.files, config)
     except BaseException:

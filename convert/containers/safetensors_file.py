@@ -12,7 +12,8 @@ import numpy as np
 from convert.containers.byte_ranges import ByteRanges
 from convert.containers.source import Source, TensorInfo, begin_of
 from qsjax.errors import CheckpointError
-from qsjax.untrusted import parse_object
+from qsjax.untrusted import parse_object, shown
+from qsjax.untrusted.files import LARGE
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -32,7 +33,6 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 METADATA = "__metadata__"
-_LARGEST_HEADER = 100_000_000  # the format's own limit
 
 
 class SafetensorsFile(Source):
@@ -72,9 +72,9 @@ def _header(file: ByteRanges) -> tuple[dict[str, TensorInfo], dict[str, int], di
             f"{path}: is no safetensors file, it has only {file.size} bytes; download it again"
         )
     length = int.from_bytes(file.raw(0, 8), "little")
-    if length > _LARGEST_HEADER:
+    if length > LARGE:
         raise CheckpointError(
-            f"{path}: is no safetensors file (its header would have {length} bytes, {_LARGEST_HEADER} are allowed); download it again"
+            f"{path}: is no safetensors file (its header would have {length} bytes, {LARGE} are allowed); download it again"
         )
     if 8 + length > file.size:
         raise CheckpointError(
@@ -93,7 +93,7 @@ def _header(file: ByteRanges) -> tuple[dict[str, TensorInfo], dict[str, int], di
         if begin != edge:
             fault = "a hole" if begin > edge else "an overlap"
             raise CheckpointError(
-                f"{path}: {fault} between {previous[:80]!r}, which ends at byte {edge} of the data, and {name[:80]!r}, which begins at {str(begin)[:24]}; write the file again"
+                f"{path}: {fault} between {shown(previous)}, which ends at byte {edge} of the data, and {shown(name)}, which begins at {shown(begin)}; write the file again"
             )
         edge, previous = end, name
     expected = 8 + length + edge
@@ -109,23 +109,23 @@ def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, tuple[int,
     """One header entry, checked in itself; Python integers do not overflow, so products are exact."""
     if not name.isprintable():
         raise CheckpointError(
-            f"{path}: a tensor has the unprintable name {name[:80]!r}; write the file again"
+            f"{path}: a tensor has the unprintable name {shown(name)}; write the file again"
         )
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
-            f"{path}: tensor {name[:80]!r} has dtype {str(dtype)[:40]!r}, known are {', '.join(DTYPES)}; save it in one of these"
+            f"{path}: tensor {shown(name)} has dtype {shown(dtype, 40)}, known are {', '.join(DTYPES)}; save it in one of these"
         )
     info = TensorInfo(_naturals(shape) or (), DTYPES[dtype])
     if _naturals(shape) is None or not info.possible:
         raise CheckpointError(
-            f"{path}: tensor {name[:80]!r} has the impossible shape {str(shape)[:80]}; write the file again"
+            f"{path}: tensor {shown(name)} has the impossible shape {shown(shape)}; write the file again"
         )
     ends = _naturals(span)
     if ends is None or len(ends) != 2 or ends[1] - ends[0] != info.nbytes:
         raise CheckpointError(
-            f"{path}: tensor {name[:80]!r} of shape {str(shape)[:80]} and {dtype} needs {info.nbytes} bytes, its offsets are {str(span)[:80]}; write the file again"
+            f"{path}: tensor {shown(name)} of shape {shown(shape)} and {dtype} needs {info.nbytes} bytes, its offsets are {shown(span)}; write the file again"
         )
     return info, (ends[0], ends[1])
 

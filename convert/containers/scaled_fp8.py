@@ -4,7 +4,6 @@
 weight is fp8.to(bfloat16) * scale.to(bfloat16) in bfloat16 (Tencent's `fp8_activation_dequant`).
 """
 
-import math
 from pathlib import Path
 
 import ml_dtypes
@@ -14,8 +13,11 @@ from convert.containers.listing import first_few
 from convert.containers.source import Source, TensorInfo
 from convert.containers.torch_file import TorchFile
 from qsjax.errors import CheckpointError
+from qsjax.untrusted import Between
 
 FLOAT8 = {np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)}
+_SCALES = Between(1e-30, 1e30)
+"""With these every float8 number is a normal or zero in bfloat16."""
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _CHUNK = 1 << 20  # table look-ups widen their indices to 8 bytes; this bounds them to 8 MB
 
@@ -96,7 +98,7 @@ def _scales(path: Path, names: list[str], scales: Source) -> dict[str, float]:
             problems.append(f"the scale of {name!r} is {info.dtype} {info.shape}")
         else:
             factors[name] = float(scales.read(module).reshape(()).astype(np.float32))
-            if not math.isfinite(factors[name]):
+            if factors[name] not in _SCALES:
                 problems.append(f"the scale of {name!r} is {factors[name]}")
     modules = {name.removesuffix(".weight") for name in names}
     problems += [

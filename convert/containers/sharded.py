@@ -10,7 +10,10 @@ from convert.containers.listing import first_few
 from convert.containers.safetensors_file import SafetensorsFile
 from convert.containers.source import Source
 from qsjax.errors import CheckpointError
-from qsjax.untrusted import read_object
+from qsjax.untrusted import read_object, shown
+
+_MOST_SHARDS = 500
+"""Files that are open at once; HunyuanVideo has 6."""
 
 
 class ShardedSafetensors(Source):
@@ -27,6 +30,10 @@ class ShardedSafetensors(Source):
         content = read_object(index)
         weight_map = _weight_map(index, content)
         names = sorted(set(weight_map.values()))
+        if len(names) > _MOST_SHARDS:
+            raise CheckpointError(
+                f"{index}: names {len(names)} shards, more than {_MOST_SHARDS}; save the weights in fewer"
+            )
         missing = [name for name in names if not (index.parent / name).is_file()]
         if missing:
             raise CheckpointError(
@@ -37,6 +44,8 @@ class ShardedSafetensors(Source):
             for name in names:
                 shards[name] = SafetensorsFile(index.parent / name)
                 stack.callback(shards[name].close)
+                if sum(len(shard.tensors) for shard in shards.values()) > len(weight_map):
+                    break  # what the index does not name is not read on; the comparison says what it is
             _compare(index, weight_map, shards)
             self.tensors = {name: shards[shard].tensors[name] for name, shard in weight_map.items()}
             _check_total(index, content, sum(info.nbytes for info in self.tensors.values()))
@@ -67,7 +76,7 @@ def _weight_map(index: Path, content: dict[str, Any]) -> dict[str, str]:
         # Both separators and drive letters, so that no system takes it for a path to elsewhere.
         if not shard.endswith(".safetensors") or any(c in shard for c in "/\\:\0"):
             raise CheckpointError(
-                f"{index}: names the shard {shard[:80]!r}, which is not a plain .safetensors file name beside the index; download it again"
+                f"{index}: names the shard {shown(shard)}, which is not a plain .safetensors file name beside the index; download it again"
             )
     return weight_map
 
@@ -75,16 +84,16 @@ def _weight_map(index: Path, content: dict[str, Any]) -> dict[str, str]:
 def _compare(index: Path, weight_map: dict[str, str], shards: dict[str, SafetensorsFile]) -> None:
     """Every tensor is in the shard that the index names, in no other, and nothing else is there."""
     problems = [
-        f"{name[:80]!r} is not in {shard}"
+        f"{shown(name)} is not in {shard}"
         for name, shard in weight_map.items()
-        if name not in shards[shard].tensors
+        if shard in shards and name not in shards[shard].tensors
     ]
     for shard, file in shards.items():
         for name in file.tensors:
             if name not in weight_map:
-                problems.append(f"{name[:80]!r} in {shard} is not in the index")
+                problems.append(f"{shown(name)} in {shard} is not in the index")
             elif weight_map[name] != shard:
-                problems.append(f"{name[:80]!r} lies in {shard}")
+                problems.append(f"{shown(name)} lies in {shard}")
     if problems:
         raise CheckpointError(
             f"{index}: does not fit its shards: {first_few(problems)}; download index and shards again from one source"
@@ -96,5 +105,5 @@ def _check_total(index: Path, content: dict[str, Any], total: int) -> None:
     announced = metadata.get("total_size", total) if isinstance(metadata, dict) else total
     if announced != total:
         raise CheckpointError(
-            f"{index}: total_size is {str(announced)[:40]}, the tensors have {total} bytes; download the shards again, or remove total_size if the index is known to be careless"
+            f"{index}: total_size is {shown(announced, 40)}, the tensors have {total} bytes; download the shards again, or remove total_size if the index is known to be careless"
         )

@@ -9,13 +9,22 @@ import io
 import os
 import struct
 import zipfile
+import zlib
+from typing import NamedTuple
+
+import numpy as np
 
 from convert.containers.byte_ranges import ByteRanges
+from convert.containers.torch_pickle import LARGEST
 from qsjax.errors import CheckpointError
+from qsjax.untrusted import shown
 
-_LARGEST_DIRECTORY = 256 << 20
-_LARGEST_PICKLE = 64 << 20  # 1264 tensors need about 0.2 MB
+_BLOCK = 1 << 20
+
+_LARGEST_DIRECTORY = 16 << 20  # a hundred thousand records
+_LARGEST_NOTE = 4096  # bytes of a record that is neither data nor pickle, which torch reads whole: a version, an order of bytes
 _LOCAL_HEADER = 30
+_END, _END_64 = 22, 56 + 20
 # What zipfile raises for malformed archives, also for sizes and offsets that overflow its integers.
 _ZIP_FAULTS = (
     *(zipfile.BadZipFile, NotImplementedError, struct.error, EOFError),
@@ -23,8 +32,22 @@ _ZIP_FAULTS = (
 )
 
 
-def storage_records(file: ByteRanges) -> dict[int, int]:
-    """Where tensor data lies: offset in the file -> size in bytes, for each `data/` record.
+class Record(NamedTuple):
+    """A record of the archive.
+
+    Attributes:
+        offset: of its first byte in the file.
+        size: bytes.
+        crc: CRC-32 of them; None in an archive that was written without.
+    """
+
+    offset: int
+    size: int
+    crc: int | None
+
+
+def read_archive(file: ByteRanges) -> tuple[bytes, dict[int, Record]]:
+    """The pickle, with its CRC-32 checked, and the records of tensor data by their offset in the file.
 
     Raises:
         CheckpointError: not an archive of `torch.save`, damaged, or an old one that cannot be read lazily.
@@ -44,15 +67,66 @@ def storage_records(file: ByteRanges) -> dict[int, int]:
             records = archive.infolist()
         names = [record.filename.partition("/")[2] for record in records]
         _check(file, records, names)
-        return {
-            _data_offset(file, record): record.file_size
+        _check_begin(file, archive.start_dir)
+        # torch can leave checksums out: then all are 0.
+        known = any(record.CRC for record in records)
+        found = {
+            name: Record(
+                _data_offset(file, record), record.file_size, record.CRC if known else None
+            )
             for record, name in zip(records, names, strict=True)
-            if name.startswith("data/")
         }
     except _ZIP_FAULTS as error:
         raise CheckpointError(
-            f"{file.path}: is truncated or no checkpoint of torch.save ({error}); it has {file.size} bytes, compare with its source and download it again"
+            f"{file.path}: is truncated or no checkpoint of torch.save ({shown(str(error), 120)}); it has {file.size} bytes, compare with its source and download it again"
         ) from error
+    pickle = found["data.pkl"]
+    program = file.raw(pickle.offset, pickle.size)
+    check_crc(file, pickle, np.frombuffer(program, np.uint8))
+    return program, {
+        record.offset: record for name, record in found.items() if name.startswith("data/")
+    }
+
+
+def _check_begin(file: ByteRanges, begin: int) -> None:
+    """Refuse an archive that another reader might begin elsewhere: torch would then read what was not looked at here.
+
+    `begin` is where `zipfile` found the directory, going back from its end; the archive says so itself, in its last bytes.
+    """
+    last = file.raw(max(0, file.size - _END - _END_64), min(file.size, _END + _END_64))
+    (said,) = struct.unpack_from("<L", last, len(last) - _END + 16)
+    if said == 0xFFFFFFFF or last[:4] == b"PK\x06\x06":
+        (said,) = struct.unpack_from("<Q", last, 48)
+    if last[len(last) - _END :][:4] != b"PK\x05\x06" or said != begin:
+        raise zipfile.BadZipFile("its directory is not where it says")
+
+
+def check_crc(file: ByteRanges, record: Record, content: np.ndarray | None = None) -> None:
+    """Compare a record with its CRC-32.
+
+    Args:
+        file: it is in.
+        record: to check.
+        content: all its bytes, if they have been read; None reads them, a block at a time.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if record.crc is None:
+        return
+    found = 0
+    if content is not None:
+        found = zlib.crc32(content.reshape(-1).view(np.uint8).data)
+    else:
+        for start in range(0, record.size, _BLOCK):
+            found = zlib.crc32(
+                file.raw(record.offset + start, min(_BLOCK, record.size - start)), found
+            )
+    if found != record.crc:
+        raise CheckpointError(
+            f"{file.path}: the record at byte {record.offset} of {record.size} bytes is damaged (its CRC-32 is not the one "
+            f"written down); download it again"
+        )
 
 
 def _check(file: ByteRanges, records: list[zipfile.ZipInfo], names: list[str]) -> None:
@@ -63,7 +137,7 @@ def _check(file: ByteRanges, records: list[zipfile.ZipInfo], names: list[str]) -
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
             raise CheckpointError(
-                f"{file.path}: record {record.filename[:80]!r} is compressed or encrypted, which torch.save never does; save the checkpoint again"
+                f"{file.path}: record {shown(record.filename)} is compressed or encrypted, which torch.save never does; save the checkpoint again"
             )
         if (
             record.compress_size != record.file_size
@@ -71,7 +145,7 @@ def _check(file: ByteRanges, records: list[zipfile.ZipInfo], names: list[str]) -
             or record.header_offset + _LOCAL_HEADER + record.file_size > file.size
         ):
             raise CheckpointError(
-                f"{file.path}: record {record.filename[:80]!r} of {record.file_size} bytes does not fit into the file of {file.size} bytes; download it again"
+                f"{file.path}: record {shown(record.filename)} of {record.file_size} bytes does not fit into the file of {file.size} bytes; download it again"
             )
     if len(set(names)) != len(names) or len({r.filename.partition("/")[0] for r in records}) > 1:
         raise CheckpointError(
@@ -82,10 +156,15 @@ def _check(file: ByteRanges, records: list[zipfile.ZipInfo], names: list[str]) -
             f"{file.path}: is a zip archive, but no checkpoint of torch.save (no data.pkl); name the weights file"
         )
     sizes = dict(zip(names, (record.file_size for record in records), strict=True))
-    if sizes["data.pkl"] > _LARGEST_PICKLE:
+    if sizes["data.pkl"] > LARGEST:
         raise CheckpointError(
             f"{file.path}: has {sizes['data.pkl']} bytes of pickle, more than weights need; save only the state dict"
         )
+    for name, size in sizes.items():
+        if size > _LARGEST_NOTE and name != "data.pkl" and not name.startswith("data/"):
+            raise CheckpointError(
+                f"{file.path}: record {shown(name)} has {size} bytes, which torch.save never writes; save only the state dict"
+            )
     if "byteorder" in names:
         record = records[names.index("byteorder")]
         order = file.raw(_data_offset(file, record), min(record.file_size, 16))
@@ -99,11 +178,11 @@ def _data_offset(file: ByteRanges, record: zipfile.ZipInfo) -> int:
     """The first byte of a record's data: after its local header, which alone says how long it is."""
     header = file.raw(record.header_offset, _LOCAL_HEADER)
     if header[:4] != b"PK\x03\x04":
-        raise zipfile.BadZipFile(f"record {record.filename[:80]!r} has no header")
+        raise zipfile.BadZipFile(f"record {shown(record.filename)} has no header")
     name, extra = struct.unpack_from("<HH", header, 26)
     offset = record.header_offset + _LOCAL_HEADER + name + extra
     if offset + record.file_size > file.size:
-        raise zipfile.BadZipFile(f"record {record.filename[:80]!r} reaches outside the file")
+        raise zipfile.BadZipFile(f"record {shown(record.filename)} reaches outside the file")
     return offset
 
 

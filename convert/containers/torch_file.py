@@ -7,7 +7,6 @@ mapped pages would count as resident. The bytes are then read with the file's ow
 """
 
 import dataclasses
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ import numpy as np
 from convert.containers.byte_ranges import ByteRanges
 from convert.containers.listing import first_few
 from convert.containers.source import Source, TensorInfo, begin_of
-from convert.containers.torch_archive import storage_records
+from convert.containers.torch_archive import Record, check_crc, read_archive
+from convert.containers.torch_pickle import check_pickle
 from qsjax.errors import CheckpointError, InputError
+from qsjax.untrusted import shown
 
 # Before 2.10 the weights_only unpickler itself could be abused (CVE-2025-32434, CVE-2026-24747).
 _OLDEST_TORCH = (2, 10)
@@ -36,11 +37,12 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """`extent` elements from byte `offset` of the file on contain the tensor; `strides` count elements."""
+    """`extent` elements from byte `offset` of the file on contain the tensor, in `record`; `strides` count elements."""
 
     offset: int
     extent: int
     strides: tuple[int, ...]
+    record: Record | None = None
 
 
 class TorchFile(Source):
@@ -58,7 +60,8 @@ class TorchFile(Source):
         self.files = (path,)
         self._file = ByteRanges(path)
         try:
-            records = storage_records(self._file)
+            program, records = read_archive(self._file)
+            check_pickle(program, str(path))
             tree, wrapper = _unwrap(_load(path))
             self.wrapper = wrapper
             self.container = f"torch .pt ({wrapper})"
@@ -66,6 +69,7 @@ class TorchFile(Source):
             places = {name: _place(path, name, tensor, records) for name, tensor in tensors.items()}
             self.tensors = {name: info for name, (info, _) in places.items()}
             self._places = {name: place for name, (_, place) in places.items()}
+            self._intact: set[Record] = set()
         except BaseException:
             self._file.close()
             raise
@@ -75,7 +79,10 @@ class TorchFile(Source):
         info, place = self.tensors[name], self._places[name]
         if place.strides == _contiguous(info.shape) or 0 in info.shape:
             offset, shape = begin_of(info, rows)
-            return self._file.array(place.offset + offset, shape, info.dtype)
+            array = self._file.array(place.offset + offset, shape, info.dtype)
+            self._check(place.record, array)
+            return array
+        self._check(place.record)
         stored = self._file.array(place.offset, (place.extent,), info.dtype)
         strides = tuple(stride * info.dtype.itemsize for stride in place.strides)
         whole = np.lib.stride_tricks.as_strided(stored, info.shape, strides)
@@ -84,6 +91,14 @@ class TorchFile(Source):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _check(self, record: Record | None, array: np.ndarray | None = None) -> None:
+        """Compare a record with its CRC-32 when the first of its tensors is read; most are all of theirs."""
+        if record is None or record in self._intact:
+            return
+        whole = array is not None and array.nbytes == record.size
+        check_crc(self._file, record, array if whole else None)
+        self._intact.add(record)
 
 
 def _load(path: Path) -> object:
@@ -104,15 +119,10 @@ def _load(path: Path) -> object:
             warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised
             return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # a malformed pickle makes torch raise nearly anything
-        text = str(error)
-        asked = re.search(r"GLOBAL (\S+)", text)
-        if asked:
-            raise CheckpointError(
-                f"{path}: its pickle asks for {asked[1][:80]}, which is no part of a tensor and could run code; it was not executed, get the bare state dict or safetensors"
-            ) from error
-        reason = (text.split("WeightsUnpickler error:")[-1].strip() or "?").splitlines()[0][:200]
+        text = str(error).split("WeightsUnpickler error:")[-1].strip() or "?"
+        reason = shown(f"{type(error).__name__}: {text.splitlines()[0]}", 200)
         raise CheckpointError(
-            f"{path}: torch cannot read it as weights ({type(error).__name__}: {reason}); download it again or get safetensors"
+            f"{path}: torch cannot read it as weights ({reason}); download it again or get safetensors"
         ) from error
 
 
@@ -138,13 +148,13 @@ def _tensors_of(path: Path, tree: object) -> tuple[dict[str, Any], tuple[str, ..
     problems: list[str] = []
     for name, value in tree.items():
         if not isinstance(name, str) or not name.isprintable():
-            problems.append(f"the name {str(name)[:80]!r}")
+            problems.append(f"the name {shown(name)}")
         elif isinstance(value, torch.Tensor):
             tensors[name] = value
         elif value is None or isinstance(value, bool | int | float | str):
             ignored.append(name)
         else:
-            problems.append(f"{name!r} of type {type(value).__name__}")
+            problems.append(f"{shown(name)} of type {type(value).__name__}")
     if problems or not tensors:
         contents = first_few(problems) or "no tensor at all"
         raise CheckpointError(
@@ -154,7 +164,7 @@ def _tensors_of(path: Path, tree: object) -> tuple[dict[str, Any], tuple[str, ..
 
 
 def _place(
-    path: Path, name: str, tensor: Any, records: dict[int, int]
+    path: Path, name: str, tensor: Any, records: dict[int, Record]
 ) -> tuple[TensorInfo, _Place]:
     """Shape, dtype and place of a tensor, checked against the archive's record of its storage."""
     import torch
@@ -168,7 +178,7 @@ def _place(
         or not TensorInfo(tuple(map(int, tensor.shape)), _DTYPES[kind]).possible
     ):
         raise CheckpointError(
-            f"{path}: tensor {name[:80]!r} is a {kind} tensor of a kind that is not read ({tensor.layout}); save it as dense {', '.join(_DTYPES)}"
+            f"{path}: tensor {shown(name)} is a {kind} tensor of a kind that is not read ({tensor.layout}); save it as dense {', '.join(_DTYPES)}"
         )
     info = TensorInfo(tuple(map(int, tensor.shape)), _DTYPES[kind])
     strides = tuple(map(int, tensor.stride()))
@@ -178,17 +188,18 @@ def _place(
     extent = 1 + sum((n - 1) * s for n, s in zip(info.shape, strides, strict=True))
     if info.nbytes == 0:
         return info, _Place(0, 0, strides)
+    record = records.get(start)
     if (
-        start is None
+        record is None
         or min(begin, *strides, 0) < 0
-        or int(storage.nbytes()) > records.get(start, -1)
+        or int(storage.nbytes()) > record.size
         or begin + extent * info.dtype.itemsize > int(storage.nbytes())
         or info.nbytes > extent * info.dtype.itemsize  # a broadcast view would unfold here
     ):
         raise CheckpointError(
-            f"{path}: tensor {name[:80]!r} of shape {info.shape} does not lie in the data stored for it; save the checkpoint again"
+            f"{path}: tensor {shown(name)} of shape {info.shape} does not lie in the data stored for it; save the checkpoint again"
         )
-    return info, _Place(start + begin, extent, strides)
+    return info, _Place(record.offset + begin, extent, strides, record)
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

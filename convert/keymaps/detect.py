@@ -1,13 +1,15 @@
 """Which layout a set of tensor names has, and whether it is complete."""
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import NamedTuple
 
+from convert.containers.listing import first_few
 from convert.keymaps import table
-from convert.keymaps.table import Row
+from convert.keymaps.table import Entry, Row
 from convert.keymaps.transforms import Shape
 from qsjax.dit.config import DiTConfig
 from qsjax.errors import CheckpointError, InputError
@@ -78,20 +80,27 @@ def detect(component: str, config: ComponentConfig, names: Iterable[str], *, sou
         source: where they come from, for the message.
 
     Raises:
-        CheckpointError: none of the known names is among them.
+        CheckpointError: none of the known names is among them, or the configuration has more blocks than they number.
     """
     present = frozenset(names)
+    entries, most = _keymap(component).table(config), _numbered(present)
+    # A table is as long as the configuration says; no longer than the file's own numbers go.
+    within = [
+        entry if entry.count is None else replace(entry, count=min(entry.count, most))
+        for entry in entries
+    ]
     scores = {
-        layout: len(present & _names(expand(component, config, *layout)))
+        layout: len(present & _names(table.expand(within, *layout)))
         for layout in layouts(component)
     }
     best = max(scores, key=lambda layout: scores[layout])
     if scores[best] == 0:
-        shown = ", ".join(sorted(present)[:3]) or "nothing"
         known = ", ".join(_keymap(component).PREFIXES)
         raise CheckpointError(
-            f"{source}: is not a {TITLES[component]} in a known layout ({known}); its first tensors are {shown}"
+            f"{source}: is not a {TITLES[component]} in a known layout ({known}); its first tensors are "
+            f"{first_few(sorted(present)[:3]) or 'nothing'}"
         )
+    _check_blocks(entries, most, best.name, source)
     return best
 
 
@@ -137,7 +146,9 @@ def check(
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{kind}: {_list(found)}" for kind, found in problems.items() if found)
+        listed = "; ".join(
+            f"{kind}: {first_few(found, _SHOWN)}" for kind, found in problems.items() if found
+        )
         raise CheckpointError(
             f"{source}: does not fit the {TITLES[component]} of its configuration ({layout.name} layout); {listed};"
             f" give the config that belongs to it or download the file again"
@@ -151,10 +162,22 @@ def _keymap(component: str) -> ModuleType:
     return importlib.import_module(f"convert.keymaps.{component}")
 
 
+def _numbered(names: Iterable[str]) -> int:
+    """How many blocks names number at most: one more than the largest number between dots."""
+    numbers = {
+        part for name in names for part in name.split(".") if part.isdecimal() and len(part) <= 4
+    }
+    return 1 + max(map(int, numbers), default=-1)
+
+
+def _check_blocks(entries: Sequence[Entry], most: int, layout: str, source: str) -> None:
+    for entry in entries:
+        if entry.count is not None and entry.count > most:
+            raise CheckpointError(
+                f"{source}: has at most {most} blocks by the names of its tensors, and its configuration {entry.count} as in "
+                f"{entry.names[layout][0]}; give the config that belongs to it"
+            )
+
+
 def _names(rows: Iterable[Row]) -> frozenset[str]:
     return frozenset(name for row in rows for name in row.sources)
-
-
-def _list(entries: list[str]) -> str:
-    more = len(entries) - _SHOWN
-    return ", ".join(entries[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

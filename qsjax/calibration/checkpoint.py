@@ -59,6 +59,7 @@ def calibrate_checkpoint(
     room: int = 0,
     overwrite: bool = False,
     progress: bool = True,
+    verify: bool = True,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Write a quantized checkpoint.
 
@@ -80,6 +81,7 @@ def calibrate_checkpoint(
         room: bytes that everything on the disk takes together; it is looked whether there are so many.
         overwrite: replace a finished checkpoint, at the end.
         progress: show a bar.
+        verify: compare the source's weights with their sha256 in its manifest.
 
     Returns:
         The new manifest, and the report of each block.
@@ -107,7 +109,7 @@ def calibrate_checkpoint(
         work_folder.make(folder, identity)
         there = work_folder.size_of(folder) + work_folder.size_of(beside(destination, ".tmp"))
         require_room(destination, room - there, "calibration ")
-        origin, gathered = CheckpointSource(manifest, dtype), gather(folder)
+        origin, gathered = CheckpointSource(manifest, dtype, verify=verify), gather(folder)
         run = _Run(origin, gathered, recipe, stored, method, described, seed, folder, progress)
         for relative, expected in manifest.files.items():
             writer.write_file(relative, _plain_file(manifest.directory, relative, expected))

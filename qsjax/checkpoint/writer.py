@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Leaf, Manifest
+from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest, sealed
+from qsjax.checkpoint.schema import Leaf
 from qsjax.checkpoint.storing import store
 from qsjax.disk import (
     beside,
@@ -193,10 +194,10 @@ class CheckpointWriter:
             data["components"][component]["items"] = {
                 item: finished[f"{component}/{item}"] for item in items
             }
-        data = {**data, "format_version": FORMAT_VERSION, "identity": self._identity}
+        data = sealed({**data, "format_version": FORMAT_VERSION, "identity": self._identity})
         content = json.dumps(data, indent=1).encode()
-        # What nobody could read again is not written: a number that is not finite.
-        parse_object(content, f"{self._destination}: the manifest")
+        # What no reader would take is not written.
+        Manifest(self._destination, parse_object(content, f"{self._destination}: the manifest"))
         with self._writing():
             write_atomically(self._temporary / MANIFEST, content)
             # Journal and identity stay until the end: interrupted anywhere here, the same call finishes the job.

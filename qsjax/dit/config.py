@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from qsjax.config import from_mapping, preset
 from qsjax.errors import InputError
+from qsjax.untrusted import Between, check_bounds, shown
+from qsjax.untrusted.bounds import Layers, RotaryBase, Width
 
 # Settings of diffusers' config.json that are fixed here, each with the only value that this model computes.
 _FIXED = {"qk_norm": "rms_norm", "image_condition_type": None}
+_SOURCE = "transformer config"
+
+
+_Cells = Annotated[int, Between(1, 64)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,22 +38,23 @@ class DiTConfig:
         guidance_embeds: whether the guidance scale is an input (guidance-distilled models).
     """
 
-    in_channels: int
-    out_channels: int
-    hidden_size: int
-    num_heads: int
-    num_double_blocks: int
-    num_single_blocks: int
-    num_refiner_blocks: int
-    mlp_ratio: float
-    patch_size: tuple[int, int, int]
-    rope_axes_dim: tuple[int, int, int]
-    rope_theta: float
-    text_dim: int
-    pooled_dim: int
+    in_channels: Width
+    out_channels: Width
+    hidden_size: Width
+    num_heads: Width
+    num_double_blocks: Layers
+    num_single_blocks: Layers
+    num_refiner_blocks: Layers
+    mlp_ratio: Annotated[float, Between(1 / 64, 64)]
+    patch_size: tuple[_Cells, _Cells, _Cells]
+    rope_axes_dim: tuple[Width, Width, Width]
+    rope_theta: RotaryBase
+    text_dim: Width
+    pooled_dim: Width
     guidance_embeds: bool
 
     def __post_init__(self) -> None:
+        check_bounds(self, source=_SOURCE)
         if self.hidden_size % self.num_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}"
@@ -55,6 +62,10 @@ class DiTConfig:
         if sum(self.rope_axes_dim) != self.head_dim or any(dim % 2 for dim in self.rope_axes_dim):
             raise InputError(
                 f"rope_axes_dim {self.rope_axes_dim} must be even and sum to the head size {self.head_dim}"
+            )
+        if self.mlp_size < 1:
+            raise InputError(
+                f"mlp_ratio {self.mlp_ratio} leaves no channel of hidden_size {self.hidden_size}; give a larger one"
             )
 
     @property
@@ -87,14 +98,16 @@ class DiTConfig:
         for key, expected in _FIXED.items():
             if values.get(key, expected) != expected:
                 raise InputError(
-                    f"transformer config has {key}={values[key]!r}; only {expected!r} (text to video) is supported"
+                    f"transformer config has {key}={shown(values[key])}; only {expected!r} (text to video) is supported"
                 )
         try:
-            heads = values["num_attention_heads"]
+            heads, head_dim = (
+                _count(values, key) for key in ("num_attention_heads", "attention_head_dim")
+            )
             ours = {
                 "in_channels": values["in_channels"],
                 "out_channels": values["out_channels"],
-                "hidden_size": heads * values["attention_head_dim"],
+                "hidden_size": heads * head_dim,
                 "num_heads": heads,
                 "num_double_blocks": values["num_layers"],
                 "num_single_blocks": values["num_single_layers"],
@@ -111,11 +124,7 @@ class DiTConfig:
             raise InputError(
                 f"transformer config lacks {error.args[0]!r}; give the config.json of HunyuanVideoTransformer3DModel"
             ) from error
-        except TypeError as error:
-            raise InputError(
-                f"transformer config has a value of the wrong type ({error})"
-            ) from error
-        return from_mapping(cls, ours, source="transformer config")
+        return from_mapping(cls, ours, source=_SOURCE)
 
     def to_diffusers(self) -> dict[str, Any]:
         """The config.json that diffusers' `HunyuanVideoTransformer3DModel` loads.
@@ -145,3 +154,13 @@ class DiTConfig:
             "rope_axes_dim": list(self.rope_axes_dim),
             "image_condition_type": None,
         }
+
+
+def _count(values: Mapping[str, Any], key: str) -> int:
+    """A number that is to be multiplied: of a string it would be repetition, and of a huge one a huge product."""
+    value = values[key]
+    if type(value) is not int or not 0 < value < 1 << 17:
+        raise InputError(
+            f"{_SOURCE} has {key}={shown(value)}; give a positive number of heads or channels"
+        )
+    return value

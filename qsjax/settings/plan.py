@@ -1,10 +1,12 @@
 """The sampling plan: what each denoising step does, known before anything runs."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from qsjax.errors import InputError
 from qsjax.settings.skip import Skip
 from qsjax.settings.sparse import DENSE, SparsePlan
+from qsjax.untrusted import Between, check_bounds
 
 SHIFT = 7.0
 """HunyuanVideo's shift of the schedule."""
@@ -23,10 +25,10 @@ class SamplingPlan:
         skip: rule for leaving out steps while little changes; None computes all steps.
     """
 
-    steps: int = 50
-    shift: float = SHIFT
-    guidance: float = 6.0
-    true_cfg: float = 1.0
+    steps: Annotated[int, Between(1, 10_000)] = 50
+    shift: Annotated[float, Between(1e-3, 1e3)] = SHIFT
+    guidance: Annotated[float, Between(0, 1e4)] = 6.0
+    true_cfg: Annotated[float, Between(1, 1e3)] = 1.0
     sparse: SparsePlan | None = None
     skip: Skip | None = None
 
@@ -39,6 +41,7 @@ class SamplingPlan:
             raise InputError(f"true_cfg={self.true_cfg}: must be at least 1, which switches it off")
         if not self.guidance >= 0:
             raise InputError(f"guidance={self.guidance}: must not be negative; HunyuanVideo uses 6")
+        check_bounds(self)
         if self.skip is not None and self.sparse is not None and self.sparse.drift:
             raise InputError(
                 "sparse.drift and skip.threshold do not go together: a step that is left out has no attention to measure; take"

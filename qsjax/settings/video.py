@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 from qsjax.config import from_mapping
 from qsjax.errors import InputError
 from qsjax.settings.plan import SamplingPlan
+from qsjax.untrusted import Between
+from qsjax.untrusted.bounds import Length
 
 TEXT_TOKENS = 256
 """Length of HunyuanVideo's prompts, padding included."""
@@ -26,10 +28,10 @@ class Settings(SamplingPlan):
         negative_prompt: what true guidance moves away from.
     """
 
-    frames: int = 129
-    height: int = 720
-    width: int = 1280
-    fps: int = 24
+    frames: Length = 129
+    height: Length = 720
+    width: Length = 1280
+    fps: Annotated[int, Between(1, 1000)] = 24
     negative_prompt: str = ""
 
     @classmethod

@@ -5,13 +5,14 @@ generation settings, token ids of the tokenizer). A key absent from a file has t
 because files of multi-modal models list only what differs from it.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from qsjax.config import from_mapping
 from qsjax.errors import InputError
+from qsjax.untrusted import Between, check_bounds, shown
+from qsjax.untrusted.bounds import Epsilon, Layers, Length, RotaryBase, Vocabulary, Width
 
 UNUSED_LAYERS = 2
 """HunyuanVideo reads `hidden_states[-3]`: the last two decoder layers and the final norm never run."""
@@ -40,6 +41,10 @@ _CLIP_DEFAULTS = {
 }
 
 
+_Heads = Annotated[int, Between(1, 1024)]
+_HeadDim = Annotated[int, Between(1, 1 << 12)]
+
+
 @dataclass(frozen=True)
 class LlamaConfig:
     """A LLaMA-3 decoder, named as in transformers' `LlamaConfig`.
@@ -50,19 +55,19 @@ class LlamaConfig:
         max_position_embeddings: longest sequence the original was trained for, in tokens.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
+    vocab_size: Vocabulary
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: _Heads
+    num_key_value_heads: _Heads
+    head_dim: _HeadDim
+    rms_norm_eps: Epsilon
+    rope_theta: RotaryBase
+    max_position_embeddings: Length
 
     def __post_init__(self) -> None:
-        _require_positive(self)
+        check_bounds(self, source="LLaMA")
         if self.num_hidden_layers <= UNUSED_LAYERS:
             raise InputError(
                 f"LLaMA: num_hidden_layers = {self.num_hidden_layers}, but the text states are taken "
@@ -97,7 +102,7 @@ class LlamaConfig:
         for key, supported in _LLAMA_ONLY.items():
             if values.get(key, supported) != supported:
                 raise InputError(
-                    f"{source}: {key} = {values[key]!r} is not supported, only {supported!r}; use a LLaMA-3 model"
+                    f"{source}: {key} = {shown(values[key])} is not supported, only {supported!r}; use a LLaMA-3 model"
                 )
         chosen: dict[str, Any] = _LLAMA_DEFAULTS | {
             key: values[key] for key in _LLAMA_DEFAULTS if key in values
@@ -133,21 +138,25 @@ class ClipConfig:
         eos_token_id: whose first position is pooled; 2 means the position of the highest id.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    max_position_embeddings: int
+    vocab_size: Vocabulary
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Annotated[int, Between(1, 1024)]
+    num_attention_heads: _Heads
+    max_position_embeddings: Length
     hidden_act: str
-    layer_norm_eps: float
+    layer_norm_eps: Epsilon
     eos_token_id: int
 
     def __post_init__(self) -> None:
-        _require_positive(self, except_for=("eos_token_id",))
+        check_bounds(self, source="CLIP")
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise InputError(
-                f"CLIP: hidden_act = {self.hidden_act!r} is not supported; use a model with quick_gelu or gelu"
+                f"CLIP: hidden_act = {shown(self.hidden_act)} is not supported; use a model with quick_gelu or gelu"
+            )
+        if not 0 <= self.eos_token_id < self.vocab_size:
+            raise InputError(
+                f"CLIP: eos_token_id = {self.eos_token_id} is none of the {self.vocab_size} ids of the vocabulary; correct it"
             )
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
@@ -185,7 +194,7 @@ class ClipConfig:
 def _text_part(mapping: Mapping[str, Any], kinds: set[str], source: str) -> Mapping[str, Any]:
     nested = mapping.get("text_config")
     if nested is not None and not isinstance(nested, Mapping):
-        raise InputError(f"{source}: text_config should be a JSON object, found {nested!r}")
+        raise InputError(f"{source}: text_config should be a JSON object, found {shown(nested)}")
     values = mapping if nested is None else nested
     kind = values.get("model_type")
     if kind is None and nested is None and "model_type" not in mapping:
@@ -193,9 +202,9 @@ def _text_part(mapping: Mapping[str, Any], kinds: set[str], source: str) -> Mapp
             f"{source}: has no model_type, so it is not a transformers configuration; "
             f"give one of model_type {' or '.join(sorted(kinds))}"
         )
-    if kind is not None and kind not in kinds:
+    if kind is not None and not (isinstance(kind, str) and kind in kinds):
         raise InputError(
-            f"{source}: model_type is {kind!r}, expected {' or '.join(sorted(kinds))}; name another text encoder"
+            f"{source}: model_type is {shown(kind)}, expected {' or '.join(sorted(kinds))}; name another text encoder"
         )
     # Quantized weights are announced beside `text_config`, not inside it.
     return {**values, "quantization_config": mapping.get("quantization_config")}
@@ -215,17 +224,19 @@ def _rope_theta(values: Mapping[str, Any], source: str) -> object:
         if rope is None:
             continue
         if not isinstance(rope, Mapping):
-            raise InputError(f"{source}: rotary parameters should be a JSON object, found {rope!r}")
+            raise InputError(
+                f"{source}: rotary parameters should be a JSON object, found {shown(rope)}"
+            )
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
             raise InputError(
-                f"{source}: rotary scaling of type {kind!r} is not supported; "
+                f"{source}: rotary scaling of type {shown(kind)} is not supported; "
                 f"use a model with plain rotary embedding, as llava-llama-3-8b"
             )
         theta = rope.get("rope_theta", theta)
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise InputError(
-                f"{source}: partial_rotary_factor = {rope['partial_rotary_factor']!r} is not supported; "
+                f"{source}: partial_rotary_factor = {shown(rope['partial_rotary_factor'])} is not supported; "
                 f"use a model that rotates whole heads"
             )
     return theta
@@ -235,17 +246,7 @@ def _head_dim(values: Mapping[str, Any], source: str) -> int:
     width, heads = values["hidden_size"], values["num_attention_heads"]
     if not isinstance(width, int) or not isinstance(heads, int) or heads < 1 or width % heads:
         raise InputError(
-            f"{source}: hidden_size = {width!r} does not divide into num_attention_heads = {heads!r}; "
+            f"{source}: hidden_size = {shown(width)} does not divide into num_attention_heads = {shown(heads)}; "
             f"give head_dim or correct one of them"
         )
     return width // heads
-
-
-def _require_positive(config: LlamaConfig | ClipConfig, except_for: tuple[str, ...] = ()) -> None:
-    for name, value in vars(config).items():
-        if isinstance(value, str) or name in except_for:
-            continue
-        if not (value > 0 and math.isfinite(value)):
-            raise InputError(
-                f"{type(config).__name__}: {name} = {value!r} should be positive; correct it"
-            )

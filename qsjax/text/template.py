@@ -5,11 +5,15 @@ comes with the checkpoint.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from qsjax.errors import InputError
 from qsjax.text.tokenize import PromptTokenizer
+from qsjax.untrusted import Between, check_bounds
 
 PLACEHOLDER = "{}"
+_LONGEST = 1 << 16
+"""Characters of a template, and tokens that are cropped or kept."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +27,19 @@ class PromptTemplate:
     """
 
     template: str
-    crop_start: int
-    max_length: int
+    crop_start: Annotated[int, Between(0, _LONGEST)]
+    max_length: Annotated[int, Between(1, _LONGEST)]
 
     def __post_init__(self) -> None:
+        check_bounds(self, source="prompt template")
+        if len(self.template) > _LONGEST:
+            raise InputError(
+                f"prompt template: has {len(self.template)} characters; give at most {_LONGEST}"
+            )
         count = self.template.count(PLACEHOLDER)
         if count != 1:
             raise InputError(
                 f"prompt template: expected exactly one {PLACEHOLDER} for the prompt, found {count}; correct the template"
-            )
-        if self.crop_start < 0:
-            raise InputError(
-                f"prompt template: crop_start = {self.crop_start} is negative; give the tokens before the prompt"
-            )
-        if self.max_length < 1:
-            raise InputError(
-                f"prompt template: max_length = {self.max_length} keeps no token; give at least 1"
             )
 
     @property

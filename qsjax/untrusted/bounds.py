@@ -25,20 +25,28 @@ class Between:
         return self.least <= value <= self.most
 
 
+LONGEST = 4096
+"""Values of a tuple."""
 Layers = Annotated[int, Between(0, 1024)]
 """Layers or blocks of one kind."""
 Width = Annotated[int, Between(1, 1 << 17)]
 """Channels, heads, or what else is a length of one axis of weights."""
 Vocabulary = Annotated[int, Between(1, 1 << 22)]
 """Ids of a tokenizer."""
+Length = Annotated[int, Between(1, 1 << 20)]
+"""Tokens, frames or pixels along one axis."""
 Positive = Annotated[float, Between(1e-30, 1e30)]
 """A number whose square float32 can hold, nearly."""
+Epsilon = Annotated[float, Between(1e-20, 1)]
+"""What a norm adds to a variance, in float32."""
+RotaryBase = Annotated[float, Between(1, 1e12)]
+"""Base of rotary frequencies; below 1 they would grow."""
 
 
 def check_bounds(config: object, *, source: str = "") -> None:
     """Refuse a number of a dataclass that is not finite, or not inside the `Between` of its type; for a `__post_init__`.
 
-    Numbers without one are finite, and integers below 2^63. A tuple's numbers are looked at one by one.
+    Numbers without one are finite, and integers below 2^63. A tuple's numbers are looked at one by one, of at most `LONGEST`.
 
     Args:
         config: a dataclass.
@@ -50,6 +58,8 @@ def check_bounds(config: object, *, source: str = "") -> None:
     begin = f"{source}: " if source else ""
     for name, bounds in _bounds(type(config)).items():
         value = getattr(config, name)
+        if isinstance(value, tuple) and len(value) > LONGEST:
+            raise InputError(f"{begin}{name} has {len(value)} values; give at most {LONGEST}")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
@@ -57,7 +67,7 @@ def check_bounds(config: object, *, source: str = "") -> None:
                 raise InputError(f"{begin}{name} is {number}; give a finite number")
             if bounds is not None and number not in bounds:
                 raise InputError(
-                    f"{begin}{name} is {shown(number)}; give a number from {bounds.least:g} to {bounds.most:g}"
+                    f"{begin}{name} is {shown(number)}; give a number from {bounds.least} to {bounds.most}"
                 )
             if not -(2**63) <= number < 2**63 and isinstance(number, int):
                 raise InputError(f"{begin}{name} is {shown(number)}; give a smaller number")

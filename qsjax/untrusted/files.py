@@ -11,6 +11,8 @@ SMALL = 1 << 20
 """Bytes of a configuration, a template, a record."""
 LARGE = 16 << 20
 """Bytes of a manifest, an index, a header: a hundred thousand tensors."""
+TOKENIZER = 24 << 20
+"""Bytes of a tokenizer; LLaMA-3's has 9 MB, and 17 where each merge is a list."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:

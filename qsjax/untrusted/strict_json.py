@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from qsjax.errors import CheckpointError
@@ -71,18 +72,21 @@ def check_plain(value: object) -> None:
     Raises:
         ValueError: in a few words.
     """
-    left = [(value, 1)]
-    while left:
-        item, depth = left.pop()
-        if isinstance(item, float) and not math.isfinite(item):
-            raise ValueError(f"the number {item} is not finite")
-        if isinstance(item, int) and not -(2**63) <= item < 2**64:
-            raise ValueError("an integer has more than 64 bits")
-        if isinstance(item, dict | list):
-            if depth > DEEPEST:
-                raise ValueError(f"more than {DEEPEST} lists and objects are in each other")
-            inner = item.values() if isinstance(item, dict) else item
-            left.extend((part, depth + 1) for part in inner)
+    # One iterator a level: millions of values are looked at without a list of them.
+    levels: list[Iterator[object]] = [iter((value,))]
+    while levels:
+        for item in levels[-1]:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"the number {item} is not finite")
+            if isinstance(item, int) and not -(2**63) <= item < 2**64:
+                raise ValueError("an integer has more than 64 bits")
+            if isinstance(item, dict | list):
+                if len(levels) > DEEPEST:
+                    raise ValueError(f"more than {DEEPEST} lists and objects are in each other")
+                levels.append(iter(item.values() if isinstance(item, dict) else item))
+                break
+        else:
+            levels.pop()
 
 
 def _integer(digits: str) -> int:

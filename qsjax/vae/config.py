@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from qsjax.config import from_mapping
 from qsjax.errors import InputError
+from qsjax.untrusted import Between, check_bounds, shown
+from qsjax.untrusted.bounds import Width
 
 _CLASS = "AutoencoderKLHunyuanVideo"
 _SAME = (
@@ -23,6 +25,7 @@ _BLOCK_TYPES = {
         "up_block_types": "UpDecoderBlockCausal3D",
     },
 }
+_MOST_LEVELS = 12
 # Keys of Tencent's config.json that do not describe the architecture: tile sizes, and a switch of its own code.
 _TENCENT_ONLY = ("sample_size", "sample_tsize", "force_upcast")
 
@@ -62,39 +65,35 @@ class VAEConfig:
         mid_block_add_attention: whether the coarsest level has frame-causal attention.
     """
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 16
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.476986
+    in_channels: Width = 3
+    out_channels: Width = 3
+    latent_channels: Width = 16
+    block_out_channels: tuple[Width, ...] = (128, 256, 512, 512)
+    layers_per_block: Annotated[int, Between(1, 64)] = 2
+    norm_num_groups: Width = 32
+    scaling_factor: Annotated[float, Between(1e-6, 1e6)] = 0.476986
     spatial_compression_ratio: int = 8
     temporal_compression_ratio: int = 4
     mid_block_add_attention: bool = True
 
     def __post_init__(self) -> None:
-        positive = ("in_channels", "out_channels", "latent_channels", "layers_per_block")
-        for name in (*positive, "norm_num_groups", "scaling_factor"):
-            if not getattr(self, name) > 0:
-                raise InputError(
-                    f"VAE config has {name}={getattr(self, name)}; it must be positive"
-                )
+        check_bounds(self, source="VAE config")
         widths, ratio = self.block_out_channels, self.spatial_compression_ratio
         if self.temporal_compression_ratio != 4:
             raise InputError(
                 f"VAE config has temporal_compression_ratio={self.temporal_compression_ratio}; only 4 is supported"
             )
-        if len(widths) < 3:
+        if not 3 <= len(widths) <= _MOST_LEVELS:
             raise InputError(
-                f"VAE config has block_out_channels={widths}; at least 3 levels are needed to compress time by 4"
+                f"VAE config has {len(widths)} levels in block_out_channels; at least 3 levels are needed to compress time by 4,"
+                f" and at most {_MOST_LEVELS} are read"
             )
         allowed = [2**power for power in range(len(widths) + 1)]
         if ratio not in allowed:
             raise InputError(
                 f"VAE config has spatial_compression_ratio={ratio}; {len(widths)} levels allow {allowed}"
             )
-        if uneven := [width for width in widths if width < 1 or width % self.norm_num_groups]:
+        if uneven := [width for width in widths if width % self.norm_num_groups]:
             raise InputError(
                 f"VAE config has widths {uneven} in block_out_channels that norm_num_groups={self.norm_num_groups} does not divide"
             )
@@ -128,11 +127,11 @@ class VAEConfig:
             InputError: an unknown key, a value of the wrong type, or an architecture that is not computed here.
         """
         if not isinstance(values, Mapping):
-            raise InputError(f"VAE config is {values!r}; give the table of a config.json")
+            raise InputError(f"VAE config is {shown(values)}; give the table of a config.json")
         kind = values.get("_class_name", _CLASS)
-        if kind not in _BLOCK_TYPES:
+        if not isinstance(kind, str) or kind not in _BLOCK_TYPES:
             raise InputError(
-                f"VAE config describes {kind!r}; supported are {', '.join(_BLOCK_TYPES)}"
+                f"VAE config describes {shown(kind)}; supported are {', '.join(_BLOCK_TYPES)}"
             )
         ours = {key: value for key, value in values.items() if not key.startswith("_")}
         if kind != _CLASS:
@@ -144,7 +143,7 @@ class VAEConfig:
                     "VAE config turns mid_block_causal_attn off; only true is supported"
                 )
         if (act := ours.pop("act_fn", "silu")) not in ("silu", "swish"):
-            raise InputError(f"VAE config has act_fn={act!r}; only 'silu' is supported")
+            raise InputError(f"VAE config has act_fn={shown(act)}; only 'silu' is supported")
         listed = {
             key: (ours.pop(key), _BLOCK_TYPES[kind][key])
             for key in _BLOCK_TYPES[kind]
@@ -155,7 +154,7 @@ class VAEConfig:
             expected = [known] * len(config.block_out_channels)
             if not isinstance(types, (list, tuple)) or list(types) != expected:
                 raise InputError(
-                    f"VAE config has {key}={types!r}; expected {len(expected)} times {known!r},"
+                    f"VAE config has {key}={shown(types)}; expected {len(expected)} times {known!r},"
                     f" one for each of block_out_channels"
                 )
         return config

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from pallas_kernels import targets
 from qsjax.errors import InputError
+from qsjax.untrusted import check_bounds
+from qsjax.untrusted.bounds import Length
 from qsjax.vae.blending import Cut, TilePlan
 from qsjax.vae.config import VAEConfig
 
@@ -28,13 +30,14 @@ class Tiling:
             the others the tiles at the ends are what is left, as in Tencent's code. None is True on a TPU.
     """
 
-    frames: int | None = 64
-    frame_stride: int | None = 48
-    pixels: int | None = 256
-    pixel_stride: int | None = 192
+    frames: Length | None = 64
+    frame_stride: Length | None = 48
+    pixels: Length | None = 256
+    pixel_stride: Length | None = 192
     even: bool | None = None
 
     def __post_init__(self) -> None:
+        check_bounds(self, source="tiling")
         for size_name, stride_name in (("frames", "frame_stride"), ("pixels", "pixel_stride")):
             size, stride = getattr(self, size_name), getattr(self, stride_name)
             if (size is None) != (stride is None):

@@ -133,11 +133,14 @@ def test_a_forbidden_class_is_named_and_not_executed(tmp_path, function):
         ({}, "no tensor at all"),
         ({"epoch": 3}, "no tensor at all"),
         ({"w": torch.ones(2), "optimizer": {"a": 1}}, "'optimizer' of type dict"),
-        ({"w": torch.ones(2), 3: torch.ones(2)}, "the name '3'"),
+        ({"w": torch.ones(2), 3: torch.ones(2)}, "the name 3"),
         ({"w": torch.ones(2), "\x1b[2J": torch.ones(2)}, "the name"),
         ({"w": torch.ones(2, dtype=torch.complex64)}, "'w' is a complex64 tensor"),
         ({"w": torch.ones(1).expand(1000)}, "does not lie in the data"),
-        ({"w": torch.eye(2).to_sparse()}, "'w' is a float32 tensor of a kind"),
+        (
+            {"w": torch.eye(2).to_sparse()},
+            "asks for torch._utils._rebuild_sparse_tensor, which is no part",
+        ),
     ],
 )
 def test_what_is_no_state_dict(tmp_path, content, message):
@@ -159,7 +162,7 @@ def test_other_kinds_of_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint of torch.save"):
         open_source(path, "dit")
     torch.save({"w": torch.ones(2)}, path, pickle_protocol=4)
-    with pytest.raises(CheckpointError, match="Unsupported operand"):
+    with pytest.raises(CheckpointError, match="has the step FRAME, which weights never need"):
         open_source(path, "dit")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/hello.txt", "hello")

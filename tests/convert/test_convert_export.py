@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from convert import Sources, convert, export, exporting
+from qsjax.checkpoint import sealed
 from qsjax.errors import CheckpointError, InputError
 
 VAE_TENSORS = {
@@ -155,6 +156,6 @@ def test_checkpoint_with_other_leaves(checkpoint, tmp_path):
     items["double_blocks.0.img"]["double_blocks.0.img.scale"] = items["double_blocks.0.img"].pop(
         "double_blocks.0.img.proj.kernel"
     )
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(CheckpointError, match="it is quantized"):
         export(tmp_path, tmp_path / "out", progress=False)

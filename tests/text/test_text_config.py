@@ -118,7 +118,7 @@ def test_rope_theta_is_found_in_either_place():
         (_llama(head_dim=7), "head_dim = 7"),
         (_llama(head_dim=None, hidden_size=43), "hidden_size = 43 does not divide"),
         (_llama(vocab_size="many"), "vocab_size: expected int, found 'many'"),
-        (_llama(hidden_size=0), "hidden_size = 0 should be positive"),
+        (_llama(hidden_size=0), "hidden_size is 0; give a number from 1 to 131072"),
         ({"hidden_size": 32}, "has no model_type"),
     ],
 )  # fmt: skip
@@ -133,7 +133,7 @@ def test_llamas_of_another_arithmetic_are_refused(mapping, message):
         (_clip(hidden_act="relu"), "hidden_act = 'relu' is not supported"),
         (_clip(num_attention_heads=5), "does not divide into 5 heads"),
         (_clip(model_type="siglip_text_model"), "expected clip_text_model"),
-        (_clip(layer_norm_eps=-1.0), "layer_norm_eps = -1.0 should be positive"),
+        (_clip(layer_norm_eps=-1.0), "layer_norm_eps is -1.0; give a number from 1e-20 to 1"),
     ],
 )
 def test_clips_of_another_arithmetic_are_refused(mapping, message):

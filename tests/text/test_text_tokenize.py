@@ -94,7 +94,7 @@ def test_faulty_tokenizer_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"'<nowhere>' is not in tokenizer\.json"):
         PromptTokenizer(tmp_path, length=4)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: it is not usable JSON"):
         PromptTokenizer(tmp_path, length=4)
     whole = (tmp_path / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
@@ -120,8 +120,8 @@ def test_template_fills_in_the_stripped_prompt():
     [
         (("no place", 0, 8), "expected exactly one {} for the prompt, found 0"),
         (("{} and {}", 0, 8), "found 2"),
-        (("{}", -1, 8), "crop_start = -1 is negative"),
-        (("{}", 0, 0), "max_length = 0 keeps no token"),
+        (("{}", -1, 8), "crop_start is -1; give a number from 0 to"),
+        (("{}", 0, 0), "max_length is 0; give a number from 1 to"),
     ],
 )
 def test_impossible_templates_are_refused(values, message):

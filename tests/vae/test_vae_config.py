@@ -87,7 +87,7 @@ def test_without_mid_attention():
         ({"down_block_types": ["DownBlock3D"] * 3}, "down_block_types"),
         ({"up_block_types": ["HunyuanVideoUpBlock3D"] * 4}, "up_block_types.*expected 3 times"),
         ({"latent_chanels": 4}, "unknown key 'latent_chanels'; did you mean 'latent_channels'"),
-        ({"layers_per_block": 0}, "layers_per_block=0; it must be positive"),
+        ({"layers_per_block": 0}, "layers_per_block is 0; give a number from 1 to 64"),
         ({"_class_name": "AutoencoderKL"}, "'AutoencoderKL'; supported are AutoencoderKLHunyuanVideo, "),
         ({"latent_channels": "16"}, "expected int"),
     ],
@@ -102,7 +102,7 @@ def test_unsupported_configs_are_refused(change, message):
     [
         ({"frame_stride": 80}, "frame_stride=80; it must be between 1 and frames=64"),
         ({"pixels": None}, "pixels=None but pixel_stride=192"),
-        ({"frame_stride": 0}, "between 1 and"),
+        ({"frame_stride": 0}, "frame_stride is 0; give a number from 1 to"),
     ],
 )
 def test_impossible_tiles_are_refused(sizes, message):
