@@ -60,7 +60,7 @@ def writing(place: Path, then: str = AGAIN, *, nbytes: int = 0) -> Generator[Non
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path, None, None]:
-    """A temporary name beside a file: what the block writes there takes the file's place when it ends without an error.
+    """A temporary name beside a file, whose folder is there: what the block writes takes the file's place when it ends without an error.
 
     It is on the disk then. Nothing is left of it after an error, and what a killed process left is removed by the next one.
 
@@ -69,7 +69,6 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     """
     temporary = beside(path, ".tmp")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         own = temporary.stat()
@@ -86,7 +85,7 @@ def replacing(path: Path) -> Generator[Path, None, None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all, and is on the disk when this returns.
+    """Write a file, in a folder that is there, so that it appears whole or not at all, and is on the disk when this returns.
 
     Raises:
         DiskError: as `replacing`.
@@ -160,14 +159,14 @@ def require_room(place: Path, nbytes: int, what: str = "") -> None:
     Raises:
         InputError: says both sizes.
     """
-    free = _free(place)
+    free = free_bytes(place)
     if free is not None and free < nbytes:
         raise InputError(
             f"{shown_path(place)}: {what}needs {_size(nbytes)}, {_size(free)} are free; make room or name another disk"
         )
 
 
-def _free(place: Path) -> int | None:
+def free_bytes(place: Path) -> int | None:
     """Bytes of the disk that a place is on; None if nobody knows."""
     with suppress(OSError):
         there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
@@ -181,9 +180,11 @@ def _size(nbytes: int) -> str:
 
 def _reason(place: Path, text: str, nbytes: int) -> str | None:
     """What a library's error says of the disk; None if it is about something else."""
+    if text == "embedded null byte":
+        return "its name has a zero byte"
     if number := _NUMBER.search(text):
         return os.strerror(int(number[1]))
-    free = _free(place)
+    free = free_bytes(place)
     if free is not None and free < nbytes:
         return os.strerror(errno.ENOSPC)
     status = _STATUS.search(text)
@@ -192,7 +193,11 @@ def _reason(place: Path, text: str, nbytes: int) -> str | None:
 
 def _require_own(temporary: Path, own: os.stat_result) -> None:
     """The file is the one that was made: another process with the same name may have made its own."""
-    if not os.path.samestat(temporary.stat(), own):
+    try:
+        same = os.path.samestat(temporary.stat(), own)
+    except FileNotFoundError:
+        same = False
+    if not same:
         raise OSError(errno.EBUSY, "another process writes the same file")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from qsjax.disk import replacing
 from qsjax.errors import InputError
+from qsjax.video import check_writable
 
 _TERMS = {"output": "block output", "pooled": "pooled attention", "rows": "attention rows"}
 
@@ -123,6 +124,7 @@ def plot(reports: Sequence[dict[str, Any]], path: Path, losses: Sequence[float] 
         tuning[0].plot(steps, 100 * np.sqrt(losses), ".", color="lightgrey")
         tuning[0].plot(steps[tenth - 1 :], 100 * np.sqrt(smooth))
         tuning[0].set(xlabel="step", ylabel="velocity error, %", title="tuning end to end")
+    check_writable(path, overwrite=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     return path

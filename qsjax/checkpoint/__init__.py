@@ -13,5 +13,6 @@ from qsjax.checkpoint.schema import Leaf as Leaf
 from qsjax.checkpoint.schema import StoredComponent as StoredComponent
 from qsjax.checkpoint.writer import CheckpointWriter as CheckpointWriter
 from qsjax.checkpoint.writer import digest as digest
+from qsjax.checkpoint.writer import is_finished as is_finished
 from qsjax.checkpoint.writer import made_already as made_already
 from qsjax.disk import write_atomically as write_atomically

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 
 from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest, sealed
 from qsjax.checkpoint.schema import Leaf
+from qsjax.checkpoint.storing import store
 from qsjax.disk import (
     beside,
     put_aside,
@@ -29,8 +29,6 @@ from qsjax.untrusted.files import LARGE, shown_path
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 16 * 2**20
-"""What is read from a file at once."""
 _JOURNAL = "journal"
 _IDENTITY = "identity"
 _EMPTY = {_JOURNAL, _IDENTITY, f"{_IDENTITY}.tmp"}
@@ -119,10 +117,7 @@ class CheckpointWriter:
         """
         directory = self._directory(component, item)
         with self._writing(sum(array.nbytes for array in leaves.values())):
-            # Left by an interruption between Orbax's commit and the journal entry.
-            remove(directory)
-            with _saving():
-                ocp.save(directory.absolute(), dict(leaves))  # Orbax takes no relative path
+            store(directory, leaves)
         specifications: dict[str, Leaf] = {
             name: {
                 "shape": list(array.shape),
@@ -250,6 +245,11 @@ def made_already(destination: Path, identity: str, *, again: bool) -> Manifest |
     return manifest
 
 
+def is_finished(checkpoint: Path) -> bool:
+    """Whether it is there, and nothing of its writing is left to do."""
+    return is_checkpoint(checkpoint) and not (checkpoint / _IDENTITY).exists()
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a manifest."""
     return (folder / MANIFEST).is_file()
@@ -267,14 +267,6 @@ def _tidy(checkpoint: Path) -> None:
     """Delete what only the writing needed; the identity last, since it says that there is something to delete."""
     remove(checkpoint / _JOURNAL)
     remove(checkpoint / _IDENTITY)
-
-
-def _saving() -> ocp.Context:
-    """Plain bytes in chunks of `CHUNK_BYTES`: weights hardly shrink, and to decompress them takes most of a load's processor time."""
-    context = ocp.Context()
-    saving = context.array.saving
-    saving.use_compression, saving.storage_options.chunk_byte_size = False, CHUNK_BYTES
-    return context
 
 
 def _copy_folder(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from qsjax.calibration import SettingsChanges
-from qsjax.disk import write_atomically
+from qsjax.disk import write_atomically, writing
 from qsjax.errors import InputError
 from qsjax.evaluate.compare import Comparison, compare
 from qsjax.evaluate.perceptual import lpips as measure_lpips
@@ -63,6 +63,8 @@ class Checkpoints:
             InputError: plots without matplotlib, or a place that cannot be written.
         """
         report, table = folder / "comparison.json", folder / "comparison.md"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_atomically(report, (json.dumps(self.plain(), indent=1) + "\n").encode())
         write_atomically(table, (self.text() + "\n").encode())
         written = [report, table]

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from qsjax.calibration import Samples, SettingsChanges, collect
 from qsjax.config import to_mapping
-from qsjax.disk import replacing
+from qsjax.disk import replacing, writing
 from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.evaluate.mappings import forget_programs
@@ -221,7 +221,10 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         return np.array(map_array(path)) if path.is_file() else None
 
     def _keep_videos(self, name: str, videos: UInt8[np.ndarray, "shown F Y X 3"]) -> None:
-        with replacing(self._video_path(name)) as temporary, temporary.open("wb") as file:
+        path = self._video_path(name)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, videos)
 
     def _video_path(self, name: str) -> Path:
