@@ -238,7 +238,7 @@ def test_export_is_refused(quarot, tmp_path):
         ("rtn", "is not METHOD-RECIPE"),
         ("msad-w4a8", "methods without calibration are rtn, quarot"),
         ("rtn-w4a9", "did you mean 'w4a8'"),
-        ("rtn-absent.toml", "cannot be read"),
+        ("rtn-absent.toml", "cannot be opened"),
         ("quarot-bf16", "name rtn-bf16"),
     ],
 )
