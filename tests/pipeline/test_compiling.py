@@ -72,7 +72,9 @@ def test_steps_are_compiled_while_text_encoders_load_and_tiles_while_steps_run(
     monkeypatch.setattr(VAE, "lower_tile", while_stepping)
     opened(tiny_checkpoint)(CAPTION, callback=lambda step, latents: stepping.set(), **SIZE)
     assert [name for name, _ in overlapped].count("tile") == 1
-    assert [name for name, _ in overlapped].count("step") == 4  # prepare, dense, its flag, and the tile
+    assert [name for name, _ in overlapped].count(
+        "step"
+    ) == 4  # prepare, dense, its flag, and the tile
     assert all(in_time for _, in_time in overlapped)
 
 
