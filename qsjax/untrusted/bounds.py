@@ -21,6 +21,11 @@ class Between:
     least: int | float
     most: int | float
 
+    def __str__(self) -> str:
+        return " to ".join(
+            f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (self.least, self.most)
+        )
+
     def __contains__(self, value: int | float) -> bool:
         return self.least <= value <= self.most
 

@@ -236,7 +236,7 @@ def test_text_encoders_are_dropped_before_modulation_weights_are_read(tiny_check
     [
         ({"frames": 32}, "nearest valid number is 33"),
         ({"frames": 6}, "nearest valid number is 5"),
-        ({"frames": 0}, "nearest valid number is 1"),
+        ({"frames": 0}, "frames is 0; give a number from 1 to"),
         ({"height": 100}, "nearest valid value is 104"),
         ({"width": 3}, "nearest valid value is 8"),
         ({"steps": 0}, "at least 1"),
