@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from convert.report import as_text, describe
 from qsjax.budget import PlannedModel
 from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, StoredRows, sealed, stored
 from qsjax.checkpoint.restore import read_item
+from qsjax.dit import load_dit
 from qsjax.errors import CheckpointError, QsjaxError
 from qsjax.opened import OpenCheckpoint
-from qsjax.text import PromptTokenizer
+from qsjax.text import PromptTokenizer, TextEncoder
+from qsjax.vae import load_vae
 
 DEEP = json.loads("[" * 50 + "]" * 50)
 WRONG = [
@@ -448,6 +451,31 @@ def test_a_table_of_which_rows_are_read_is_compared_too(sound, tmp_path):
     np.testing.assert_array_equal(
         StoredRows(Manifest.read(sound), "model", "a", (12, 5))(rows), TREE["a"][rows]
     )
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    ("load", "component"),
+    [(load_dit, "dit"), (load_vae, "vae"), (TextEncoder.load, "llama"), (TextEncoder.load, "clip"),
+     (partial(TextEncoder.load, storage="int8"), "llama")],
+    ids=["dit", "vae", "llama", "clip", "int8"],
+)  # fmt: skip
+def test_what_loads_compares_unless_told_not_to(tiny_checkpoint, tmp_path, load, component):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "ckpt")
+    item = next(
+        name for name in Manifest.read(folder).component(component).items if name != "embed"
+    )
+    state = folder / component / item / "state"
+    path = max((state / "ocdbt.process_0" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    stored._verified.clear()
+    with pytest.raises(
+        CheckpointError, match=f"item {component}/{item}: .* is not what was written"
+    ):
+        load(folder)
+    load(folder, verify=False)
 
 
 @pytest.mark.hostile
