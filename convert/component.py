@@ -12,6 +12,7 @@ import numpy as np
 
 from convert.configuration import configuration
 from convert.containers import Source, TensorInfo, open_source
+from convert.containers.listing import first_few
 from convert.finite import require_finite
 from convert.keymaps import Row, check, detect
 from convert.keymaps.detect import TITLES, ComponentConfig, Layout
@@ -161,5 +162,5 @@ def _check_dtypes(
         cure = "name a `dtype`" if dtype is None else "give the unquantized weights"
         raise CheckpointError(
             f"{path}: {len(wrong)} tensors of the {TITLES[name]} are not {', '.join(readable)} "
-            f"({', '.join(wrong[:3])}); {cure}"
+            f"({first_few(wrong, 3)}); {cure}"
         )
