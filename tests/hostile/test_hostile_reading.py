@@ -20,6 +20,7 @@ from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, StoredRows, s
 from qsjax.checkpoint.restore import read_item
 from qsjax.dit import load_dit
 from qsjax.errors import CheckpointError, QsjaxError
+from qsjax.experiments.results import FILE, Results
 from qsjax.opened import OpenCheckpoint
 from qsjax.text import PromptTokenizer, TextEncoder
 from qsjax.vae import load_vae
@@ -552,3 +553,24 @@ def test_tokenizers_are_compared_with_the_manifest(tiny_checkpoint, tmp_path):
         manifest.read_file(name)
     with pytest.raises(CheckpointError, match="is not in the manifest"):
         manifest.read_file("tokenizers/llama/other.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"[]", b"null", b"{", b"\xff", b"[" * 50_000, b'{"run": 7}', b'{"key": "a"}', b'{"run": {}}\n[]',
+     b'{"run": {}}\n{"row": 1}', b'{"run": {}}\n{"key": 7}', b'{"run": {}}\n{"key": "a"}\n{"key": "a"}', b'{"run": {}}\n{"key": "a", "x": NaN}',
+     b'{"run": {"model": "\x1b[31m"}}', None],
+    ids=range(16),
+)  # fmt: skip
+def test_records_of_a_grid(tmp_path, content):
+    path = tmp_path / FILE
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    sentence = refusal(Results, tmp_path, {"model": "m"})
+    assert sentence is not None
+    assert sentence.isprintable()
+    path.unlink()
+    Results(tmp_path, {"model": "m"}).add("a", {"x": 1})
+    assert Results(tmp_path, {"model": "m"}).get("a") == {"key": "a", "x": 1}
