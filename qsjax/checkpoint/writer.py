@@ -176,6 +176,7 @@ class CheckpointWriter:
         """
         path = inside(self._temporary, relative, f"{shown_path(self._destination)}: a file")
         with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
 
     def finish(self, data: dict[str, Any], order: Mapping[str, list[str]]) -> Manifest:
