@@ -12,11 +12,14 @@ import numpy as np
 
 from convert.configuration import configuration
 from convert.containers import Source, TensorInfo, open_source
+from convert.containers.listing import first_few
+from convert.finite import require_finite
 from convert.keymaps import Row, check, detect
 from convert.keymaps.detect import TITLES, ComponentConfig, Layout
 from convert.sources import Sources
 from qsjax.config import to_mapping
 from qsjax.errors import CheckpointError
+from qsjax.untrusted import shown
 
 _STORED = ("float32", "bfloat16", "float16")
 
@@ -51,12 +54,24 @@ class Component:
             return self.dtype
         return self.source.tensors[next(iter(row.sources))].dtype
 
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """A tensor of the source, or a range of its rows.
+
+        Raises:
+            CheckpointError: it holds values that are NaN or infinite.
+        """
+        array = self.source.read(name, rows)
+        require_finite(
+            array, f"{self.path}: tensor {shown(name)}", "get the file again from its source"
+        )
+        return array
+
     def leaf(self, row: Row, rows: tuple[int, int] | None = None) -> np.ndarray:
         """A leaf as it is stored, or a range of rows of one that is not rearranged."""
         if rows is None:
-            return row.to_leaf(self.source.read, self.dtype)
+            return row.to_leaf(self.read, self.dtype)
         (name,) = row.sources
-        part = self.source.read(name, rows)
+        part = self.read(name, rows)
         return part if self.dtype is None else part.astype(self.dtype, copy=False)
 
     def outputs(self, row: Row) -> dict[str, TensorInfo]:
@@ -64,7 +79,23 @@ class Component:
         return {row.leaf: TensorInfo(row.shape, self.stored_dtype(row))}
 
     def made(self, row: Row, rows: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
-        """These leaves, or a range of rows of one that is not rearranged."""
+        """These leaves, or a range of rows of one that is not rearranged.
+
+        Raises:
+            CheckpointError: the source holds values that are NaN or infinite, or too large for the stored dtype.
+        """
+        read = self.source.tensors[next(iter(row.sources))].dtype
+        with np.errstate(over="ignore", invalid="ignore"):
+            leaves = self.make(row, rows)
+        for leaf, array in leaves.items():
+            if array.dtype != read or len(leaves) > 1:  # else they are what was read
+                require_finite(
+                    array, f"{self.path}: {leaf} in {array.dtype}", "name another `dtype`"
+                )
+        return leaves
+
+    def make(self, row: Row, rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
+        """What `made` looks through; of another storage, other leaves."""
         return {row.leaf: self.leaf(row, rows)}
 
     def details(self) -> dict[str, Any]:
@@ -131,5 +162,5 @@ def _check_dtypes(
         cure = "name a `dtype`" if dtype is None else "give the unquantized weights"
         raise CheckpointError(
             f"{path}: {len(wrong)} tensors of the {TITLES[name]} are not {', '.join(readable)} "
-            f"({', '.join(wrong[:3])}); {cure}"
+            f"({first_few(wrong, 3)}); {cure}"
         )

@@ -1,9 +1,11 @@
 """Where the PyTorch files come from: this machine, or the hub."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from qsjax.errors import InputError
+from qsjax.cache import cache_directory
+from qsjax.errors import CheckpointError, InputError
 
 
 def local_source(source: str | None, *, offline: bool = False) -> tuple[Path | None, str | None]:
@@ -29,3 +31,23 @@ def local_source(source: str | None, *, offline: bool = False) -> tuple[Path | N
             f"`offline=True` is for a model of the hub (hf://OWNER/NAME), and the source is {source}; leave it out"
         )
     return None if source is None else Path(source), None
+
+
+def require_listed(digests: Mapping[Path, str]) -> None:
+    """Compare the SHA-256 of files that were downloaded with what the hub says it is.
+
+    Args:
+        digests: of source files; those of another origin are left out.
+
+    Raises:
+        CheckpointError: a file changed since it was downloaded.
+    """
+    for path, digest in digests.items():
+        if not path.is_relative_to(cache_directory() / "hub"):
+            continue
+        from qsjax.hub import listed_sha256
+
+        if listed_sha256(path) not in (None, digest):
+            raise CheckpointError(
+                f"{path}: is not what was downloaded (its SHA-256 is not the hub's); delete it and do the same again"
+            )

@@ -112,14 +112,14 @@ class QuantizedDiT(Component):
             if name.startswith(f"{plain}.") and name.endswith(".bias") == (leaf == "bias")
         }
 
-    def made(self, row: Row, rows: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+    def make(self, row: Row, rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
         """Their values. Weights are quantized in the source's own precision, whatever the others are stored in."""
         if not self._is_quantized(row):
-            return super().made(row, rows)
+            return super().make(row, rows)
         path, plain, leaf = _paths(row)
         kinds = {self.source.tensors[name].dtype for name in row.sources}
         mixed = len(kinds) > 1 or np.dtype(np.float64) in kinds
-        array = row.to_leaf(self.source.read, np.dtype(np.float32) if mixed else None)
+        array = row.to_leaf(self.read, np.dtype(np.float32) if mixed else None)
         kind, _, layer = plain.partition(".")
         sites = [site for site in SITES.get(kind, ()) if site.linear == layer]
         with on_host():

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from convert.containers.listing import first_few
 from qsjax.checkpoint import Manifest
 from qsjax.untrusted import shown
 
@@ -68,7 +69,7 @@ def as_text(report: dict[str, Any]) -> str:
     ]
     for name, part in report["components"].items():
         if part["ignored"]:
-            text.append(f"not used by {name}: {', '.join(_folded(part['ignored']))}")
+            text.append(f"not used by {name}: {first_few(_folded(part['ignored']), 40)}")
         if "recipe" in part:
             text.append(
                 f"{name} is quantized: {part['method']}, recipe {_printable(str(part['recipe'].get('name')))}"

@@ -130,8 +130,9 @@ def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
     if os.path.isfile(source):
         return {"transformer": source}
     if not os.path.isdir(source):
+        fault = "is a pipe or a device" if os.path.exists(source) else "does not exist"
         raise InputError(
-            f"{shown_path(source)}: does not exist, or is a pipe or a device; give a diffusers folder, a folder of Tencent's files or a transformer file"
+            f"{shown_path(source)}: {fault}; give a diffusers folder, a folder of Tencent's files or a transformer file"
         )
     if (source / "model_index.json").is_file():
         return _diffusers(source, named)

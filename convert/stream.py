@@ -13,6 +13,7 @@ from convert.component import Component, open_components
 from convert.description import describe
 from convert.items import ITEM_BYTES, Item, plan_items
 from convert.memory import peak_memory
+from convert.origin import require_listed
 from convert.quantized import Quantization, with_quantization
 from convert.sources import Sources
 from convert.text_storage import with_text_storage
@@ -110,8 +111,10 @@ def _write_all(
                 if (name, item.name) in left:
                     _write(writer, part, item)
                 bar.advance(item.nbytes, part=name)
+            digests = {path: _sha256(path, bar) for path in part.source.files}
+            require_listed(digests)
             data["components"][name]["source"]["sha256"] = {
-                path.name: _sha256(path, bar) for path in part.source.files
+                path.name: digest for path, digest in digests.items()
             }
             data["components"][name]["seconds"] = round(time.perf_counter() - start, 2)
         for relative, content in files.items():

@@ -37,11 +37,11 @@ class Int8Text(Component):
             _scale(row): TensorInfo(row.shape[1:], np.dtype(np.float32)),
         }
 
-    def made(self, row: Row, rows: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+    def make(self, row: Row, rows: tuple[int, int] | None) -> dict[str, np.ndarray]:
         """Their values, of the weights in the source's own precision, whatever the others are stored in."""
         if not row.leaf.endswith(".kernel"):
-            return super().made(row, rows)
-        kernel = row.to_leaf(self.source.read, np.dtype(np.float32))
+            return super().make(row, rows)
+        kernel = row.to_leaf(self.read, np.dtype(np.float32))
         with on_host():
             integers, scale = quantize_kernel(kernel)
         return {row.leaf: np.asarray(integers), _scale(row): np.asarray(scale)}

@@ -91,7 +91,6 @@ class Denoiser:
             return
         x, numbers = jax.ShapeDtypeStruct(latents, jnp.float32), partial(schedule, plan)
         first = jax.eval_shape(lambda: step_at(numbers(), 0))
-        self._start(*_finite_of(x))
         dit, modulation = self._models.abstract_dit, self._models.abstract_modulation
         prepared = self._start(
             "prepare", plan, partial(prepare, plan), modulation, prompt, negative
@@ -102,6 +101,7 @@ class Denoiser:
         for kind in dict.fromkeys(plan.kinds):
             step = partial(denoise_step, plan, kind)
             self._start(kind, plan, step, dit, x, cache, first, prepared)
+        self._start(*_finite_of(x))
 
     def __call__(
         self,

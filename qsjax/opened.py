@@ -16,11 +16,12 @@ from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, nearest
 from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.kernels import checked_kernels
-from qsjax.errors import InputError
+from qsjax.errors import CheckpointError, InputError
 from qsjax.models import Models, device_room, host_memory
 from qsjax.parallel import make_mesh
 from qsjax.settings import MODULATION_WEIGHTS, ModulationWeights, Settings
 from qsjax.text import TextEncoder
+from qsjax.untrusted import shown
 from qsjax.vae import VAE, Tiling, VAEConfig
 
 Opened = TypeVar("Opened", bound="OpenCheckpoint")
@@ -65,6 +66,7 @@ class OpenCheckpoint:
         self.vae_config = from_mapping(
             VAEConfig, manifest.config("vae"), source=f"{source}: vae config"
         )
+        _require_agreement(manifest, self.dit_config)
         if shard_weights and devices == 1:
             raise InputError(
                 "`shard_weights=True` is for several devices, and there is one; ask for more with `devices`, or leave it out"
@@ -223,3 +225,14 @@ class OpenCheckpoint:
 
     def _add(self, stage: str, start: float) -> None:
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _require_agreement(manifest: Manifest, dit: DiTConfig) -> None:
+    """Refuse text encoders of other widths than the transformer reads, before minutes of loading."""
+    for name, needed in (("llama", dit.text_dim), ("clip", dit.pooled_dim)):
+        width = manifest.config(name).get("hidden_size") if name in manifest.components else needed
+        if width != needed:
+            raise CheckpointError(
+                f"{manifest.directory}: its {name} has a width of {shown(width)} and its transformer reads {needed}; convert"
+                f" again with the text encoders of this transformer"
+            )

@@ -286,6 +286,10 @@ class Pipeline(OpenCheckpoint):
         settings = self.settings if settings is None else settings
         for encoded in (prompt,) if negative is None else (prompt, negative):
             self._require_fits(encoded)
+        if negative is not None and negative.pooled.shape[0] != prompt.pooled.shape[0]:
+            raise InputError(
+                f"{negative.pooled.shape[0]} negative prompts were given for {prompt.pooled.shape[0]} prompts; give one for each"
+            )
         self._require_room(settings, encodes=False)
         shape, text = self.latent_shape(settings, prompt.pooled.shape[0]), prompt.text.shape[1]
         if latents is None:

@@ -38,7 +38,7 @@ class Record(NamedTuple):
     Attributes:
         offset: of its first byte in the file.
         size: bytes.
-        crc: CRC-32 of them; None in an archive that was written without.
+        crc: CRC-32 of them; None if it was written without.
     """
 
     offset: int
@@ -68,12 +68,9 @@ def read_archive(file: ByteRanges) -> tuple[bytes, dict[int, Record]]:
         names = [record.filename.partition("/")[2] for record in records]
         _check(file, records, names)
         _check_begin(file, archive.start_dir)
-        # torch can leave checksums out: then all are 0.
-        known = any(record.CRC for record in records)
+        # torch can leave a checksum out: then it is 0.
         found = {
-            name: Record(
-                _data_offset(file, record), record.file_size, record.CRC if known else None
-            )
+            name: Record(_data_offset(file, record), record.file_size, record.CRC or None)
             for record, name in zip(records, names, strict=True)
         }
     except _ZIP_FAULTS as error:

@@ -4,7 +4,7 @@ import argparse
 import math
 from collections.abc import Callable
 
-from qsjax.untrusted import shown
+from qsjax.untrusted import Between, shown
 
 _DIGITS = 24
 
@@ -40,4 +40,4 @@ def real(least: float = -1e38, most: float = 1e38) -> Callable[[str], float]:
 
 
 def _wrong(text: str, kind: str, least: int | float, most: int | float) -> str:
-    return f"{shown(text, 40)}: give {kind} from {least:g} to {most:g}"
+    return f"{shown(text, 40)}: give {kind} from {Between(least, most)}"

@@ -5,14 +5,18 @@ therefore always complete; one process at a time writes to a folder.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qsjax.disk import write_atomically, writing
 from qsjax.errors import CheckpointError, InputError
+from qsjax.untrusted import parse_object, read_bytes, shown
 
 FILE = "results.jsonl"
+_LARGEST = 256 << 20
+"""Bytes of the rows of a grid; ours have some hundred kilobytes."""
 
 
 class Results:
@@ -33,7 +37,7 @@ class Results:
         self._rows: dict[str, dict[str, Any]] = {}
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if self.path.is_file():
+        if os.path.lexists(self.path):
             self._read()
 
     def get(self, key: str) -> dict[str, Any] | None:
@@ -70,21 +74,24 @@ class Results:
         write_atomically(self.path, text.encode())
 
     def _read(self) -> None:
-        try:
-            lines = [
-                json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()
-            ]
-            run, rows = lines[0]["run"], {line["key"]: line for line in lines[1:]}
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        lines = [
+            parse_object(line, f"{self.path}: line {number}")
+            for number, line in enumerate(read_bytes(self.path, _LARGEST).splitlines(), 1)
+        ]
+        run = lines[0].get("run") if lines else None
+        rows = {line["key"]: line for line in lines[1:] if isinstance(line.get("key"), str)}
+        if not isinstance(run, dict) or len(rows) != len(lines) - 1:
             raise CheckpointError(
-                f"{self.path}: is damaged ({error}); remove it and run again"
-            ) from error
+                f"{self.path}: is damaged (it does not say its run first, then a row of a key of its own in each line); remove it"
+                f" and run again"
+            )
         changed = sorted(
             name for name in {*run, *self._run} if run.get(name) != self._run.get(name)
         )
         if changed:
             differences = ", ".join(
-                f"{name} {run.get(name)} there and {self._run.get(name)} now" for name in changed
+                f"{shown(name)} {shown(run.get(name))} there and {shown(self._run.get(name))} now"
+                for name in changed[:8]
             )
             raise InputError(
                 f"{self.path}: holds the rows of another run ({differences}); name another folder"

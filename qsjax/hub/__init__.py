@@ -6,3 +6,4 @@ the listing, the headers, one ranged request. A file has its name only when all 
 
 from qsjax.hub.address import Address as Address
 from qsjax.hub.folder import download as download
+from qsjax.hub.folder import listed_sha256 as listed_sha256

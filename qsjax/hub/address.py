@@ -4,8 +4,11 @@ import re
 from dataclasses import dataclass
 
 from qsjax.errors import InputError
+from qsjax.untrusted import shown
 
 SCHEME = "hf://"
+_LONGEST = 200
+"""Characters; the record of a listing is named after it."""
 _ADDRESS = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?P<folder>(?:/[\w.-]+)*)(?:@(?P<revision>[\w./-]+))?"
 )
@@ -37,9 +40,12 @@ class Address:
             not text.startswith(SCHEME)
             or match is None
             or {".", ".."} & set(re.split("[/@]", text))
+            or "--"
+            in match["repo"]  # which the hub allows in no name, and folders here have for "/"
+            or len(text) > _LONGEST
         ):
             raise InputError(
-                f"{text}: is no address; write {SCHEME}OWNER/NAME, or with /FOLDER or @REVISION"
+                f"{shown(text)[1:-1]}: is no address; write {SCHEME}OWNER/NAME, or with /FOLDER or @REVISION"
             )
         return cls(match["repo"], match["folder"].lstrip("/"), match["revision"] or "main")
 

@@ -12,6 +12,8 @@ from huggingface_hub.errors import (
 
 from qsjax.errors import InputError
 from qsjax.hub.address import Address
+from qsjax.hub.asking import Busy, Unavailable
+from qsjax.untrusted import shown
 
 
 @contextmanager
@@ -28,6 +30,14 @@ def explained(address: Address, name: str = "") -> Generator[None, None, None]:
     where = f"{address}: {name}:" if name else f"{address}:"
     try:
         yield
+    except InputError as error:
+        raise InputError(f"{where} {error}") from error
+    except Busy as error:
+        raise InputError(
+            f"{where} {error}; try again later, it goes on where it stopped"
+        ) from error
+    except Unavailable as error:
+        raise _unreachable(where, error) from error
     except GatedRepoError as error:
         raise InputError(
             f"{where} is behind a licence; accept it on the model's page, and give a token by HF_TOKEN or `hf auth login`"
@@ -38,7 +48,7 @@ def explained(address: Address, name: str = "") -> Generator[None, None, None]:
         ) from error
     except RevisionNotFoundError as error:
         raise InputError(
-            f"{where} has no revision {address.revision!r}; name a branch, tag or commit of it"
+            f"{where} has no revision {shown(address.revision)}; name a branch, tag or commit of it"
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
@@ -46,14 +56,14 @@ def explained(address: Address, name: str = "") -> Generator[None, None, None]:
             f"{where} the hub answers {status}; try again later, it goes on where it stopped"
         ) from error
     except OSError as error:
-        if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+        if error.errno is not None:
             raise InputError(
                 f"{where} cannot be written ({error.strerror}); make room and do the same again, "
                 f"it goes on where it stopped"
             ) from error
         raise _unreachable(where, error) from error
     except Exception as error:
-        # The client's HTTP library differs between releases, and its errors have no common base class.
+        # What is no broken connection: an endpoint that is no address, a redirection in a circle.
         if not type(error).__module__.startswith(("httpx", "httpcore")):
             raise
         raise _unreachable(where, error) from error
@@ -62,6 +72,6 @@ def explained(address: Address, name: str = "") -> Generator[None, None, None]:
 def _unreachable(where: str, error: Exception) -> InputError:
     lines = str(error).strip().splitlines()
     return InputError(
-        f"{where} the hub cannot be reached ({lines[0] if lines else type(error).__name__}); "
+        f"{where} the hub cannot be reached ({shown(lines[0] if lines else type(error).__name__, 200)}); "
         f"do the same again, it goes on where it stopped, or pass `offline=True` if all of it is here"
     )

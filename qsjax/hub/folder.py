@@ -3,17 +3,22 @@
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 
 from qsjax.cache import cache_directory
-from qsjax.errors import InputError
+from qsjax.errors import InputError, QsjaxError
 from qsjax.hub.address import Address
-from qsjax.hub.fetching import PART, fetch, intact
-from qsjax.hub.listing import File, ask, remember, remembered
+from qsjax.hub.explaining import explained
+from qsjax.hub.fetching import PART, fetch, held, intact
+from qsjax.hub.listing import File, ask, read_record, remember, remembered
 
 logger = logging.getLogger(__name__)
+
+_HASHED = 32 << 20
+"""Bytes that are hashed in no time."""
 
 
 def download(address: Address, *, offline: bool = False) -> tuple[Path, str]:
@@ -32,7 +37,7 @@ def download(address: Address, *, offline: bool = False) -> tuple[Path, str]:
     Raises:
         InputError: there is no such model, it needs a token, the disk is too small, or the hub cannot be reached; offline: the
             model is not here, or not all of it.
-        CheckpointError: a file arrives damaged twice; the hub names files or a commit that cannot be.
+        CheckpointError: a file arrives damaged twice; the hub names files or a commit that cannot be; a record is damaged.
     """
     home = cache_directory() / "hub" / address.repo.replace("/", "--")
     if offline or constants.HF_HUB_OFFLINE:
@@ -58,8 +63,31 @@ def download(address: Address, *, offline: bool = False) -> tuple[Path, str]:
 
 
 def _there(path: Path, file: File) -> bool:
-    """Whether the file is complete: it gets its name only then."""
-    return path.is_file() and path.stat().st_size == file.size
+    """Whether the file is complete: it gets its name only then.
+
+    What takes no time is hashed each time. Weights are not: a conversion hashes them anyway (`listed_sha256`).
+    """
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    return file.size > _HASHED or intact(path, file)
+
+
+def listed_sha256(path: Path) -> str | None:
+    """What the hub says a downloaded file's SHA-256 is; None for another file, or where no record tells.
+
+    Args:
+        path: as `download` gives it, or below.
+    """
+    place = cache_directory() / "hub"
+    if not path.is_relative_to(place):
+        return None
+    home, commit, *names = path.relative_to(place).parts
+    for record in sorted((place / home).glob("*.json")):
+        with suppress(QsjaxError):  # a damaged record says nothing of this file
+            _, found, files = read_record(record)
+            if found == commit and "/".join(names) in files:
+                return files["/".join(names)].sha256
+    return None
 
 
 def _linked(address: Address, commit: str, name: str, path: Path, file: File) -> bool:
@@ -71,14 +99,16 @@ def _linked(address: Address, commit: str, name: str, path: Path, file: File) ->
         or not intact(Path(cached), file)
     ):
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    path.symlink_to(Path(cached).resolve())
+    with explained(address, name), held(address, commit, name, path):
+        if not _there(path, file):
+            path.unlink(missing_ok=True)
+            path.symlink_to(Path(cached).resolve())
     return True
 
 
 def _check_space(address: Address, root: Path, missing: Mapping[str, File]) -> None:
-    root.mkdir(parents=True, exist_ok=True)
+    with explained(address):
+        root.mkdir(parents=True, exist_ok=True)
     begun = sum(path.stat().st_size for path in root.rglob(f"*{PART}"))
     needed, free = sum(file.size for file in missing.values()) - begun, shutil.disk_usage(root).free
     if needed > free:

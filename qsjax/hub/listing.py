@@ -1,30 +1,39 @@
 """The files of a model: the hub's listing, as far as a conversion reads it, and a record of it for offline use."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
 
-from huggingface_hub import HfApi
-from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub import constants
 
 from qsjax.errors import CheckpointError, InputError
 from qsjax.hub.address import SCHEME, Address
+from qsjax.hub.asking import answer
 from qsjax.hub.explaining import explained
+from qsjax.untrusted import parse_object, read_object, require_relative, shown
+from qsjax.untrusted.files import LARGE
 
 WANTED = (".safetensors", ".pt", ".json", ".txt")
+MOST_FILES = 10_000
+LARGEST_FILE = 10**13
+"""Bytes."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class File:
-    """What the hub says of a file.
+    """What the hub says of a file; one of the digests is there.
 
     Attributes:
         size: bytes.
         sha256: of the content; None for small files, which git keeps.
-        git: git's own digest of it, SHA-1 with a header.
+        git: git's own digest of it, SHA-1 with a header; None if `sha256` is there.
     """
 
     size: int
@@ -37,38 +46,51 @@ def ask(address: Address) -> tuple[str, dict[str, File]]:
 
     Raises:
         InputError: the hub does not give it, or it holds no weights.
-        CheckpointError: the hub names files or a commit that cannot be.
+        CheckpointError: what the hub gives is no listing, or names files or a commit that cannot be.
     """
-    with explained(address):
-        info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True)
-    commit, files = str(info.sha), _listing(address, info.siblings or ())
-    if not _COMMIT.fullmatch(commit):
-        raise CheckpointError(f"{address}: the hub names {commit!r}, which is no commit")
-    return commit, files
+    url = f"{constants.ENDPOINT}/api/models/{address.repo}/revision/{quote(address.revision, safe='')}?blobs=true"
+    content = bytearray()
+
+    with explained(address), answer(url) as (_, blocks):
+        for block in blocks:
+            content.extend(block)
+            if len(content) > LARGE:
+                raise InputError(
+                    f"the hub's listing has more than {LARGE} bytes; name another model"
+                )
+    place = f"{address}: the hub's listing"
+    listing = parse_object(bytes(content), place)
+    siblings = listing.get("siblings")
+    if not isinstance(siblings, list) or not all(isinstance(entry, dict) for entry in siblings):
+        raise CheckpointError(f"{place} has no list of files; look whether HF_ENDPOINT is a hub")
+    if len(siblings) > MOST_FILES:
+        raise CheckpointError(
+            f"{place} names {len(siblings)} files, more than {MOST_FILES}; name another model"
+        )
+    return _commit(place, listing.get("sha")), _wanted(address, siblings)
 
 
-def _listing(address: Address, siblings: Iterable[RepoSibling]) -> dict[str, File]:
+def _commit(where: str, commit: object) -> str:
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise CheckpointError(
+            f"{where}: names {shown(commit)}, which is no commit; do the same once more"
+        )
+    return commit
+
+
+def _wanted(address: Address, siblings: Iterable[Mapping[str, Any]]) -> dict[str, File]:
     """The files that a conversion may read; a .pt beside safetensors is left out, since it holds the same weights."""
-    inside = f"{address.folder}/" if address.folder else ""
+    begin = f"{address.folder}/" if address.folder else ""
     files = {}
     for sibling in siblings:
-        path = PurePosixPath(sibling.rfilename)
-        if not sibling.rfilename.startswith(inside) or path.suffix not in WANTED:
+        name, lfs = sibling.get("rfilename"), sibling.get("lfs")
+        if isinstance(name, str) and not (name.startswith(begin) and name.endswith(WANTED)):
             continue
-        if (
-            path.is_absolute()
-            or ".." in path.parts
-            or "\\" in sibling.rfilename
-            or path.parts[0].startswith(".")
-        ):
-            raise CheckpointError(
-                f"{address}: lists {sibling.rfilename!r}, which is no name of a file in a folder"
-            )
-        files[sibling.rfilename] = File(
-            sibling.size or 0,
-            None if sibling.lfs is None else sibling.lfs.sha256,
-            sibling.blob_id,
-        )
+        digests = lfs if isinstance(lfs, dict) else {}
+        values = {"size": sibling.get("size"), "sha256": digests.get("sha256"), "git": sibling.get("blobId")}  # fmt: skip
+        name = require_relative(name, f"{address}: a file of the listing")
+        files[name] = _file(str(address), name, values)
+    _check_folders(str(address), files)
     safe = {PurePosixPath(name).parent for name in files if name.endswith(".safetensors")}
     files = {
         name: file
@@ -82,14 +104,48 @@ def _listing(address: Address, siblings: Iterable[RepoSibling]) -> dict[str, Fil
     return files
 
 
+def _file(where: str, name: str, values: Mapping[str, object]) -> File:
+    size, sha256, git = values.get("size"), values.get("sha256"), values.get("git")
+    if type(size) is not int or not 0 <= size <= LARGEST_FILE:
+        raise CheckpointError(
+            f"{where}: {name} is listed with the size {shown(size)}, which is no number of bytes; try again later"
+        )
+    if isinstance(sha256, str) and _SHA256.fullmatch(sha256):
+        return File(size, sha256, None)
+    if sha256 is None and isinstance(git, str) and _COMMIT.fullmatch(git):
+        return File(size, None, git)
+    raise CheckpointError(
+        f"{where}: {name} is listed with the checksums {shown(sha256)} and {shown(git)}, which are none; try again later"
+    )
+
+
+def _check_folders(where: str, files: Mapping[str, File]) -> None:
+    """No file is a folder of another one."""
+    for name in files:
+        for parent in PurePosixPath(name).parents:
+            if str(parent) in files:
+                raise CheckpointError(
+                    f"{where}: lists {shown(str(parent))} as a file and as a folder; try again later"
+                )
+
+
 def remember(address: Address, home: Path, commit: str, files: Mapping[str, File]) -> None:
-    """Record the commit and the files of this address, for a run without a network."""
+    """Record the commit and the files of this address, for a run without a network.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     path = _record(address, home)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"commit": commit, "files": {name: vars(file) for name, file in files.items()}}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    content = {
+        "address": str(address),
+        "commit": commit,
+        "files": {name: vars(file) for name, file in files.items()},
+    }
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with explained(address):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        temporary.replace(path)
 
 
 def remembered(address: Address, home: Path) -> tuple[str, dict[str, File]]:
@@ -97,15 +153,42 @@ def remembered(address: Address, home: Path) -> tuple[str, dict[str, File]]:
 
     Raises:
         InputError: there is none.
+        CheckpointError: it is damaged.
     """
-    try:
-        content = json.loads(_record(address, home).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    path = _record(address, home)
+    if not path.exists():
         raise InputError(
             f"{address}: was not downloaded, and no network may be used (`offline=True` or HF_HUB_OFFLINE); "
             f"do the same once with one"
-        ) from error
-    return content["commit"], {name: File(**file) for name, file in content["files"].items()}
+        )
+    named, commit, files = read_record(path)
+    if named not in (None, str(address)):
+        raise CheckpointError(f"{path}: is of {shown(named)}; do the same once with a network")
+    return commit, files
+
+
+def read_record(path: Path) -> tuple[str | None, str, dict[str, File]]:
+    """A record of `remember`: its address, None in an old one, the commit and the files.
+
+    Raises:
+        InputError: it cannot be read.
+        CheckpointError: it is damaged.
+    """
+    content = read_object(path)
+    files, named = content.get("files"), content.get("address")
+    if (
+        not isinstance(files, dict)
+        or len(files) > MOST_FILES
+        or not all(isinstance(file, dict) for file in files.values())
+    ):
+        raise CheckpointError(f"{path}: is no record of files; do the same once with a network")
+    checked = {
+        require_relative(name, f"{path}: a file"): _file(str(path), name, file)
+        for name, file in files.items()
+    }
+    _check_folders(str(path), checked)
+    commit = _commit(str(path), content.get("commit"))
+    return (named if isinstance(named, str) else None), commit, checked
 
 
 def _record(address: Address, home: Path) -> Path:

@@ -21,6 +21,11 @@ class Between:
     least: int | float
     most: int | float
 
+    def __str__(self) -> str:
+        return " to ".join(
+            f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (self.least, self.most)
+        )
+
     def __contains__(self, value: int | float) -> bool:
         return self.least <= value <= self.most
 
@@ -66,9 +71,7 @@ def check_bounds(config: object, *, source: str = "") -> None:
             if isinstance(number, float) and not math.isfinite(number):
                 raise InputError(f"{begin}{name} is {number}; give a finite number")
             if bounds is not None and number not in bounds:
-                raise InputError(
-                    f"{begin}{name} is {shown(number)}; give a number from {bounds.least} to {bounds.most}"
-                )
+                raise InputError(f"{begin}{name} is {shown(number)}; give a number from {bounds}")
             if not -(2**63) <= number < 2**63 and isinstance(number, int):
                 raise InputError(f"{begin}{name} is {shown(number)}; give a smaller number")
 

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from convert.containers import open_source
 from convert.containers.scaled_fp8 import dequantize
+from convert.finite import count_not_finite
 from qsjax.errors import CheckpointError
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -114,4 +115,6 @@ def test_float8_without_scales_is_refused_in_safetensors(tmp_path, dtype):
 
 def test_nan_codes_stay_nan():
     codes = np.array([0x7F, 0xFF], np.uint8).view(ml_dtypes.float8_e4m3fn)
-    assert np.isnan(dequantize(codes, 2.0)).all()
+    weights = dequantize(codes, 2.0)
+    assert np.isnan(weights).all()
+    assert count_not_finite(weights) == 2  # and so a conversion stops

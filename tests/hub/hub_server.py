@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -32,6 +32,7 @@ class Hub(ThreadingHTTPServer):
         fault: status and error code of every answer; None for none.
         commit: what it calls its commit.
         listed: a name that is listed and is not there.
+        other: end of a path -> what answers in place of this hub; it gets the request.
     """
 
     daemon_threads = True
@@ -45,6 +46,7 @@ class Hub(ThreadingHTTPServer):
         self.fault: tuple[int, str] | None = None
         self.commit = COMMIT
         self.listed: str | None = None
+        self.other: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
 
     @property
     def address(self) -> str:
@@ -57,7 +59,7 @@ class Hub(ThreadingHTTPServer):
             _sibling(path, self.folder) for path in sorted(self.folder.rglob("*")) if path.is_file()
         ]
         if self.listed is not None:
-            found.append({"rfilename": self.listed, "size": 1, "blobId": "0"})
+            found.append({"rfilename": self.listed, "size": 1, "blobId": 40 * "0"})
         return found
 
 
@@ -66,6 +68,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        for end, other in self.server.other.items():
+            if path.endswith(end):
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    other(self)
+                self.close_connection = True
+                return None
         if self.server.fault is not None:
             status, code = self.server.fault
             return self._answer(status, b"{}", {"X-Error-Code": code})

@@ -75,6 +75,9 @@ def test_addresses():
         "hf:///a/b",
         "hf://a/b c",
         "hf://../b",
+        "hf://a--b/c",
+        "hf://a/" + "b" * 300,
+        "hf://a/b\x1b[31m",
     ):
         with pytest.raises(InputError, match="is no address; write hf://OWNER/NAME"):
             Address.parse(wrong)
@@ -229,7 +232,7 @@ def test_a_disk_that_is_too_small(hub, monkeypatch):
 )
 def test_a_listing_that_names_other_places(hub, name):
     hub.listed = name
-    with pytest.raises(CheckpointError, match="is no name of a file in a folder"):
+    with pytest.raises(CheckpointError, match=r"a file of the listing has the (name|path)"):
         download(ADDRESS)
 
 

@@ -1,0 +1,186 @@
+"""One request to the hub: bounded in bytes, in time and in patience.
+
+The hub's own client has headers, tokens and proxies; a body of any length or slowness is its caller's affair, and so is a
+server that asks for an hour of waiting.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from huggingface_hub import close_session, get_session
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+from qsjax.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = 30.0
+"""Seconds for a connection, and from one arrival of bytes to the next."""
+PERIOD = 60.0
+"""Seconds in which at least `LEAST` bytes arrive."""
+LEAST = 60 << 10
+LONGEST_WAIT = 60.0
+"""Seconds that a server may ask to wait."""
+TRIES = 5
+_BUSY = (429, 500, 502, 503, 504)
+
+
+class Unavailable(Exception):
+    """The connection broke, or nothing came: to be tried again."""
+
+
+class Busy(Unavailable):
+    """The server is busy.
+
+    Attributes:
+        wait: seconds that it asks for, or None.
+    """
+
+    def __init__(self, reason: str, wait: float | None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@contextmanager
+def answer(url: str, *, first: int = 0) -> Generator[tuple[int, Iterator[bytes]], None, None]:
+    """Ask for a file from byte `first` on.
+
+    Yields:
+        The byte at which the answer begins, `first` or 0, and its blocks as they arrive, uncompressed.
+
+    Raises:
+        Unavailable: see there.
+        InputError: the answer is compressed, slower than `LEAST` bytes in `PERIOD` seconds, or asks for a long wait.
+        HfHubHTTPError: any other answer that is none.
+    """
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    if first:
+        headers["Range"] = f"bytes={first}-"
+    with _watched() as count, _broken():
+        asked = get_session().stream(
+            "GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True
+        )
+        with asked as response:
+            _check(response)
+            begins = response.status_code == 206
+            if begins and not response.headers.get("Content-Range", "").startswith(
+                f"bytes {first}-"
+            ):
+                raise InputError("the hub sends another part of the file than was asked for")
+
+            def blocks() -> Iterator[bytes]:
+                for block in response.iter_raw():
+                    count(len(block))
+                    yield block
+
+            yield first if begins else 0, blocks()
+
+
+def patiently(ask: Callable[[], bool]) -> None:
+    """Call `ask` until it raises `Unavailable` no more: at most `TRIES` times in a row that bring nothing.
+
+    Args:
+        ask: what to do; returns whether it is done, and False if it got a part only.
+
+    Raises:
+        Unavailable: the last one.
+        InputError: the server asks for a long wait.
+    """
+    failed = 0
+    while True:
+        try:
+            if ask():
+                return
+            failed = 0
+        except Unavailable as error:
+            failed += 1
+            asked = error.wait if isinstance(error, Busy) else None
+            wait = min(2.0**failed, 8.0) if asked is None else asked
+            if wait > LONGEST_WAIT:
+                raise InputError(
+                    f"the hub is busy and asks to wait {wait:.0f} s; do the same again then, it goes on where it stopped"
+                ) from error
+            if failed >= TRIES:
+                raise
+            logger.info("the hub: %s; tried again in %.0f s", error, wait)
+            pause(wait)
+
+
+def pause(seconds: float) -> None:
+    """Wait."""
+    time.sleep(seconds)
+
+
+def _check(response: Any) -> None:
+    if response.status_code in _BUSY:
+        asked = response.headers.get("Retry-After", "")
+        wait = float(asked[:12]) if asked.isdecimal() else None
+        raise Busy(f"the hub answers {response.status_code}", wait)
+    if response.status_code >= 400:
+        # What is in the body of a refusal is not read; the headers say what it is about.
+        kept = {name: value for name, value in response.headers.items() if name == "x-error-code"}
+        hf_raise_for_status(
+            type(response)(
+                response.status_code, headers=kept, content=b"{}", request=response.request
+            )
+        )
+    if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        raise InputError("the hub sends it compressed, which was not asked for; try again later")
+
+
+@contextmanager
+def _watched() -> Generator[Callable[[int], None], None, None]:
+    """Count what arrives; a connection that brings less than `LEAST` bytes in `PERIOD` seconds is closed.
+
+    A server that sends a byte now and then, of the headers too, never runs into a timeout between two of them.
+    """
+    arrived, done, slow = [0], threading.Event(), threading.Event()
+
+    def count(size: int) -> None:
+        arrived[0] += size
+
+    def watch() -> None:
+        before = 0
+        while not done.wait(PERIOD):
+            if arrived[0] - before < LEAST:
+                slow.set()
+                close_session()
+                return
+            before = arrived[0]
+
+    watcher = threading.Thread(target=watch, name="qsjax-hub-watch", daemon=True)
+    watcher.start()
+    try:
+        yield count
+    except Exception as error:
+        if slow.is_set():
+            raise InputError(
+                f"the hub sends less than {LEAST} bytes in {PERIOD:.0f} s; do the same again later, it goes on where it stopped"
+            ) from error
+        raise
+    finally:
+        done.set()
+        watcher.join()
+
+
+@contextmanager
+def _broken() -> Generator[None, None, None]:
+    """Errors of the client's connection as `Unavailable`.
+
+    Its HTTP library differs between releases: what they have in common is the names.
+    """
+    try:
+        yield
+    except Exception as error:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {"TransportError", "StreamError"} or isinstance(
+            error, ConnectionError | TimeoutError
+        ):
+            raise Unavailable(
+                (str(error).strip().splitlines() or [type(error).__name__])[0]
+            ) from error
+        raise
