@@ -272,9 +272,9 @@ def test_blocks_in_sixteen_bits_shift_nothing(finished):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"captions": 3}, "captions 2 there and 3 now"),
+        ({"captions": 3}, "'captions' 2 there and 3 now"),
         ({"steps": 3}, "settings"),
-        ({"stream": "choice"}, "stream report there and choice now"),
+        ({"stream": "choice"}, "'stream' 'report' there and 'choice' now"),
         ({}, None),
     ],
 )
@@ -315,7 +315,7 @@ def test_rows_of_the_older_protocol_are_not_mixed_with_new_ones(pipeline, tmp_pa
     """They were measured on captions that had chosen things."""
     older = {"model": "017a3122a4a76517", "captions": 2, "samples": 3, "seed": 0, "settings": {}}
     Results(tmp_path, older).add("a", {"psnr": [1.0]})
-    with pytest.raises(InputError, match="stream None there and report now"):
+    with pytest.raises(InputError, match="'stream' None there and 'report' now"):
         Rounding(pipeline, tmp_path)
 
 
