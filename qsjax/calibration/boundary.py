@@ -1,5 +1,6 @@
 """The activations between two blocks, of all samples: in memory, or in files where they do not fit."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from qsjax.errors import CheckpointError
 from qsjax.untrusted.arrays import map_array
 
 _PARTS = Tokens._fields
+_NOT_KNOWN = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""Errors of a file system that cannot be asked for room."""
 
 
 class Boundary:
@@ -97,7 +100,11 @@ def _new_file(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):  # macOS has none
         with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in _NOT_KNOWN:
+                    raise
     return array
 
 

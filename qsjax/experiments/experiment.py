@@ -108,7 +108,15 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         self._samples: dict[int, Samples] = {}
 
     def run(self, rows: Sequence[RowT]) -> list[OutcomeT]:
-        """Measure the rows that are not finished, and return the outcomes of all of them, in their order."""
+        """Measure the rows that are not finished, and return the outcomes of all of them, in their order.
+
+        Raises:
+            InputError: another process measures other rows in this folder.
+        """
+        with self._results.held(row.key for row in rows):
+            return self._run(rows)
+
+    def _run(self, rows: Sequence[RowT]) -> list[OutcomeT]:
         self._results.relabel({row.key: row.name for row in reversed(rows)})
         hours, outcomes = Hours(), {}
         order = self._order(rows)

@@ -1,17 +1,20 @@
 """Results of a grid on disk: JSON lines, one a finished row, so that a run that was stopped goes on where it was.
 
 The first line says of which run they are: model, captions, seeds. The file is replaced as a whole after each row, and is
-therefore always complete; one process at a time writes to a folder.
+therefore always complete; one process at a time writes to a folder (`Results.held`).
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qsjax.disk import write_atomically, writing
 from qsjax.errors import CheckpointError, InputError
+from qsjax.locks import lock
 from qsjax.untrusted import parse_object, read_bytes, shown
 
 FILE = "results.jsonl"
@@ -39,6 +42,23 @@ class Results:
             folder.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(self.path):
             self._read()
+
+    @contextmanager
+    def held(self, keys: Iterable[str]) -> Generator[None, None, None]:
+        """Hold the file while rows are measured: a process that measures the same ones waits, and finds them then.
+
+        Args:
+            keys: of the rows.
+
+        Raises:
+            InputError: another process measures other rows there.
+        """
+        content = json.dumps([self._run, sorted(keys)])
+        identity = hashlib.sha256(content.encode()).hexdigest()
+        with lock(self.path, doing="evaluate", identity=identity):
+            if os.path.lexists(self.path):  # others may have written since it was opened
+                self._read()
+            yield
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The finished row of that key; None if there is none, or if it failed and may be tried again."""
