@@ -110,16 +110,10 @@ class Results:
         )
         if changed:
             differences = ", ".join(
-                f"{_printable(name)} {_printable(run.get(name))} there and {_printable(self._run.get(name))} now"
+                f"{shown(name)} {shown(run.get(name))} there and {shown(self._run.get(name))} now"
                 for name in changed[:8]
             )
             raise InputError(
                 f"{self.path}: holds the rows of another run ({differences}); name another folder"
             )
         self._rows = rows
-
-
-def _printable(value: object) -> str:
-    """A value of a file for a message, as it is if that is short and printable."""
-    text = str(value)
-    return text if text.isprintable() and len(text) <= 200 else shown(text, 200)
