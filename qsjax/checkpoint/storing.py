@@ -85,28 +85,24 @@ def copy_folder(source: Path, target: Path, *, deepest: int = _DEEPEST) -> None:
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Keep Orbax's threads from printing tracebacks: what they fail with is raised here."""
-    logger = logging.getLogger("absl")
+    """Keep Orbax's threads from printing tracebacks: what they fail with is raised here.
+
+    After a failure, writes that were under way end later, and tell an event loop that is gone: that stays unsaid.
+    """
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
     logger.addFilter(_no_exception)
+    sys.unraisablehook = hook
     try:
         yield
-    except Exception:
-        # Writes that were under way end later, and tell an event loop that is gone.
-        if sys.unraisablehook is not _ignoring_closed_loops:
-            _ignored_before.append(sys.unraisablehook)
-            sys.unraisablehook = _ignoring_closed_loops
-        raise
+        sys.unraisablehook = before
     finally:
         logger.removeFilter(_no_exception)
 
 
-_ignored_before: list[Any] = []
-
-
 def _no_exception(record: logging.LogRecord) -> bool:
     return record.exc_info is None
-
-
-def _ignoring_closed_loops(unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-        _ignored_before[-1](unraisable)
