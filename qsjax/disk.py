@@ -180,7 +180,7 @@ def _size(nbytes: int) -> str:
 
 def _reason(place: Path, text: str, nbytes: int) -> str | None:
     """What a library's error says of the disk; None if it is about something else."""
-    if text == "embedded null byte":
+    if "embedded null" in text:
         return "its name has a zero byte"
     if number := _NUMBER.search(text):
         return os.strerror(int(number[1]))

@@ -1,5 +1,7 @@
 """Checkpoints: one directory, many small Orbax items, and a manifest that is written last."""
 
+from qsjax.checkpoint.finished import is_finished as is_finished
+from qsjax.checkpoint.finished import made_already as made_already
 from qsjax.checkpoint.manifest import FORMAT_VERSION as FORMAT_VERSION
 from qsjax.checkpoint.manifest import MANIFEST as MANIFEST
 from qsjax.checkpoint.manifest import Manifest as Manifest
@@ -13,6 +15,4 @@ from qsjax.checkpoint.schema import Leaf as Leaf
 from qsjax.checkpoint.schema import StoredComponent as StoredComponent
 from qsjax.checkpoint.writer import CheckpointWriter as CheckpointWriter
 from qsjax.checkpoint.writer import digest as digest
-from qsjax.checkpoint.writer import is_finished as is_finished
-from qsjax.checkpoint.writer import made_already as made_already
 from qsjax.disk import write_atomically as write_atomically

@@ -1,8 +1,9 @@
-"""Storing one item with Orbax: plain bytes in chunks, and of its errors no more than the caller is told."""
+"""Storing one item: with Orbax, plain bytes in chunks, or as the files of another checkpoint."""
 
 import errno
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -13,11 +14,15 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from qsjax.disk import beside, free_bytes, remove
+from qsjax.errors import CheckpointError
+from qsjax.untrusted.files import shown_path
 
 CHUNK_BYTES = 16 * 2**20
 """What is read from a file at once."""
 _UNCOMMITTED = ".orbax-checkpoint-tmp"
 """Orbax's name of an item that it is writing."""
+_DEEPEST = 8
+"""Folders in each other; Orbax makes three."""
 _ROOM, _ROOM_A_LEAF = 1 << 16, 1 << 12
 """Bytes that Orbax adds, about."""
 
@@ -46,30 +51,58 @@ def store(directory: Path, leaves: Mapping[str, np.ndarray]) -> None:
         ocp.save(directory.absolute(), dict(leaves))  # Orbax takes no relative path
 
 
+def copy_folder(source: Path, target: Path, *, deepest: int = _DEEPEST) -> None:
+    """Link the files of a folder, or copy them where the file system has no links; finished items are never written to.
+
+    Raises:
+        CheckpointError: there is no such folder, or a link, a pipe or a device in it, or more than so many folders in each other.
+    """
+    if not deepest:
+        raise CheckpointError(
+            f"{shown_path(source)}: has more folders in each other than an item has; get the checkpoint again from its source"
+        )
+    try:
+        entries = sorted(os.scandir(source), key=lambda entry: entry.name)
+    except OSError as error:
+        raise CheckpointError(
+            f"{shown_path(source)}: cannot be read ({error.strerror}); get the checkpoint again from its source"
+        ) from error
+    target.mkdir(parents=True)
+    for entry in entries:
+        place = target / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            copy_folder(Path(entry.path), place, deepest=deepest - 1)
+        elif entry.is_file(follow_symlinks=False):
+            try:
+                os.link(entry.path, place, follow_symlinks=False)
+            except (OSError, NotImplementedError):
+                shutil.copy2(entry.path, place, follow_symlinks=False)
+        else:
+            raise CheckpointError(
+                f"{shown_path(entry.path)}: is a link, a pipe or a device in a checkpoint; put the file itself there"
+            )
+
+
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Keep Orbax's threads from printing tracebacks: what they fail with is raised here."""
-    logger = logging.getLogger("absl")
+    """Keep Orbax's threads from printing tracebacks: what they fail with is raised here.
+
+    After a failure, writes that were under way end later, and tell an event loop that is gone: that stays unsaid.
+    """
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
     logger.addFilter(_no_exception)
+    sys.unraisablehook = hook
     try:
         yield
-    except Exception:
-        # Writes that were under way end later, and tell an event loop that is gone.
-        if sys.unraisablehook is not _ignoring_closed_loops:
-            _ignored_before.append(sys.unraisablehook)
-            sys.unraisablehook = _ignoring_closed_loops
-        raise
+        sys.unraisablehook = before
     finally:
         logger.removeFilter(_no_exception)
 
 
-_ignored_before: list[Any] = []
-
-
 def _no_exception(record: logging.LogRecord) -> bool:
     return record.exc_info is None
-
-
-def _ignoring_closed_loops(unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-        _ignored_before[-1](unraisable)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Generator, Mapping
@@ -12,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from qsjax.checkpoint.finished import IDENTITY, JOURNAL, is_checkpoint, tidy
 from qsjax.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest, sealed
 from qsjax.checkpoint.schema import Leaf
-from qsjax.checkpoint.storing import store
+from qsjax.checkpoint.storing import copy_folder, store
 from qsjax.disk import (
     beside,
     put_aside,
@@ -23,15 +23,11 @@ from qsjax.disk import (
     write_atomically,
     writing,
 )
-from qsjax.errors import CheckpointError, InputError, QsjaxError
+from qsjax.errors import CheckpointError, InputError
 from qsjax.untrusted import inside, parse_object, read_bytes, read_object, read_text, require_name
 from qsjax.untrusted.files import LARGE, shown_path
 
-logger = logging.getLogger(__name__)
-
-_JOURNAL = "journal"
-_IDENTITY = "identity"
-_EMPTY = {_JOURNAL, _IDENTITY, f"{_IDENTITY}.tmp"}
+_EMPTY = {JOURNAL, IDENTITY, f"{IDENTITY}.tmp"}
 _AGAIN = "make room or name a writable folder, and do the same again: it goes on where it stopped"
 
 
@@ -65,7 +61,7 @@ class CheckpointWriter:
             self._open(overwrite)
 
     def _open(self, overwrite: bool) -> None:
-        marker = self._temporary / _IDENTITY
+        marker = self._temporary / IDENTITY
         if os.path.lexists(self._temporary):
             if not marker.exists():
                 # Either our own folder before its first file, or somebody else's that happens to have this name.
@@ -84,7 +80,7 @@ class CheckpointWriter:
                         f"pass `overwrite=True` to discard it or name another folder"
                     )
                 shutil.rmtree(self._temporary)
-        (self._temporary / _JOURNAL).mkdir(parents=True, exist_ok=True)
+        (self._temporary / JOURNAL).mkdir(parents=True, exist_ok=True)
         write_atomically(marker, self._identity.encode())
 
     def finished_items(self) -> dict[str, dict[str, Leaf]]:
@@ -93,7 +89,7 @@ class CheckpointWriter:
         Raises:
             CheckpointError: the journal is damaged.
         """
-        journal = sorted((self._temporary / _JOURNAL).glob("*.json"))
+        journal = sorted((self._temporary / JOURNAL).glob("*.json"))
         entries = [read_object(path) for path in journal]
         if not all(isinstance(entry.get("leaves"), dict) and "item" in entry for entry in entries):
             raise CheckpointError(
@@ -148,7 +144,7 @@ class CheckpointWriter:
         origin = inside(source, f"{component}/{item}", f"{shown_path(source)}: an item")
         with self._writing():
             remove(directory)
-            _copy_folder(origin, directory)
+            copy_folder(origin, directory)
         self._enter(component, item, specifications)
 
     def _directory(self, component: str, item: str) -> Path:
@@ -164,7 +160,7 @@ class CheckpointWriter:
         entry = {"item": f"{component}/{item}", "leaves": specifications}
         name = hashlib.sha256(entry["item"].encode()).hexdigest()[:32]
         with self._writing():
-            path = self._temporary / _JOURNAL / f"{name}.json"
+            path = self._temporary / JOURNAL / f"{name}.json"
             write_atomically(path, json.dumps(entry).encode())
 
     def write_file(self, relative: str, content: bytes) -> None:
@@ -207,7 +203,7 @@ class CheckpointWriter:
                 raise CheckpointError(
                     f"{self._destination}: is not what was written there; nothing else may write to it, do the same again"
                 )
-            _tidy(self._destination)
+            tidy(self._destination)
         return Manifest.read(self._destination)
 
     @contextmanager
@@ -215,87 +211,6 @@ class CheckpointWriter:
         """What the disk refuses is said of the destination, whichever file it was."""
         with writing(self._destination, _AGAIN, nbytes=nbytes):
             yield
-
-
-def made_already(destination: Path, identity: str, *, again: bool) -> Manifest | None:
-    """The checkpoint that the same work has made before; None where there is none.
-
-    What a process that was killed after its last renaming has left undone is done.
-
-    Args:
-        destination: of the work.
-        identity: of the work, as `CheckpointWriter` has it.
-        again: it is wanted once more: then only a checkpoint counts whose making was interrupted at its very end.
-
-    Raises:
-        CheckpointError: the same work has made it, and it cannot be read.
-        DiskError: the disk refuses.
-    """
-    with writing(destination):
-        if not is_checkpoint(destination):
-            return None
-    marker = destination / _IDENTITY
-    unfinished = marker.is_file() and read_text(marker) == identity
-    if not unfinished and (again or _identity_of(destination) != identity):
-        return None
-    manifest = Manifest.read(destination)
-    with writing(destination):
-        _tidy(destination)
-        remove(put_aside(destination, is_checkpoint))
-    logger.info("%s: is there already, made by the same command", destination)
-    return manifest
-
-
-def is_finished(checkpoint: Path) -> bool:
-    """Whether it is there, and nothing of its writing is left to do."""
-    return is_checkpoint(checkpoint) and not (checkpoint / _IDENTITY).exists()
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a manifest."""
-    return (folder / MANIFEST).is_file()
-
-
-def _identity_of(checkpoint: Path) -> object:
-    """The identity in a manifest, which says of what work it is; None in old and in damaged ones."""
-    try:
-        return read_object(checkpoint / MANIFEST).get("identity")
-    except QsjaxError:
-        return None
-
-
-def _tidy(checkpoint: Path) -> None:
-    """Delete what only the writing needed; the identity last, since it says that there is something to delete."""
-    remove(checkpoint / _JOURNAL)
-    remove(checkpoint / _IDENTITY)
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    """Link the files of a folder, or copy them where the file system has no links; finished items are never written to.
-
-    Raises:
-        CheckpointError: there is no such folder, or a link, a pipe or a device in it.
-    """
-    try:
-        entries = sorted(os.scandir(source), key=lambda entry: entry.name)
-    except OSError as error:
-        raise CheckpointError(
-            f"{shown_path(source)}: cannot be read ({error.strerror}); get the checkpoint again from its source"
-        ) from error
-    target.mkdir(parents=True)
-    for entry in entries:
-        place = target / entry.name
-        if entry.is_dir(follow_symlinks=False):
-            _copy_folder(Path(entry.path), place)
-        elif entry.is_file(follow_symlinks=False):
-            try:
-                os.link(entry.path, place, follow_symlinks=False)
-            except (OSError, NotImplementedError):
-                shutil.copy2(entry.path, place, follow_symlinks=False)
-        else:
-            raise CheckpointError(
-                f"{shown_path(entry.path)}: is a link, a pipe or a device in a checkpoint; put the file itself there"
-            )
 
 
 def digest(array: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """Arrays in NumPy's files: read only if the files hold as many bytes as they announce."""
 
+import tokenize
 import zipfile
 import zlib
 from math import prod
@@ -11,7 +12,19 @@ import numpy as np
 from qsjax.errors import CheckpointError, InputError
 from qsjax.untrusted.files import open_regular, shown_path
 
-_ERRORS = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What NumPy and zipfile raise for damaged files."""
 
 

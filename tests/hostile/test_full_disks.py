@@ -23,7 +23,6 @@ from qsjax.evaluate.plots import bars
 from qsjax.experiments.results import Results
 from qsjax.video import check_writable, write_contact_sheet, write_video
 
-pytestmark = pytest.mark.hostile
 NOISE = np.random.default_rng(0).integers(0, 255, (9, 128, 128, 3), np.uint8)
 
 

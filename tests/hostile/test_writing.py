@@ -19,7 +19,6 @@ from qsjax.experiments.results import Results
 from qsjax.locks import lock
 from qsjax.video import check_writable, write_contact_sheet, write_video
 
-pytestmark = pytest.mark.hostile
 LEAVES = {"w": np.ones((2, 2), np.float32)}
 VIDEO = np.zeros((5, 16, 16, 3), np.uint8)
 NAMES = {
@@ -128,13 +127,17 @@ def a_file(source, victim):
     source.write_text("")
 
 
+def folders_in_each_other(source, victim):
+    (source / "/".join("d" * 500)).mkdir(parents=True)
+
+
 def above_a_link(source, victim):
     shutil.rmtree(source.parent)
     (victim.parent / "elsewhere" / "a").mkdir(parents=True)
     source.parent.symlink_to(victim.parent / "elsewhere")
 
 
-@pytest.mark.parametrize("damage", [link, link_of_a_folder, pipe, itself_a_link, absent, a_file, above_a_link])  # fmt: skip
+@pytest.mark.parametrize("damage", [link, link_of_a_folder, pipe, itself_a_link, absent, a_file, folders_in_each_other, above_a_link])  # fmt: skip
 def test_what_is_copied_of_another_checkpoint(damage, victim, out, tmp_path):
     source = tmp_path / "source" / "vae" / "a"
     (source / "d").mkdir(parents=True)

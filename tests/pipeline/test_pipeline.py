@@ -151,8 +151,12 @@ def test_sparse_attention_compiles_three_programs_and_at_density_one_is_dense(pi
         "sparse",
         "cache",
     }
-    pipeline(OTHER, seed=2, **size)
+    kept = []
+    pipeline(OTHER, seed=2, **size, callback=lambda step, latents: kept.append(latents))
     assert "compile" not in pipeline.timings
+    # A step overwrites its cache in place, and the latents that a callback has kept are not part of it.
+    kept = [np.asarray(latents) for latents in kept]
+    assert len({latents.tobytes() for latents in kept}) == 4
     np.testing.assert_array_equal(pipeline.heads.density, 1)
     assert pipeline.kinds == ("dense", "refresh", "sparse", "refresh")
     third = replace(sparse, sparsity=replace(sparse.sparsity, density=0.3))
@@ -163,7 +167,15 @@ def test_sparse_attention_compiles_three_programs_and_at_density_one_is_dense(pi
 def test_steps_are_left_out_and_counted(pipeline, video):
     pipeline(CAPTION, seed=1, **SIZE)
     assert (pipeline.skipped, pipeline.heads) == (0, None)
-    found = pipeline(CAPTION, seed=1, **SIZE, skip=Skip(threshold=1e9))
+    kept = []
+    found = pipeline(
+        CAPTION,
+        seed=1,
+        **SIZE,
+        skip=Skip(threshold=1e9),
+        callback=lambda step, latents: kept.append(latents),
+    )
+    assert len({np.asarray(latents).tobytes() for latents in kept}) == 4
     assert pipeline.skipped == 2
     assert (found != video).any()
 

@@ -51,6 +51,7 @@ DAMAGED = {
     "terabytes": HUGE,
     "negative": SOUND.replace(b"(2, 3)", b"(-2,3)"),
     "no header": SOUND.replace(b"'descr'", b"'descr_"),
+    "brackets": SOUND.replace(b"(2, 3)", b"(" * 6) + b"\0",
     "a program": SOUND.replace(b"'<f4'", b"'|O' "),
 }
 
