@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qsjax.crash import refusal, report_crash
 from qsjax.errors import InputError, QsjaxError, on_command_line
 
 _PARTS = {
@@ -102,6 +103,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (reason := refusal(error)) is not None:
+            print(f"error: {reason}", file=sys.stderr)
+            return 2
+        print(f"error: {report_crash(error)}", file=sys.stderr)
+        return 1
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -6,7 +6,7 @@ from pathlib import Path
 from convert.sources import Sources
 from convert.stream import convert
 from qsjax.cache import cache_directory
-from qsjax.checkpoint import MANIFEST
+from qsjax.checkpoint import is_finished
 
 _FOLDER = "assets/tiny"
 
@@ -22,7 +22,10 @@ def converted_tiny_model() -> Path:
     """The checkpoint of the bundled tiny model, converted if the cache does not hold it yet.
 
     The cache is `qsjax.cache.cache_directory()`; the entry is named after the bundle's content, so a new bundle is
-    converted again.
+    converted again. Of several processes that need it at once, one converts it and the others wait.
+
+    Raises:
+        InputError: the cache cannot be written, or is full.
     """
     source = tiny_model_directory()
     state = hashlib.sha256()
@@ -30,6 +33,6 @@ def converted_tiny_model() -> Path:
         state.update(str(path.relative_to(source)).encode())
         state.update(path.read_bytes())
     destination = cache_directory() / f"tiny-{state.hexdigest()[:16]}"
-    if not (destination / MANIFEST).is_file():
+    if not is_finished(destination):
         convert(Sources.find(source), destination, progress=False)
     return destination

@@ -1,8 +1,10 @@
 """The way back: a checkpoint as PyTorch files that diffusers loads, bit for bit what was converted."""
 
+import hashlib
 import json
-import shutil
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,30 @@ import numpy as np
 
 from convert.containers import TensorInfo, write_sharded
 from convert.keymaps import Row, expand
-from qsjax.checkpoint import Manifest, load_item, write_atomically
-from qsjax.config import from_mapping
+from qsjax.checkpoint import Manifest, load_item
+from qsjax.config import from_mapping, to_mapping
+from qsjax.disk import (
+    beside,
+    put_aside,
+    remove,
+    replace_folder,
+    require_room,
+    write_atomically,
+    writing,
+)
 from qsjax.dit.config import DiTConfig
-from qsjax.errors import CheckpointError, InputError
+from qsjax.errors import CheckpointError, InputError, QsjaxError
+from qsjax.locks import lock
 from qsjax.progress import Progress
+from qsjax.untrusted import inside, read_object
 from qsjax.vae.config import VAEConfig
 
 FOLDERS = {"dit": ("transformer", "diffusers"), "vae": ("vae", "hunyuan")}
 """Component -> (folder of a diffusers pipeline, layout). The text encoders lack the layers that are not used."""
 
 _CONFIGS: Mapping[str, type[DiTConfig] | type[VAEConfig]] = {"dit": DiTConfig, "vae": VAEConfig}
+
+logger = logging.getLogger("qsjax.export")
 
 MARKER = "qsjax_export.json"
 """Marks a folder that an export may replace."""
@@ -38,6 +53,8 @@ def export(
     shard_bytes: float | int = _SHARD_BYTES,
 ) -> tuple[Path, ...]:
     """Write `transformer/` and `vae/` as diffusers names them: safetensors shards, index and config.json.
+
+    The same call finds its work done where it was done before; another process that does the same at the same time waits for it.
 
     Args:
         checkpoint: an unquantized checkpoint.
@@ -59,7 +76,25 @@ def export(
         raise CheckpointError(
             f"{checkpoint}: has neither a transformer nor a VAE, and text encoders are not exported; name another checkpoint"
         )
-    temporary = destination.with_name(destination.name + ".tmp")
+    identity = _identity(readers, shard_bytes)
+    with lock(destination, doing="export", identity=identity) as waited:
+        if not overwrite or waited:
+            made = _made_already(destination, identity)
+            if made:
+                return made
+        return _export(checkpoint, readers, destination, identity, overwrite, shard_bytes, progress)
+
+
+def _export(
+    checkpoint: Path,
+    readers: Mapping[str, "_Tensors"],
+    destination: Path,
+    identity: str,
+    overwrite: bool,
+    shard_bytes: float | int,
+    progress: bool,
+) -> tuple[Path, ...]:
+    temporary = beside(destination, ".tmp")
     if destination.exists() and not (overwrite and _is_export(destination)):
         raise InputError(
             f"{destination}: exists already; pass `overwrite=True` to replace an earlier export or name another folder"
@@ -68,32 +103,61 @@ def export(
         raise InputError(
             f"{temporary}: is in the way and no export; name another folder than {destination}"
         )
+    put_aside(destination, _is_export)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_atomically(temporary / MARKER, json.dumps({"checkpoint": checkpoint.name}).encode())
+        with writing(destination):
+            remove(temporary)
+            temporary.mkdir(parents=True)
+            require_room(destination, sum(reader.nbytes for reader in readers.values()))
+            facts: dict[str, Any] = {"checkpoint": checkpoint.name, "identity": identity}
+            # From the first moment on, so that the next export may delete what a killed one leaves.
+            write_atomically(temporary / MARKER, json.dumps(facts).encode())
         written = _write(readers, temporary, float(shard_bytes), progress)
-        if destination.exists():
-            shutil.rmtree(destination)
-        temporary.rename(destination)
-    except OSError as error:
-        raise InputError(
-            f"{destination}: cannot be written ({error.strerror}); name a writable folder with enough space"
-        ) from error
+        relative = [path.relative_to(temporary) for path in written]
+        with writing(destination):
+            facts["files"] = [path.as_posix() for path in relative]
+            write_atomically(temporary / MARKER, json.dumps(facts).encode())
+            replace_folder(temporary, destination, _is_export)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return tuple(destination / path.relative_to(temporary) for path in written)
+        with suppress(OSError):
+            remove(temporary)
+    return tuple(destination / path for path in relative)
+
+
+def _identity(readers: Mapping[str, "_Tensors"], shard_bytes: float | int) -> str:
+    """Of what is written: digests of all leaves, and the size of files."""
+    content = [[name, reader.digests] for name, reader in readers.items()]
+    return hashlib.sha256(json.dumps([content, float(shard_bytes)]).encode()).hexdigest()
+
+
+def _made_already(destination: Path, identity: str) -> tuple[Path, ...]:
+    """The files of a finished export of this identity; none where there is none."""
+    if not _is_export(destination):
+        return ()
+    try:
+        facts = read_object(destination / MARKER)
+        names = facts.get("files")
+        if facts.get("identity") != identity or not isinstance(names, list):
+            return ()
+        files = tuple(inside(destination, name, "a file") for name in names)
+    except QsjaxError:  # of another version, or damaged: it is made again, or refused
+        return ()
+    if not all(path.is_file() for path in files):
+        return ()
+    logger.info("%s: is there already, made by the same command", destination)
+    return files
 
 
 def _write(
     readers: Mapping[str, "_Tensors"], folder: Path, shard_bytes: float, progress: bool
 ) -> list[Path]:
     written: list[Path] = []
-    total = sum(info.nbytes for reader in readers.values() for info in reader.infos.values())
+    total = sum(reader.nbytes for reader in readers.values())
     with Progress(total, "export", unit="B", enabled=progress) as bar:
         for name, reader in readers.items():
             part = folder / FOLDERS[name][0]
-            part.mkdir()
+            with writing(part):
+                part.mkdir()
             reader.bar = bar
             written += write_sharded(
                 part, _STEM, reader.infos, reader.read, shard_bytes=shard_bytes
@@ -130,6 +194,10 @@ class _Tensors:
             for name, shape in rows[leaf].sources.items():
                 self._row_of[name] = rows[leaf]
                 self.infos[name] = TensorInfo(shape, np.dtype(places[0][1]["dtype"]))
+        self.nbytes = sum(info.nbytes for info in self.infos.values())
+        self.digests = [
+            [item, leaf, spec["sha256"]] for item, leaf, spec in manifest.leaves(component)
+        ] + [to_mapping(self.config)]
         self._item: tuple[str, dict[str, Any]] = ("", {})
         self._tensors: tuple[str, dict[str, np.ndarray]] = ("", {})
 

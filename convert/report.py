@@ -4,7 +4,12 @@ from typing import Any
 
 from convert.containers.listing import first_few
 from qsjax.checkpoint import Manifest
+from qsjax.untrusted import shown
 
+_SOURCE: dict[str, Any] = {
+    "container": "unknown", "layout": "unknown", "prefix": "", "used": 0, "bytes": 0, "ignored": [],
+}  # fmt: skip
+"""What a manifest that does not say it has."""
 _COLUMNS = (
     "component", "container", "layout", "tensors", "parameters", "read", "written", "ignored", "seconds",
 )  # fmt: skip
@@ -14,6 +19,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
     """The report as plain data: per component what was read and written, and the peak memory in bytes."""
     components = {
         name: {
+            **_SOURCE,
             **component.source,
             "parameters": component.parameters,
             "bytes_written": component.bytes,
@@ -34,7 +40,7 @@ def describe(manifest: Manifest) -> dict[str, Any]:
         "format_version": manifest.data["format_version"],
         "components": components,
         "files": sorted(manifest.files),
-        "peak_memory_bytes": manifest.data["peak_memory_bytes"],
+        "peak_memory_bytes": manifest.data.get("peak_memory_bytes", 0),
     }
 
 
@@ -42,12 +48,12 @@ def as_text(report: dict[str, Any]) -> str:
     """The report as a table, and below it every tensor that was left out, by pattern where there are many."""
     lines = [_COLUMNS]
     for name, part in report["components"].items():
-        prefix = f" ({part['prefix']})" if part["prefix"] else ""
+        prefix = f" ({_printable(part['prefix'])})" if part["prefix"] else ""
         lines.append(
             (
                 name,
-                part["container"],
-                part["layout"] + prefix,
+                _printable(part["container"]),
+                _printable(part["layout"]) + prefix,
                 str(part["used"]),
                 f"{part['parameters']:,}",
                 _size(part["bytes"]),
@@ -65,7 +71,9 @@ def as_text(report: dict[str, Any]) -> str:
         if part["ignored"]:
             text.append(f"not used by {name}: {first_few(_folded(part['ignored']), 40)}")
         if "recipe" in part:
-            text.append(f"{name} is quantized: {part['method']}, recipe {part['recipe']['name']}")
+            text.append(
+                f"{name} is quantized: {part['method']}, recipe {_printable(str(part['recipe'].get('name')))}"
+            )
     text.append(
         f"{report['checkpoint']}: complete, peak memory {_size(report['peak_memory_bytes'])}"
     )
@@ -81,9 +89,14 @@ def _folded(names: list[str]) -> list[str]:
         depth = indexed[0] + 1 if indexed and "vision" not in name else min(2, len(parts) - 1)
         groups.setdefault(".".join(parts[:depth]), []).append(name)
     return [
-        members[0] if len(members) == 1 else f"{group}.* ({len(members)})"
+        _printable(members[0]) if len(members) == 1 else f"{_printable(group)}.* ({len(members)})"
         for group, members in groups.items()
     ]
+
+
+def _printable(name: str) -> str:
+    """A name of a stranger's for the terminal."""
+    return name if name.isprintable() and len(name) <= 200 else shown(name, 200)
 
 
 def _size(nbytes: int) -> str:

@@ -1,9 +1,7 @@
 """Conversion: tensor by tensor, in bounded memory, resumable at every item."""
 
-import errno
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +17,11 @@ from convert.origin import require_listed
 from convert.quantized import Quantization, with_quantization
 from convert.sources import Sources
 from convert.text_storage import with_text_storage
-from qsjax.checkpoint import CheckpointWriter, Manifest
+from qsjax.checkpoint import CheckpointWriter, Manifest, made_already
 from qsjax.config import nearest
+from qsjax.disk import require_room
 from qsjax.errors import InputError
+from qsjax.locks import lock
 from qsjax.progress import Progress
 
 DTYPES = ("bfloat16", "float32")
@@ -42,7 +42,8 @@ def convert(
 ) -> Manifest:
     """Write a checkpoint from PyTorch weights.
 
-    Work happens under `destination` + ".tmp"; the same call after an interruption goes on where it stopped.
+    Work happens under `destination` + ".tmp"; the same call after an interruption goes on where it stopped, and finds its work done
+    where it was done before. Another process that does the same at the same time waits for it.
     The manifest gets the checksum of every leaf and the sha256 of every source file, so sources are read twice.
 
     Args:
@@ -75,45 +76,52 @@ def convert(
         identity = _identity(components, data, item_bytes)
         if origin is not None:
             data["origin"] = origin
-        writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
-        finished = writer.finished_items()
-        hashed = sum(
-            path.stat().st_size for part in components.values() for path in part.source.files
-        )
-        written = sum(item.nbytes for plan in plans.values() for item in plan)
-        left = [
-            item.nbytes
-            for name, plan in plans.items()
-            for item in plan
-            if f"{name}/{item.name}" not in finished
-        ]
-        _check_space(destination, sum(left))
-        with Progress(written + hashed, "convert", unit="B", enabled=progress) as bar:
-            try:
-                for name, part in components.items():
-                    start = time.perf_counter()
-                    for item in plans[name]:
-                        if f"{name}/{item.name}" not in finished:
-                            _write(writer, part, item)
-                        bar.advance(item.nbytes, part=name)
-                    digests = {path: _sha256(path, bar) for path in part.source.files}
-                    require_listed(digests)
-                    data["components"][name]["source"]["sha256"] = {
-                        path.name: digest for path, digest in digests.items()
-                    }
-                    data["components"][name]["seconds"] = round(time.perf_counter() - start, 2)
-                for relative, content in files.items():
-                    writer.write_file(relative, content)
-                data["peak_memory_bytes"] = peak_memory()
-                order = {name: [item.name for item in plan] for name, plan in plans.items()}
-                return writer.finish(data, order)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-                    raise
-                raise InputError(
-                    f"{destination}: writing stopped ({error.strerror}); "
-                    f"make room and do the same again, it goes on where it stopped"
-                ) from error
+        with lock(destination, doing="convert", identity=identity) as waited:
+            made = made_already(destination, identity, again=overwrite and not waited)
+            if made is not None:
+                return made
+            writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
+            return _write_all(writer, destination, components, plans, data, files, progress)
+
+
+def _write_all(
+    writer: CheckpointWriter,
+    destination: Path,
+    components: Mapping[str, Component],
+    plans: Mapping[str, tuple[Item, ...]],
+    data: dict[str, Any],
+    files: Mapping[str, bytes],
+    progress: bool,
+) -> Manifest:
+    """Write what is not there yet."""
+    finished = writer.finished_items()
+    hashed = sum(path.stat().st_size for part in components.values() for path in part.source.files)
+    left = {
+        (name, item.name): item.nbytes
+        for name, plan in plans.items()
+        for item in plan
+        if f"{name}/{item.name}" not in finished
+    }
+    require_room(destination, sum(left.values()) + sum(map(len, files.values())))
+    written = sum(item.nbytes for plan in plans.values() for item in plan)
+    with Progress(written + hashed, "convert", unit="B", enabled=progress) as bar:
+        for name, part in components.items():
+            start = time.perf_counter()
+            for item in plans[name]:
+                if (name, item.name) in left:
+                    _write(writer, part, item)
+                bar.advance(item.nbytes, part=name)
+            digests = {path: _sha256(path, bar) for path in part.source.files}
+            require_listed(digests)
+            data["components"][name]["source"]["sha256"] = {
+                path.name: digest for path, digest in digests.items()
+            }
+            data["components"][name]["seconds"] = round(time.perf_counter() - start, 2)
+        for relative, content in files.items():
+            writer.write_file(relative, content)
+        data["peak_memory_bytes"] = peak_memory()
+        order = {name: [item.name for item in plan] for name, plan in plans.items()}
+        return writer.finish(data, order)
 
 
 def _write(writer: CheckpointWriter, part: Component, item: Item) -> None:
@@ -130,29 +138,25 @@ def _identity(
     data: Mapping[str, Any],
     item_bytes: int,
 ) -> str:
-    """What is being written: an interrupted conversion is resumed only if all of this is unchanged."""
+    """What is being written: an interrupted conversion is resumed, and a finished one recognised, only if all of this is unchanged."""
     content = [
         [part.digest() for part in components.values()],
-        data["files"],
+        {name: value for name, value in data.items() if name != "libraries"},
         item_bytes,
         data["libraries"]["qsjax"],
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _check_space(destination: Path, needed: int) -> None:
-    """A full disk after an hour of work is worse than a refusal at once."""
-    free = shutil.disk_usage(destination.parent).free
-    if free < needed:
-        raise InputError(
-            f"{destination}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; make room or name another disk"
-        )
-
-
 def _sha256(path: Path, bar: Progress) -> str:
     state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            state.update(block)
-            bar.advance(len(block))
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_HASH_BLOCK):
+                state.update(block)
+                bar.advance(len(block))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); check the disk and do the same again"
+        ) from error
     return state.hexdigest()

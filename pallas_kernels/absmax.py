@@ -5,13 +5,16 @@ With b bits and Q = 2^(b-1) - 1, and with a the largest absolute value of a row,
     scale    = clip a / Q
     integers = round(x * (Q / (clip a))), to even, limited to -Q - 1 .. Q
 
+A row with a NaN has the scale NaN, and one with an infinity an infinite scale, so that neither becomes finite numbers unseen.
+
 `clip`, below 1, gives up the largest values for a finer grid. Everything is float32. Activations (`quantize_tokens`), int8
 scores and the cache of `qsjax.residual` follow it. Weights differ in the order of the operations: `qsjax.quant.quantizer`
 and `qsjax.text.int8` say how, and why.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int8, Int32
 
 SMALLEST = 1e-30
 """Largest absolute value assumed for a row of zeros: finite when divided by, and zero times it is zero."""
@@ -23,8 +26,24 @@ def limit(bits: int) -> int:
 
 
 def largest(x: Float[Array, "*B C"]) -> Float[Array, "*B 1"]:
-    """The largest absolute value of each row, at least `SMALLEST`."""
-    return jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), SMALLEST)
+    """The largest absolute value of each row, at least `SMALLEST`; NaN if one of them is."""
+    found = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), SMALLEST)
+    # Some backends' maximum passes over a NaN.
+    return jnp.where(jnp.isnan(x).any(axis=-1, keepdims=True), jnp.nan, found)
+
+
+def magnitude(x: Float[Array, "*B"]) -> Int32[Array, "*B"]:
+    """The bits of |x|, which are ordered as |x| is, and in which a NaN is larger than all numbers.
+
+    Kernels keep the largest of these: whether their maximum of floats passes over a NaN depends on the backend.
+    """
+    return jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
+
+
+def of_magnitudes(kept: Int32[Array, "M C"]) -> Float[Array, " M"]:
+    """The largest of each row of magnitudes as a number, at least `SMALLEST`; NaN if one of them is not finite."""
+    x = jax.lax.bitcast_convert_type(kept, jnp.float32)
+    return jnp.maximum(x.max(axis=1), SMALLEST) + (x * 0).sum(axis=1)
 
 
 def quantize(

@@ -5,8 +5,11 @@ import os
 import platform
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+
+from qsjax.disk import writing
 
 
 def cache_directory() -> Path:
@@ -14,13 +17,21 @@ def cache_directory() -> Path:
 
     Where that cannot be written, a temporary folder of this process.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("QSJAX_CACHE") or Path(home) / "qsjax")
     try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(os.environ.get("QSJAX_CACHE") or Path(home) / "qsjax")
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="qsjax-"))
+    except (OSError, RuntimeError):  # who has no home gets a RuntimeError
+        return _temporary()
     return folder
+
+
+@lru_cache(maxsize=1)
+def _temporary() -> Path:
+    """One folder a process; it is there for the next one to find only where the user keeps temporary files."""
+    place = Path(tempfile.gettempdir())
+    with writing(place):
+        return Path(tempfile.mkdtemp(prefix="qsjax-"))
 
 
 def keep_programs() -> Path:

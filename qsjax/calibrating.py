@@ -9,13 +9,15 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from qsjax.budget import PlannedModel
-from qsjax.budget.calibration import SAMPLES, STEPS
+from qsjax.budget.calibration import SAMPLES, STEPS, CalibrationPlan
 from qsjax.budget.calibration_memory import inputs_fit
 from qsjax.budget.calibration_report import CALIBRATION_SIZE
+from qsjax.budget.passes import PlannedMethod
+from qsjax.budget.weights import Weights
 from qsjax.calibration import DEFAULT, Gathered, Method, gather
 from qsjax.calibration import method as method_named
 from qsjax.calibration.checkpoint import calibrate_checkpoint
-from qsjax.calibration.report import as_text, plot, summary, tuning_summary
+from qsjax.calibration.report import as_text, figure_class, plot, summary, tuning_summary
 from qsjax.checkpoint import Manifest
 from qsjax.config import preset
 from qsjax.dit.stack import Kept
@@ -25,6 +27,8 @@ from qsjax.pipeline import Pipeline
 from qsjax.quant import Recipe
 from qsjax.settings.video import TEXT_TOKENS
 from qsjax.tiny.streams import CALIBRATION, held_out
+from qsjax.untrusted import read_text
+from qsjax.video import check_writable
 
 TINY = "tiny"
 MOST = {**dict(zip(("frames", "height", "width"), CALIBRATION_SIZE, strict=True)), "steps": STEPS}
@@ -77,8 +81,10 @@ def calibrate(
     plot_to: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    verify: bool = True,
 ) -> Calibrated:
-    """Write a quantized checkpoint, block by block. After an interruption, the same call resumes where it stopped.
+    """Write a quantized checkpoint, block by block. After an interruption, the same call resumes where it stopped; what the same call
+    has finished is not made again.
 
     >>> print(qsjax.calibrate("tiny", "checkpoint-w4a8", samples=8, epochs=4))
 
@@ -100,6 +106,7 @@ def calibrate(
         plot_to: PNG file for loss curves and errors; needs matplotlib.
         overwrite: replace an existing checkpoint, once the new one is complete.
         progress: show progress bars.
+        verify: compare the model's weights with their sha256 in the manifest when they are read.
 
     Raises:
         InputError: no such model, recipe or method, no captions, a checkpoint that is already quantized, or a folder that cannot
@@ -118,6 +125,7 @@ def calibrate(
     recipe = Recipe.load(weights) if isinstance(weights, str) else weights
     texts = _captions(captions, tiny=model == TINY, samples=samples)
     options: dict[str, Any] = {"dtype": dtype, "progress": progress, "devices": devices}
+    options["verify"] = verify
     pipeline = Pipeline.tiny(**options) if model == TINY else Pipeline.from_checkpoint(model, **options)  # fmt: skip
     requested = {"frames": frames, "height": height, "width": width, "steps": steps}
     sizes: dict[str, Any] = {
@@ -125,6 +133,11 @@ def calibrate(
         for name, size in requested.items()
     }
     pipeline.resolve(**sizes)
+    if plot_to is not None:
+        figure_class(Path(plot_to))
+        check_writable(Path(plot_to), overwrite=True)
+    video = (sizes["frames"], sizes["height"], sizes["width"])
+    planned = replace(PlannedModel.of_checkpoint(Manifest.read(pipeline.directory)), recipe=recipe)
 
     def sampled(folder: Path) -> Gathered:
         found = gather(
@@ -151,23 +164,48 @@ def calibrate(
         seed=seed,
         dtype=pipeline.dtype,
         mesh=pipeline.mesh,
-        kept=_kept(pipeline.directory, recipe, (sizes["frames"], sizes["height"], sizes["width"])),
+        kept=_kept(planned, video),
+        room=_room(
+            planned, chosen, video, steps=sizes["steps"], samples=samples, captions=len(texts)
+        ),
         overwrite=overwrite,
         progress=progress,
+        verify=verify,
     )
     losses = (manifest.component("dit").calibration or {}).get("tuning", {}).get("loss", ())
     files = () if plot_to is None else (plot(blocks, Path(plot_to), losses),)
     return Calibrated(checkpoint=manifest.directory, blocks=blocks, files=files, losses=losses)
 
 
-def _kept(directory: Path, recipe: Recipe, video: tuple[int, int, int]) -> Kept:
+def _kept(model: PlannedModel, video: tuple[int, int, int]) -> Kept:
     """Where tuning keeps the inputs of the blocks: on the host if the plan says that the device has no room for them."""
     room = device_room()
     if room is None:
         return "inputs"
-    model = replace(PlannedModel.of_checkpoint(Manifest.read(directory)), recipe=recipe)
     size = model.size(video, TEXT_TOKENS)
     return "inputs" if inputs_fit(model, size, room) else "inputs on the host"
+
+
+def _room(
+    model: PlannedModel,
+    method: Method,
+    video: tuple[int, int, int],
+    *,
+    steps: int,
+    samples: int,
+    captions: int,
+) -> int:
+    """Bytes on the disk, about: the new transformer, and what is kept until the end."""
+    plan = CalibrationPlan(
+        dit=model.dit,
+        size=model.size(video, TEXT_TOKENS),
+        method=PlannedMethod(name=method.name, learns=method.learns, tune_steps=method.tune_steps),
+        samples=samples,
+        captions=captions,
+        steps=steps,
+    )
+    weights = Weights.count(model.dit, model.recipe, clipped=method.clipped)
+    return weights.total + sum(plan.disk(weights).values())
 
 
 def _captions(
@@ -178,12 +216,7 @@ def _captions(
             return [scene.caption for scene in held_out(CALIBRATION, samples)]
         return list(preset("captions", "general")["captions"])
     if isinstance(captions, os.PathLike):
-        try:
-            captions = Path(captions).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"captions {os.fspath(captions)}: cannot be read ({error}); give a text file, one caption a line"
-            ) from error
+        captions = read_text(captions).splitlines()
     elif isinstance(captions, str):
         raise InputError(f"captions {captions!r}: give a list of texts, or the path of a file")
     texts = [text.strip() for text in captions if text.strip()]

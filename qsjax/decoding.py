@@ -13,8 +13,12 @@ from jax.stages import Lowered
 from jaxtyping import Array, Float
 
 from qsjax.compiling import Programs
+from qsjax.errors import NotFiniteError
 from qsjax.models import Models
 from qsjax.vae import VAE, Tiling, VAEConfig
+
+_AT_ONCE = 1 << 24
+"""Numbers that are looked at in one go: the flags of a whole video would take a quarter of its memory."""
 
 
 class LatentDecoder:
@@ -59,10 +63,14 @@ class LatentDecoder:
         Args:
             latents: as the transformer sees them, multiplied by the scaling factor.
             tiling: the tiles; None decodes in one pass.
+
+        Raises:
+            NotFiniteError: the latents or the frames hold a NaN or an infinity.
         """
         vae = self._models.vae
         # On the host, where tiles are cut, and where a division need not be compiled.
         z = np.asarray(latents) / np.float32(self._config.scaling_factor)
+        require_finite(z, "the latents", "sample them again")
         decode = None if self._devices else self._compiled(vae, z, tiling)
         start = time.perf_counter()
         if tiling is None:
@@ -70,6 +78,7 @@ class LatentDecoder:
         else:  # the whole video is never on the device
             pieces = vae.decode_pieces(z, tiling, self._progress, self._devices, decode)
             frames = np.concatenate(list(pieces), axis=2)
+        require_finite(frames, "the decoded frames", "verify the checkpoint by `qsjax convert`")
         array = np.clip(frames / 2 + 0.5, 0, 1)
         self._add("decode", start)
         return np.moveaxis(array, 1, -1)
@@ -93,3 +102,22 @@ class LatentDecoder:
 
     def _tiles(self, shape: tuple[int, ...], tiling: Tiling | None) -> Sequence[tuple[int, ...]]:
         return [shape] if tiling is None else tiling.decode_plan(self._config).shapes(shape)
+
+
+def require_finite(values: np.ndarray, what: str, cure: str) -> None:
+    """Check that no number is a NaN or an infinity.
+
+    Args:
+        values: floats.
+        what, cure: for the message.
+
+    Raises:
+        NotFiniteError: says how many are.
+    """
+    flat = values.reshape(-1)
+    parts = (flat[start : start + _AT_ONCE] for start in range(0, flat.size, _AT_ONCE))
+    wrong = sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)
+    if wrong:
+        raise NotFiniteError(
+            f"{what} hold {wrong:,} of {flat.size:,} numbers that are not finite; {cure}"
+        )

@@ -5,6 +5,7 @@ depend on shapes alone, which the checkpoint's manifest tells.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Hashable
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float
 
 from qsjax.compiling import Programs
 from qsjax.dit import DiT
+from qsjax.errors import NotFiniteError
 from qsjax.models import Models
 from qsjax.parallel import replicated, weight_specs
 from qsjax.progress import Progress
@@ -34,6 +36,7 @@ from qsjax.sample import (
     sharded_prepare,
     sharded_step,
 )
+from qsjax.sample.finite import all_finite, first_broken_layer
 from qsjax.sample.loop import step_at
 from qsjax.sample.state import Cache
 from qsjax.sample.steps import CACHE
@@ -98,6 +101,7 @@ class Denoiser:
         for kind in dict.fromkeys(plan.kinds):
             step = partial(denoise_step, plan, kind)
             self._start(kind, plan, step, dit, x, cache, first, prepared)
+        self._start(*_finite_of(x))
 
     def __call__(
         self,
@@ -112,6 +116,10 @@ class Denoiser:
             plan: the sampling plan.
             prompt, negative: encoded prompts; `negative` is needed where the plan uses true guidance.
             latents: initial noise.
+
+        Raises:
+            NotFiniteError: a step made a NaN or an infinity; says which, and in which layer. Found out one step later, so that no
+                device waits for the host.
         """
         x = self._everywhere(jnp.asarray(latents, jnp.float32))
         prepared = self._prepare(plan, *self._everywhere((prompt, negative)))
@@ -131,13 +139,37 @@ class Denoiser:
             steps[kind] = (kind, plan, step, dit, x, cache, first, prepared)
             self._start(*steps[kind])
         programs = {kind: self._compiled(*step) for kind, step in steps.items()}
+        finite = self._compiled(*_finite_of(x))
         results = denoise(plan, programs, dit, x, cache, prepared, numbers=numbers)
+        before, flag = (
+            deque([x], maxlen=3),
+            None,
+        )  # latents before a step, its own and the next one's result
         del x, cache, first, steps
+
+        def check(index: int, flag: Array) -> None:
+            if not np.asarray(flag):
+                where = ""
+                if self._mesh is None:
+                    at = step_at(numbers, index)
+                    where = f", {first_broken_layer(plan, dit, before[0], at, prepared)}"
+                raise NotFiniteError(
+                    f"step {index + 1} of {plan.steps} made numbers that are not finite{where}; sample in float32"
+                    " (`dtype='float32'`), or verify the checkpoint by `qsjax convert`"
+                )
+
         start = time.perf_counter()
         try:
             with Progress(plan.steps, "denoise", unit="step", enabled=self._progress) as bar:
                 for result in results:
+                    before.append(result.latents)
+                    if flag is not None:
+                        check(result.index - 1, flag)
+                    flag = finite(None, result.latents)
                     jax.block_until_ready((result.latents, result.cache))
+                    if result.index == plan.steps - 1:
+                        before.append(result.latents)
+                        check(result.index, flag)
                     bar.advance(1, **({} if plan.sparse is None else {"kind": result.kind}))
                     yield result
         finally:
@@ -180,6 +212,11 @@ class Denoiser:
     def _everywhere(self, tree: Tree) -> Tree:
         """The arrays of a tree, replicated over the mesh if there is one."""
         return tree if self._mesh is None else replicated(self._mesh, tree)
+
+
+def _finite_of(latents: Any) -> tuple[Any, ...]:
+    """What compiles the flag of a step's latents; it is the same for all plans."""
+    return "finite", SamplingPlan(), lambda _, x: all_finite(x), None, latents
 
 
 def _shape(leaf: Any) -> Any:

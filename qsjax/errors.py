@@ -11,6 +11,8 @@ import shlex
 _VALUE = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[\w.+-]+"""
 _ARGUMENT = rf"([a-z]\w*(?:\.\w+)*)(?:=({_VALUE}))?"
 _ARGUMENTS = re.compile(rf"`({_ARGUMENT}(?:, {_ARGUMENT})*)`")
+_LONGEST = 1200
+"""Characters of a printed message."""
 _OTHER_NAMES = {
     "load_prompts": "encoded_prompt",
     "plot_to": "plot",
@@ -29,6 +31,10 @@ class InputError(QsjaxError, ValueError):
 
 class CheckpointError(QsjaxError):
     """A checkpoint (PyTorch or Orbax) is damaged, incomplete, or not what it was taken for."""
+
+
+class NotFiniteError(QsjaxError):
+    """A model computed something that is no number: a NaN or an infinity, of which no video can be made."""
 
 
 class Cancelled(QsjaxError):
@@ -53,7 +59,10 @@ def on_command_line(message: object) -> str:
     def options(found: re.Match[str]) -> str:
         return " ".join(_option(name, value) for name, value in re.findall(_ARGUMENT, found[1]))
 
-    return _ARGUMENTS.sub(options, str(message))
+    text = _ARGUMENTS.sub(options, str(message))
+    # Names from outside may hold what a terminal obeys.
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _option(name: str, value: str) -> str:

@@ -7,13 +7,16 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from qsjax.disk import beside, writing
 from qsjax.errors import CheckpointError, InputError
 from qsjax.untrusted import parse_object, shown
+from qsjax.untrusted.files import shown_path
 
 try:
     import fcntl
@@ -24,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".lock"
 _LARGEST = 4096
+_FOREIGN: dict[str, Any] = {}
+_LOOKS, _PAUSE = 20, 0.02
+"""How often, and after how many seconds, a lock is looked at before its holder counts as another: it may not have written yet who it
+is, or what is there is of one that died."""
 
 
 @contextmanager
@@ -47,16 +54,13 @@ def lock(place: Path, *, doing: str, identity: str) -> Generator[bool, None, Non
     Raises:
         InputError: another process does something else there, or the lock file cannot be written.
     """
-    path = place.with_name(place.name + SUFFIX)
-    try:
+    path = beside(place, SUFFIX)
+    with writing(place):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, waited = _acquire(path, place, identity)
-    except OSError as error:
-        raise InputError(
-            f"{place}: cannot be written ({error.strerror}); name a writable folder"
-        ) from error
     try:
-        _write_holder(descriptor, doing, identity)
+        with writing(place):
+            _write_holder(descriptor, doing, identity)
         yield waited
     finally:
         # Removed before it is released: who waits finds another file of this name, or none, and looks again.
@@ -67,26 +71,35 @@ def lock(place: Path, *, doing: str, identity: str) -> Generator[bool, None, Non
 
 def _acquire(path: Path, place: Path, identity: str) -> tuple[int, bool]:
     """An open lock file that is held and has its name still, and whether it took waiting."""
-    waited = False
+    waited, looks = False, 0
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        descriptor = os.open(path, flags, 0o644)
         try:
-            if not _try(descriptor, path):
-                holder = _read_holder(descriptor)
-                if holder.get("identity") != identity:
-                    raise InputError(
-                        f"{place}: {_named(holder)} is at work there; wait until it has finished, or name another place"
-                    )
+            held = _try(descriptor, path)
+            holder = _read_holder(descriptor)
+            if not held and holder.get("identity") == identity:
                 if not waited:
                     logger.info("%s: waits for %s, which does the same", place, _named(holder))
-                waited = True
+                waited = held = True
                 _wait(descriptor)
-            if _is_at(descriptor, path):
+            if held and _is_at(descriptor, path):
+                if holder is _FOREIGN:
+                    raise InputError(
+                        f"{shown_path(path)}: is in the way and no lock; move it or name another place"
+                    )
                 return descriptor, waited
+            if not held and looks == _LOOKS:
+                raise InputError(
+                    f"{shown_path(place)}: {_named(holder)} is at work there; wait until it has finished, or name another place"
+                )
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+        if not held:
+            looks += 1
+            time.sleep(_PAUSE)
 
 
 def _try(descriptor: int, path: Path) -> bool:
@@ -132,11 +145,14 @@ def _write_holder(descriptor: int, doing: str, identity: str) -> None:
 
 
 def _read_holder(descriptor: int) -> dict[str, Any]:
-    """Who holds the lock, as far as it has written it."""
-    try:
-        return parse_object(os.pread(descriptor, _LARGEST, 0), "the lock")
-    except CheckpointError:
+    """Who holds the lock, as far as it has written it; `_FOREIGN` for what no lock holds."""
+    content = os.pread(descriptor, _LARGEST, 0).strip(b"\0")
+    if not content:  # also what a power cut leaves
         return {}
+    try:
+        return parse_object(content, "the lock")
+    except CheckpointError:
+        return _FOREIGN
 
 
 def _named(holder: dict[str, Any]) -> str:

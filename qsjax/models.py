@@ -1,6 +1,7 @@
 """The three models of a checkpoint, read when they are first needed and dropped if they do not fit together."""
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -44,6 +45,7 @@ class Models:
         shard_weights: shard the weights of the transformer's blocks over the mesh; False replicates them.
         kernels: implementations that the transformer runs.
         progress: show progress bars.
+        verify: compare weights with their sha256 in the manifest when they are read.
         add: called with the stage "load" and the time when it began, after each model is read.
 
     Attributes:
@@ -62,11 +64,12 @@ class Models:
         shard_weights: bool,
         kernels: Kernels,
         progress: bool,
+        verify: bool,
         add: Callable[[str, float], None],
     ) -> None:
         self._manifest, self._dtype, self._text_storage = manifest, dtype, text_storage
         self._released = modulation == "released"
-        self._progress, self._add = progress, add
+        self._progress, self._verify, self._add = progress, verify, add
         self._place = None if mesh is None else weight_placement(mesh, shard_weights)
         self._kernels = kernels
         self._loaded: dict[str, Any] = {}
@@ -144,7 +147,7 @@ class Models:
 
     def _read(self, load: Callable[..., Loaded]) -> Loaded:
         start = time.perf_counter()
-        loaded = load(self._manifest.directory, dtype=self._dtype)
+        loaded = load(self._manifest.directory, dtype=self._dtype, verify=self._verify)
         self._add("load", start)
         return loaded
 
@@ -157,3 +160,11 @@ class Models:
 def device_room() -> int | None:
     """Bytes of the default device that a program may use; None if the backend does not report them."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def host_memory() -> int | None:
+    """Bytes of the machine's memory; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None

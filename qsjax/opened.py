@@ -16,11 +16,12 @@ from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, nearest
 from qsjax.dit import DiT, DiTConfig
 from qsjax.dit.kernels import checked_kernels
-from qsjax.errors import InputError
-from qsjax.models import Models, device_room
+from qsjax.errors import CheckpointError, InputError
+from qsjax.models import Models, device_room, host_memory
 from qsjax.parallel import make_mesh
 from qsjax.settings import MODULATION_WEIGHTS, ModulationWeights, Settings
 from qsjax.text import TextEncoder
+from qsjax.untrusted import shown
 from qsjax.vae import VAE, Tiling, VAEConfig
 
 Opened = TypeVar("Opened", bound="OpenCheckpoint")
@@ -49,6 +50,7 @@ class OpenCheckpoint:
         shard_weights: bool = False,
         kernels: KernelsLike | None = None,
         progress: bool = True,
+        verify: bool = True,
     ) -> None:
         if modulation not in MODULATION_WEIGHTS:
             raise InputError(
@@ -64,6 +66,7 @@ class OpenCheckpoint:
         self.vae_config = from_mapping(
             VAEConfig, manifest.config("vae"), source=f"{source}: vae config"
         )
+        _require_agreement(manifest, self.dit_config)
         if shard_weights and devices == 1:
             raise InputError(
                 "`shard_weights=True` is for several devices, and there is one; ask for more with `devices`, or leave it out"
@@ -84,6 +87,7 @@ class OpenCheckpoint:
             shard_weights=shard_weights,
             kernels=checked_kernels(kernels),
             progress=progress,
+            verify=verify,
             add=self._add,
         )
         self.timings: dict[str, float] = {}
@@ -101,6 +105,7 @@ class OpenCheckpoint:
         shard_weights: bool = False,
         kernels: KernelsLike | None = None,
         progress: bool = True,
+        verify: bool = True,
     ) -> Opened:
         """Open a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
 
@@ -120,6 +125,7 @@ class OpenCheckpoint:
             kernels: implementation names by operation, as {"attention": "xla_chunked", "matmul": "xla"}. Operations are attention,
                 sparse_attention, matmul and quantize; `qsjax doctor` lists the names. None is "auto" for all.
             progress: show progress bars (on a terminal or in a notebook; in a log, a line per 10 %).
+            verify: compare the weights with their sha256 in the manifest when they are read, once a process; False leaves that out.
 
         Raises:
             CheckpointError: not a checkpoint, or one without a DiT or VAE.
@@ -137,6 +143,7 @@ class OpenCheckpoint:
             shard_weights=shard_weights,
             kernels=kernels,
             progress=progress,
+            verify=verify,
         )
 
     @classmethod
@@ -192,8 +199,13 @@ class OpenCheckpoint:
         return (batch, self.dit_config.in_channels, *latents)
 
     def _require_room(self, settings: Settings, *, encodes: bool) -> None:
-        """Raise `InputError` if the run cannot fit the device; skip the check if the device's memory is unknown."""
-        room = device_room()
+        """Raise `InputError` if the run cannot fit the device; skip the check if the device's memory is unknown.
+
+        A CPU's is the machine's.
+        """
+        room, where = device_room(), f"this {jax.local_devices()[0].device_kind}"
+        if room is None and jax.default_backend() == "cpu":
+            room, where = host_memory(), "this machine"
         if room is None:
             return
         model = PlannedModel.of_checkpoint(self._manifest)
@@ -209,7 +221,18 @@ class OpenCheckpoint:
             chips=1 if self.mesh is None else self.mesh.size,
             shard_weights=self._shard_weights,
         )
-        require_room(run, room, where=f"this {jax.local_devices()[0].device_kind}")
+        require_room(run, room, where=where)
 
     def _add(self, stage: str, start: float) -> None:
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _require_agreement(manifest: Manifest, dit: DiTConfig) -> None:
+    """Refuse text encoders of other widths than the transformer reads, before minutes of loading."""
+    for name, needed in (("llama", dit.text_dim), ("clip", dit.pooled_dim)):
+        width = manifest.config(name).get("hidden_size") if name in manifest.components else needed
+        if width != needed:
+            raise CheckpointError(
+                f"{manifest.directory}: its {name} has a width of {shown(width)} and its transformer reads {needed}; convert"
+                f" again with the text encoders of this transformer"
+            )

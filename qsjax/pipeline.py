@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from qsjax.budget.steps import describe
-from qsjax.decoding import LatentDecoder
+from qsjax.decoding import LatentDecoder, require_finite
 from qsjax.denoising import Denoiser
 from qsjax.errors import Cancelled, InputError
 from qsjax.generation import Result, same_arguments
@@ -132,9 +132,13 @@ class Pipeline(OpenCheckpoint):
         if self.mesh is not None and plan.sparse is not None:
             check_heads(self.mesh, self.dit_config.num_heads)
         self._require_room(chosen, encodes=not isinstance(prompt, EncodedPrompt))
-        if not isinstance(prompt, EncodedPrompt):
+        if isinstance(prompt, EncodedPrompt):
+            self._require_fits(prompt)
+        else:
             prompt = prompt if isinstance(prompt, str) else list(prompt)
             _texts(prompt)
+        if isinstance(negative_prompt, EncodedPrompt):
+            self._require_fits(negative_prompt)
         self._compile_ahead(chosen, prompt, negative_prompt)
         encoded = self.encode(prompt)
         negative = None
@@ -280,6 +284,12 @@ class Pipeline(OpenCheckpoint):
         ...         break
         """
         settings = self.settings if settings is None else settings
+        for encoded in (prompt,) if negative is None else (prompt, negative):
+            self._require_fits(encoded)
+        if negative is not None and negative.pooled.shape[0] != prompt.pooled.shape[0]:
+            raise InputError(
+                f"{negative.pooled.shape[0]} negative prompts were given for {prompt.pooled.shape[0]} prompts; give one for each"
+            )
         self._require_room(settings, encodes=False)
         shape, text = self.latent_shape(settings, prompt.pooled.shape[0]), prompt.text.shape[1]
         if latents is None:
@@ -288,10 +298,28 @@ class Pipeline(OpenCheckpoint):
             raise InputError(
                 f"latents have shape {list(latents.shape)}, this prompt and size need {list(shape)}"
             )
+        else:
+            require_finite(np.asarray(latents), "the latents to start from", "give others")
+        for one, whose in ((prompt, "prompt"), (negative, "negative prompt")):
+            if one is not None:
+                for part in (one.text, one.pooled):
+                    require_finite(
+                        np.asarray(part), f"the encoding of the {whose}", "encode it in float32"
+                    )
         plan = within_budget(self.dit_config, settings.plan(), shape, text)
         if self._progress and (summary := describe(self.dit_config, plan, shape, text)):
             logger.info("%s", summary)
         return self._denoiser(plan, prompt, negative, latents)
+
+    def _require_fits(self, prompt: EncodedPrompt) -> None:
+        """Raise `InputError` for a prompt that was encoded for another model."""
+        found = prompt.text.shape[-1], prompt.pooled.shape[-1]
+        needed = self.dit_config.text_dim, self.dit_config.pooled_dim
+        if found != needed:
+            raise InputError(
+                f"the encoded prompt has states of {found[0]} and a pooled vector of {found[1]} numbers, the model reads"
+                f" {needed[0]} and {needed[1]}; encode it with this checkpoint"
+            )
 
     def _record_statistics(
         self, settings: Settings, prompt: EncodedPrompt, last: StepResult

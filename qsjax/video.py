@@ -1,15 +1,22 @@
 """Writing sampled videos as mp4 files and contact sheets, each completely or not at all."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from qsjax.disk import beside, replacing, require_room, writing
 from qsjax.errors import InputError
+from qsjax.untrusted import shown
 
 Video = np.ndarray
+_FASTEST = 1000
+"""Frames per second."""
+_PIXELS_A_BYTE = 8
+"""Of a video that is easy to compress; a disk without room for that has none for any."""
 
 
 def write_video(
@@ -25,16 +32,17 @@ def write_video(
     Args:
         video: uint8 [T, H, W, 3]; H and W even.
         path: the file; its folder is made.
-        fps: frames per second.
+        fps: frames per second, 1 to 1000.
         comment: kept in the file's metadata (seed, model).
         overwrite: replace a file of that name.
 
     Raises:
-        InputError: not a video, an odd size, or a place that cannot be written.
+        InputError: not a video, an odd size, no such speed, or a place that cannot be written.
     """
     import av
 
     _check(video)
+    check_fps(fps)
     if video.shape[1] % 2 or video.shape[2] % 2:
         raise InputError(
             f"video of {video.shape[1]}x{video.shape[2]} pixels: mp4 needs even sizes; crop a row or column"
@@ -103,45 +111,49 @@ def write_contact_sheet(
     return target
 
 
-class _replacing:
+@contextmanager
+def _replacing(target: Path, overwrite: bool) -> Generator[Path, None, None]:
     """A temporary name beside `target`, moved into place when the block ends without an error."""
-
-    def __init__(self, target: Path, overwrite: bool) -> None:
-        self._target, self._overwrite = target, overwrite
-        self._temporary = target.with_name(f".{target.name}.tmp")
-
-    def __enter__(self) -> Path:
-        check_writable(self._target, overwrite=self._overwrite)
-        return self._temporary
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
-            self._temporary.replace(self._target)
-        else:
-            self._temporary.unlink(missing_ok=True)
+    check_writable(target, overwrite=overwrite)
+    with replacing(target) as temporary:
+        yield temporary
 
 
-def check_writable(target: Path, *, overwrite: bool) -> None:
+def check_writable(target: Path, *, overwrite: bool, pixels: int = 0) -> None:
     """Make the folder of `target` and check that a file can be written there, before the work whose result it will hold.
 
+    Args:
+        target: the file.
+        overwrite: it may be there.
+        pixels: of a video, all frames together: there is room for the smallest that it can become.
+
     Raises:
-        InputError: the file exists and `overwrite` is off, or the folder cannot be written.
+        InputError: the file exists and `overwrite` is off, or the folder cannot be written or is full.
     """
-    if target.is_dir():
-        raise InputError(f"{target}: is a folder; name a file in it")
-    if target.exists() and not overwrite:
-        raise InputError(
-            f"{target}: exists already; pass `overwrite=True` to replace it or name another file"
-        )
-    probe = target.with_name(f".{target.name}.tmp")
-    try:
+    probe = beside(target, ".probe")
+    with writing(target, "name a writable place"):
+        if target.is_dir():
+            raise InputError(f"{target}: is a folder; name a file in it")
+        if target.exists() and not overwrite:
+            raise InputError(
+                f"{target}: exists already; pass `overwrite=True` to replace it or name another file"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    except OSError as error:
+    require_room(target, pixels // _PIXELS_A_BYTE)
+
+
+def check_fps(fps: int) -> None:
+    """Refuse a speed that no file has, before the video is made.
+
+    Raises:
+        InputError: it is not from 1 to 1000.
+    """
+    if not 1 <= fps <= _FASTEST:
         raise InputError(
-            f"{target}: cannot be written ({error.strerror}); name a writable place"
-        ) from error
+            f"fps={shown(fps)}: give a number of frames per second from 1 to {_FASTEST}"
+        )
 
 
 def _check(video: Video) -> None:

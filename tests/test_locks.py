@@ -104,3 +104,53 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         lock(tmp_path / "file" / "checkpoint", doing="convert", identity="a"),
     ):
         raise AssertionError
+
+
+def test_a_file_of_that_name_which_is_no_lock_stays(tmp_path: Path) -> None:
+    (tmp_path / "poetry.lock").write_text("[[package]]")
+    with (
+        pytest.raises(InputError, match="in the way and no lock"),
+        lock(tmp_path / "poetry", doing="convert", identity="a"),
+    ):
+        raise AssertionError
+    assert (tmp_path / "poetry.lock").read_text() == "[[package]]"
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "checkpoint.lock").symlink_to(tmp_path / "victim")
+    with (
+        pytest.raises(InputError, match="cannot be written"),
+        lock(tmp_path / "checkpoint", doing="convert", identity="a"),
+    ):
+        raise AssertionError
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 99, b'{"process": 1, "identity": "other"}'])
+def test_what_a_dead_process_has_left_is_taken_over(left: bytes, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.lock").write_bytes(left)
+    with lock(tmp_path / "checkpoint", doing="convert", identity="a") as waited:
+        assert not waited
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_has_not_written_its_name_yet_is_asked_again(tmp_path: Path, monkeypatch) -> None:
+    """A holder takes the lock first and then says who it is; between the two nobody is refused."""
+    import qsjax.locks
+
+    place, pauses = tmp_path / "checkpoint", []
+    with _hold(place, "a") as process:
+        path = place.with_name("checkpoint.lock")
+        written = path.read_bytes()
+        path.write_bytes(b"")
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            path.write_bytes(written)
+            process.communicate("\n")
+
+        monkeypatch.setattr(qsjax.locks.time, "sleep", pause)
+        with lock(place, doing="convert", identity="a"):
+            pass
+    assert len(pauses) == 1

@@ -42,6 +42,7 @@ def block_sparse_attention(
     cache: Cache | None = None,
     scores: str = "float",
     return_lse: bool = False,
+    clears: bool = True,
     implementation: str = AUTO,
 ) -> Array | tuple[Array, Array]:
     """Softmax attention over the listed blocks of keys, corrected by a cache.
@@ -59,6 +60,8 @@ def block_sparse_attention(
         scores: "float"; or "int8", to round queries and smoothed keys to int8 with a scale for each row. That is faster
             if the matrix unit is faster with int8, and not differentiable.
         return_lse: also return log-sum-exp of the listed keys' scores.
+        clears: write zeros over the keys and values that may not be seen, which then may hold anything: zero times a NaN is a
+            NaN. A pass over k and v; False leaves it out for those whose padding is finite.
         implementation: "auto" or a name of `BLOCK_SPARSE_ATTENTION.implementations`.
 
     Returns:
@@ -70,7 +73,7 @@ def block_sparse_attention(
     """
     if cache is not None:
         _check_cache(cache, q.shape)
-    out, lse = _attend(q, k, v, blocks, kv_valid, cache, scale, scores, implementation)
+    out, lse = _attend(q, k, v, blocks, kv_valid, cache, scale, scores, clears, implementation)
     return (out, lse) if return_lse else out
 
 
@@ -83,6 +86,7 @@ def attention_with_residual(
     kv_valid: Bool[Array, "B L"] | None = None,
     scale: float | None = None,
     scores: str = "float",
+    clears: bool = True,
     implementation: str = AUTO,
 ) -> WithResidual:
     """Full attention, and what the listed blocks miss of it, at the cost of one dense pass.
@@ -91,14 +95,14 @@ def attention_with_residual(
     out - O_S = (1 - a) (O_R - O_S); its right side keeps its digits when a is near 0 or 1.
 
     Args:
-        q, k, v, blocks, kv_valid, scale, scores, implementation: as in `block_sparse_attention`.
+        q, k, v, blocks, kv_valid, scale, scores, clears, implementation: as in `block_sparse_attention`.
 
     Raises:
         ValueError: shapes that do not go together.
         UnsupportedError: the implementation cannot serve this call; the message says why.
     """
     (listed, listed_lse), (others, others_lse) = (
-        _attend(q, k, v, lists, kv_valid, None, scale, scores, implementation)
+        _attend(q, k, v, lists, kv_valid, None, scale, scores, clears, implementation)
         for lists in (blocks, blocks.complement())
     )
     out, recall = merge(
@@ -116,11 +120,14 @@ def _attend(
     cache: Cache | None,
     scale: float | None,
     scores: str,
+    clears: bool,
     implementation: str,
 ) -> tuple[Array, Array]:
     _check(q, k, v, blocks, kv_valid)
     if scores not in SCORES:
         raise ValueError(f"scores {scores!r} are none of {', '.join(SCORES)}")
+    if clears and kv_valid is not None:
+        k, v = (jnp.where(kv_valid[:, :, None, None], x, 0) for x in (k, v))
     kv_valid = jnp.ones(k.shape[:2], jnp.bool_) if kv_valid is None else kv_valid
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     serve = BLOCK_SPARSE_ATTENTION.serve(

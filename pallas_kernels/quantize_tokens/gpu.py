@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int8
 
-from pallas_kernels.absmax import SMALLEST
+from pallas_kernels.absmax import magnitude, of_magnitudes
 from pallas_kernels.activations import Activation, activate
 from pallas_kernels.gpu_params import inside, load, needs_gpu, store, triton_options
 from pallas_kernels.quantize_tokens.reference import Norm
@@ -130,10 +130,11 @@ def _kernel(
             y = jnp.dot(y.astype(rotation.dtype), rotation, preferred_element_type=jnp.float32)
         return y
 
-    largest = over_slices(
-        lambda part, kept: jnp.maximum(kept, jnp.abs(transformed(part))), spread
-    ).max(axis=1)
-    largest = jnp.maximum(largest, SMALLEST) * load(ref["clip"])
+    kept = over_slices(
+        lambda part, kept: jnp.maximum(kept, magnitude(transformed(part))),
+        jnp.zeros((block, width), jnp.int32),
+    )
+    largest = of_magnitudes(kept) * load(ref["clip"])
     store(ref["scales"], largest / limit, columns=valid)
     inverse_scale = (limit / largest)[:, None]
 

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int8
 
-from pallas_kernels.absmax import SMALLEST
+from pallas_kernels.absmax import SMALLEST, magnitude, of_magnitudes
 from pallas_kernels.activations import Activation, activate
 from pallas_kernels.quantize_tokens.reference import Norm
 from pallas_kernels.refs import Operand, Ref, Span
@@ -128,6 +128,7 @@ def _kernel(
 
     # Sums and maxima are kept for each lane until the last slice: adding registers is cheap, adding lanes is not.
     spread = jnp.zeros((rows, width), jnp.float32)
+    inverse: Array | float = 1.0
     if norm == "layer":
         total = over_slices(lambda part, kept: kept + values(part), spread)
         mean = total.sum(axis=1, keepdims=True) / channels
@@ -142,10 +143,16 @@ def _kernel(
         if rotation is not None:
             y = jnp.dot(y.astype(rotation.dtype), rotation[...], preferred_element_type=jnp.float32)
         rotated[:, part] = y
-        return jnp.maximum(largest, jnp.abs(y))
+        return jnp.maximum(largest, jnp.abs(y) if norm == "layer" else magnitude(y))
 
-    largest = over_slices(transform, spread).max(axis=1, keepdims=True)
-    largest = jnp.maximum(largest, SMALLEST) * ref["clip"][0]
+    if norm == "layer":
+        # What is not finite in a row is in its variance too: nothing to look for in each value.
+        largest = over_slices(transform, spread).max(axis=1, keepdims=True)
+        largest = jnp.maximum(largest, SMALLEST) + inverse * 0
+    else:
+        kept = over_slices(transform, jnp.zeros((rows, width), jnp.int32))
+        largest = of_magnitudes(kept)[:, None]
+    largest = largest * ref["clip"][0]
     ref["scales"][...] = (largest / limit).reshape(1, rows)
     inverse_scale = limit / largest
 

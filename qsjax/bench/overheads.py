@@ -13,6 +13,7 @@ from typing import Any
 
 from qsjax.budget.overheads import BFLOAT16, FILE, overheads
 from qsjax.budget.parts import ENDS
+from qsjax.disk import write_atomically
 from qsjax.errors import InputError
 from qsjax.settings import DENSE
 
@@ -76,7 +77,7 @@ def store(reports: list[Path], file: Path = FILE) -> None:
     for path in reports:
         report = json.loads(path.read_text(encoding="utf-8"))
         tables[report["target"]] = table(report)
-    file.write_text(json.dumps(tables, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_atomically(file, (json.dumps(tables, indent=1, sort_keys=True) + "\n").encode())
 
 
 if __name__ == "__main__":

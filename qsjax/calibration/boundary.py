@@ -1,5 +1,6 @@
 """The activations between two blocks, of all samples: in memory, or in files where they do not fit."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from qsjax.calibration.blocks import Tokens
+from qsjax.disk import writing
 from qsjax.errors import CheckpointError
+from qsjax.untrusted.arrays import map_array
 
 _PARTS = Tokens._fields
+_NOT_KNOWN = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""Errors of a file system that cannot be asked for room."""
 
 
 class Boundary:
@@ -33,10 +38,11 @@ class Boundary:
         bits = _bits(dtype)
         if folder is None:
             return cls([np.empty(shape, bits) for shape in shapes], dtype)
-        parts: list[np.ndarray] = [
-            np.lib.format.open_memmap(f"{folder / name}.{part}.tmp", "w+", bits, shape)
-            for part, shape in zip(_PARTS, shapes, strict=True)
-        ]
+        with writing(folder):
+            parts: list[np.ndarray] = [
+                _new_file(Path(f"{folder / name}.{part}.tmp"), bits, shape)
+                for part, shape in zip(_PARTS, shapes, strict=True)
+            ]
         return cls(parts, dtype)
 
     @classmethod
@@ -45,17 +51,12 @@ class Boundary:
 
         Raises:
             ValueError: there is no folder: tokens in memory end with their run.
-            CheckpointError: they are not there, or not tokens of this dtype.
+            InputError: they are not there.
+            CheckpointError: they are damaged, or not tokens of this dtype.
         """
         if folder is None:
             raise ValueError(f"the activations {name} of an earlier run are in a folder; name it")
-        try:
-            parts = [np.load(f"{folder / name}.{part}.npy", mmap_mode="r") for part in _PARTS]
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{folder}: the activations {name} of an earlier run cannot be read ({error});"
-                f" delete the folder and start again"
-            ) from error
+        parts = [map_array(Path(f"{folder / name}.{part}.npy")) for part in _PARTS]
         if any(part.dtype != _bits(dtype) or part.ndim != 3 for part in parts):
             raise CheckpointError(
                 f"{folder}: the activations {name} are not {np.dtype(dtype).name} tokens; delete the folder and start again"
@@ -83,13 +84,28 @@ class Boundary:
         """Give files their name: they appear whole or not at all."""
         if folder is None:
             return
-        for part, array in zip(_PARTS, self.parts, strict=True):
-            if isinstance(array, np.memmap):
-                array.flush()
-            temporary = Path(f"{folder / name}.{part}.tmp")
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(f"{folder / name}.{part}.npy")
+        with writing(folder):
+            for part, array in zip(_PARTS, self.parts, strict=True):
+                if isinstance(array, np.memmap):
+                    array.flush()
+                temporary = Path(f"{folder / name}.{part}.tmp")
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(f"{folder / name}.{part}.npy")
+
+
+def _new_file(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """A file that is mapped to memory and has all of its room: the system ends a process that writes to a page which the disk has
+    no room for."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in _NOT_KNOWN:
+                    raise
+    return array
 
 
 def delete(folder: Path | None, name: str) -> None:

@@ -8,7 +8,6 @@ DST.calibration/tuning.npz     the state of tuning
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from qsjax.calibration import work_folder
 from qsjax.calibration.loop import block_order, calibrate_blocks
 from qsjax.calibration.methods import Method
 from qsjax.calibration.refiner import rounded_refiner
@@ -28,13 +28,16 @@ from qsjax.calibration.trajectories import Gathered
 from qsjax.calibration.tuning import tune
 from qsjax.calibration.tuning_store import TuningStore
 from qsjax.calibration.variables import effective_recipe
-from qsjax.checkpoint import CheckpointWriter, Manifest, load_item, write_atomically
+from qsjax.checkpoint import CheckpointWriter, Manifest, load_item, made_already
 from qsjax.config import to_mapping
+from qsjax.disk import beside, require_room, write_atomically
 from qsjax.dit import load_dit
 from qsjax.dit.stack import Kept
-from qsjax.errors import InputError
+from qsjax.errors import CheckpointError, InputError
+from qsjax.locks import lock
 from qsjax.params import find_parameter
 from qsjax.quant import Recipe
+from qsjax.untrusted import check_plain, read_object
 from qsjax.versions import CALIBRATION, versions
 
 
@@ -50,12 +53,15 @@ def calibrate_checkpoint(
     dtype: DTypeLike | None = None,
     mesh: Mesh | None = None,
     kept: Kept = "inputs",
+    room: int = 0,
     overwrite: bool = False,
     progress: bool = True,
+    verify: bool = True,
 ) -> tuple[Manifest, list[dict[str, Any]]]:
     """Write a quantized checkpoint.
 
-    The same call after an interruption goes on after the last finished block, and ends with the same bits.
+    The same call after an interruption goes on after the last finished block, and ends with the same bits; when all is done, it finds
+    that. Another process that does the same at the same time waits for it.
 
     Args:
         source: a float checkpoint.
@@ -69,8 +75,10 @@ def calibrate_checkpoint(
         dtype: of activations; None is bfloat16.
         mesh: of devices that tune; None is the default device.
         kept: what the backward pass of tuning finds of each block.
+        room: bytes that everything on the disk takes together; it is looked whether there are so many.
         overwrite: replace a finished checkpoint, at the end.
         progress: show a bar.
+        verify: compare the source's weights with their sha256 in its manifest.
 
     Returns:
         The new manifest, and the report of each block.
@@ -88,22 +96,30 @@ def calibrate_checkpoint(
     dtype = jnp.dtype(jnp.bfloat16 if dtype is None else dtype)
     stored = effective_recipe(recipe, method)
     identity = _identity(manifest, stored, method, described, seed, dtype)
-    writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
-    folder = _work_folder(destination.with_name(destination.name + ".calibration"), identity)
-    origin, gathered = CheckpointSource(manifest, dtype), gather(folder)
-    run = _Run(origin, gathered, recipe, stored, method, described, seed, folder, progress)
-    for relative in manifest.files:
-        writer.write_file(relative, (manifest.directory / relative).read_bytes())
-    if method.tune_steps:
-        rounded = folder / "rounded"
-        if not rounded.exists():
-            run.quantize(CheckpointWriter(rounded, identity=identity), ["dit"])
-        whole = run.tune(writer, rounded, dtype, mesh, kept)
-    else:
-        whole = run.quantize(writer, list(manifest.components))
-    blocks = run.reports
-    shutil.rmtree(folder)
-    return whole, blocks
+    folder = beside(destination, ".calibration")
+    with lock(destination, doing="calibrate", identity=identity) as waited:
+        made = made_already(destination, identity, again=overwrite and not waited)
+        if made is not None:
+            work_folder.delete(folder, of=identity)
+            return made, list((made.component("dit").calibration or {})["blocks"])
+        writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
+        work_folder.make(folder, identity)
+        there = work_folder.size_of(folder) + work_folder.size_of(beside(destination, ".tmp"))
+        require_room(destination, room - there, "calibration ")
+        origin, gathered = CheckpointSource(manifest, dtype, verify=verify), gather(folder)
+        run = _Run(origin, gathered, recipe, stored, method, described, seed, folder, progress)
+        for relative in manifest.files:
+            writer.write_file(relative, manifest.read_file(relative))
+        if method.tune_steps:
+            rounded = folder / "rounded"
+            if not rounded.exists():
+                run.quantize(CheckpointWriter(rounded, identity=identity), ["dit"])
+            whole = run.tune(writer, rounded, dtype, mesh, kept)
+        else:
+            whole = run.quantize(writer, list(manifest.components))
+        blocks = run.reports
+        work_folder.delete(folder, of=identity)
+        return whole, blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +151,7 @@ class _Run:
     @property
     def reports(self) -> list[dict[str, Any]]:
         """The report of each block."""
-        return [json.loads((self.folder / f"{name}.json").read_text()) for name in self._names]
+        return [read_object(self.folder / f"{name}.json") for name in self._names]
 
     def quantize(self, writer: CheckpointWriter, components: list[str]) -> Manifest:
         """Write a checkpoint of these components, the DiT's layers calibrated block by block and rounded."""
@@ -144,6 +160,7 @@ class _Run:
 
         def keep(kind: str, index: int, leaves: Mapping[str, Any], report: dict[str, Any]) -> None:
             block = f"{kind}.{index}"
+            _require_finite(block, report)
             write_atomically(self.folder / f"{block}.json", json.dumps(report).encode())
             named = {f"{block}.{name}": np.asarray(leaf) for name, leaf in leaves.items()}
             writer.write_item("dit", block, named)
@@ -216,14 +233,14 @@ class _Run:
         return writer.finish(data, items)
 
 
-def _work_folder(folder: Path, identity: str) -> Path:
-    """The folder of an unfinished calibration; emptied where it is another's."""
-    marker = folder / "identity"
-    if folder.exists() and not (marker.exists() and marker.read_text("utf-8") == identity):
-        shutil.rmtree(folder)
-    folder.mkdir(exist_ok=True)
-    write_atomically(marker, identity.encode())
-    return folder
+def _require_finite(block: str, report: Mapping[str, Any]) -> None:
+    try:
+        check_plain(dict(report))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{block}: calibrating it gave no usable errors ({error}); sample a video with the checkpoint to see whether its weights"
+            " are sound, or take another method"
+        ) from error
 
 
 def _description(
@@ -257,6 +274,13 @@ def _identity(
     seed: int,
     dtype: np.dtype,
 ) -> str:
-    weights = [spec["sha256"] for _, _, spec in manifest.leaves("dit")]
-    content = [weights, to_mapping(recipe), to_mapping(method), dict(described), seed, dtype.name]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    """Of everything that the new checkpoint depends on."""
+    weights = {
+        name: [[item, leaf, spec["sha256"]] for item, leaf, spec in manifest.leaves(name)]
+        for name in manifest.components
+    }
+    configs = {name: dict(part.config) for name, part in manifest.components.items()}
+    rest = [configs, manifest.files, manifest.generation, manifest.tiling, manifest.prompt]
+    asked = [to_mapping(recipe), to_mapping(method), dict(described), seed, dtype.name]
+    content = json.dumps([weights, rest, asked, versions(CALIBRATION)["qsjax"]], default=dict)
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -54,6 +54,6 @@ def signal_to_noise(
         for layer, pair in layers.items():
             sums[layer] = sums.get(layer, np.zeros(2)) + np.asarray(pair, np.float64)
     return {
-        layer: round(float(10 * np.log10(signal / max(noise, 1e-30))), 2)
+        layer: round(float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))), 2)
         for layer, (signal, noise) in sums.items()
     }

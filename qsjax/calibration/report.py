@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from qsjax.disk import replacing
 from qsjax.errors import InputError
+from qsjax.video import check_writable
 
 _TERMS = {"output": "block output", "pooled": "pooled attention", "rows": "attention rows"}
 
@@ -86,15 +88,9 @@ def plot(reports: Sequence[dict[str, Any]], path: Path, losses: Sequence[float] 
     """Draw loss curves, errors against round-to-nearest and SQNR of every layer to a PNG; and the losses of tuning.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            f"{path}: plots need matplotlib; pip install 'qsjax[plot]' or leave `plot_to` out"
-        ) from error
-    figure = Figure(figsize=(17 if losses else 13, 4), layout="constrained")
+    figure = figure_class(path)(figsize=(17 if losses else 13, 4), layout="constrained")
     curves, errors, layers, *tuning = figure.subplots(1, 4 if losses else 3)
     for number, report in enumerate(reports):
         if report["loss"]:
@@ -128,9 +124,25 @@ def plot(reports: Sequence[dict[str, Any]], path: Path, losses: Sequence[float] 
         tuning[0].plot(steps, 100 * np.sqrt(losses), ".", color="lightgrey")
         tuning[0].plot(steps[tenth - 1 :], 100 * np.sqrt(smooth))
         tuning[0].set(xlabel="step", ylabel="velocity error, %", title="tuning end to end")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    check_writable(path, overwrite=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     return path
+
+
+def figure_class(path: Path) -> Any:
+    """The class of matplotlib's figures, which needs no display; ask for it before the work whose result is drawn.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            f"{path}: plots need matplotlib; pip install 'qsjax[plot]' or leave `plot_to` out"
+        ) from error
+    return Figure
 
 
 def _over(end: dict[str, float], plain: dict[str, float], term: str) -> float:

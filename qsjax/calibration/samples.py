@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from qsjax.checkpoint import write_atomically
+from qsjax.disk import write_atomically
 from qsjax.dit import DiTConfig
-from qsjax.errors import InputError
+from qsjax.errors import CheckpointError, InputError
 from qsjax.sample import Settings, StepResult, initial_noise, schedule
 from qsjax.text import EncodedPrompt
+from qsjax.untrusted.arrays import read_arrays
 
 _FILE = "samples.npz"
 
@@ -149,7 +150,12 @@ def collect(
 
 
 def stored(folder: Path | None, make: Callable[[], Samples]) -> Samples:
-    """The samples that a folder holds, made and stored where it holds none; without a folder they are made."""
+    """The samples that a folder holds, made and stored where it holds none; without a folder they are made.
+
+    Raises:
+        CheckpointError: the file there is damaged.
+        DiskError: they cannot be stored.
+    """
     if folder is None:
         return make()
     path = folder / _FILE
@@ -159,8 +165,10 @@ def stored(folder: Path | None, make: Callable[[], Samples]) -> Samples:
         saved: Any = arrays
         np.savez(buffer, **saved)
         write_atomically(path, buffer.getvalue())
-    with np.load(path, allow_pickle=False) as file:
-        return Samples(**{name: file[name] for name in file.files})
+    arrays = read_arrays(path)
+    if not set(Samples._fields) - {"guidance"} <= set(arrays) <= set(Samples._fields):
+        raise CheckpointError(f"{path}: holds no samples; delete its folder and do the same again")
+    return Samples(**arrays)
 
 
 def plain(value: np.ndarray) -> np.ndarray:

@@ -17,10 +17,11 @@ class CheckpointSource:
     Args:
         manifest: of a float checkpoint.
         dtype: of the ends and of the activations.
+        verify: compare weights with their sha256 in the manifest.
     """
 
-    def __init__(self, manifest: Manifest, dtype: DTypeLike) -> None:
-        self.manifest = manifest
+    def __init__(self, manifest: Manifest, dtype: DTypeLike, *, verify: bool = True) -> None:
+        self.manifest, self._verify = manifest, verify
         self._dtype = jnp.dtype(dtype)
         source = f"{manifest.directory}: dit config"
         self.config = from_mapping(DiTConfig, manifest.config("dit"), source=source)
@@ -28,7 +29,12 @@ class CheckpointSource:
         abstract = abstract_dit(self.config, dtype=dtype)
         del abstract.double_blocks, abstract.single_blocks
         self.ends = restore(
-            manifest, "dit", abstract, dtype=self._dtype, wanted=lambda leaf: not in_block(leaf)
+            manifest,
+            "dit",
+            abstract,
+            dtype=self._dtype,
+            wanted=lambda leaf: not in_block(leaf),
+            verify=verify,
         )
         self._items: dict[str, list[str]] = {}
         for item, leaf, _ in manifest.leaves("dit"):
@@ -43,7 +49,8 @@ class CheckpointSource:
         block = f"{kind}.{index}"
         leaves: dict[str, np.ndarray] = {}
         for item in self._items[block]:
-            for leaf, value in load_item(self.manifest, "dit", item).items():
+            read = load_item(self.manifest, "dit", item, verify=self._verify)
+            for leaf, value in read.items():
                 leaves[leaf.removeprefix(f"{block}.")] = np.asarray(value).astype(self._dtype)
         return leaves
 

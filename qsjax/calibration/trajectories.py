@@ -25,13 +25,15 @@ from qsjax.calibration.samples import (
     stored,
     strata,
 )
-from qsjax.checkpoint import write_atomically
-from qsjax.errors import InputError
+from qsjax.disk import write_atomically, writing
+from qsjax.errors import CheckpointError, InputError
 from qsjax.progress import Progress
 from qsjax.sample import initial_noise, schedule
 from qsjax.text import EncodedPrompt
+from qsjax.untrusted.arrays import map_array, read_arrays
 
 _PROMPTS = "prompts.npz"
+_FACTS = {"timestep", "delta", "text", "mask", "pooled"}
 
 
 class Moments(NamedTuple):
@@ -193,7 +195,8 @@ def walk(
         **settings: of the pipeline's call, for another size or number of steps.
 
     Raises:
-        InputError: no captions, or true guidance, whose steps are not made of one velocity.
+        InputError: no captions, or true guidance, whose steps are not made of one velocity; the folder cannot be written.
+        CheckpointError: a file there is damaged.
     """
     chosen = pipeline.resolve(**settings)
     plan = chosen.plan()
@@ -206,7 +209,8 @@ def walk(
         )
     count, path = len(captions), None
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         path = folder / _PROMPTS
         if path.exists():
             return _read(folder, count)
@@ -246,9 +250,12 @@ def walk(
 
 
 def _read(folder: Path, count: int) -> Trajectories:
-    runs = [np.load(folder / f"{number:04}.npy", mmap_mode="r") for number in range(count)]
-    with np.load(folder / _PROMPTS, allow_pickle=False) as file:
-        facts: dict[str, Any] = {name: file[name] for name in file.files}
+    runs = [map_array(folder / f"{number:04}.npy") for number in range(count)]
+    facts: dict[str, Any] = read_arrays(folder / _PROMPTS)
+    if not _FACTS <= set(facts) <= _FACTS | {"guidance"}:
+        raise CheckpointError(
+            f"{folder / _PROMPTS}: holds no prompts; delete its folder and do the same again"
+        )
     guidance = facts.pop("guidance", None)
     return Trajectories(runs, **facts, guidance=None if guidance is None else float(guidance))
 

@@ -5,6 +5,7 @@ shows. Here the integers stay, and what multiplies them moves, by gradients thro
 arXiv:2407.11062, ends with the same for language models.)
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from qsjax.calibration.trajectories import Moments, Trajectories
 from qsjax.calibration.tuning_store import TuningState, TuningStore
 from qsjax.dit import DiT
 from qsjax.dit.stack import Kept
+from qsjax.errors import InputError
 from qsjax.parallel import AXIS, make_mesh, replicated
 from qsjax.params import map_parameters, parameters
 from qsjax.progress import Progress
@@ -148,6 +150,10 @@ def tune(
 
     Returns:
         The parameters that changed, by name, and the loss of every step.
+
+    Raises:
+        InputError: a loss is not finite.
+        CheckpointError: the stored state is damaged, or of another model.
     """
     tuner = Tuner(method.tune_steps, method.tune_learning_rate, kept)
     start = Tuned.start(dit)
@@ -167,6 +173,11 @@ def tune(
             moments = trajectories.moments(numbers, shares)
             tuned, state, loss = tuner.step(now.tuned, now.optimizer, student, moments)
             now = TuningState(tuned, state, [*now.curve, float(loss)])
+            if not math.isfinite(now.curve[-1]):
+                raise InputError(
+                    f"tuning has no finite loss at step {len(now.curve)}; pass `tune_steps=0`, or a method with a smaller"
+                    " learning rate"
+                )
             bar.advance(loss=f"{now.curve[-1]:.5f}")
             if store is not None:
                 store.offer(now, last=len(now.curve) == method.tune_steps)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qsjax.checkpoint import write_atomically
+from qsjax.disk import write_atomically
 from qsjax.errors import CheckpointError
+from qsjax.untrusted.arrays import read_arrays
 
 _SHARE = 0.05
 """Of the time, at most, that is spent on saving."""
@@ -49,15 +50,14 @@ class TuningStore:
         if not self._path.exists():
             return start
         leaves, structure = jax.tree.flatten((start.tuned, start.optimizer))
-        try:
-            with np.load(self._path, allow_pickle=False) as stored:
-                curve = stored["curve"].tolist()
-                found = [stored[str(number)] for number in range(len(leaves))]
-        except (OSError, ValueError, KeyError) as error:
+        stored = read_arrays(self._path)
+        numbers = [str(number) for number in range(len(leaves))]
+        if set(stored) != {"curve", *numbers}:
             raise CheckpointError(
-                f"{self._path}: cannot be read ({error}); delete the folder and start again"
-            ) from error
-        if any(
+                f"{self._path}: is of another model; delete the folder and start again"
+            )
+        curve, found = stored["curve"].tolist(), [stored[number] for number in numbers]
+        if stored["curve"].ndim != 1 or any(
             a.shape != b.shape or a.dtype != b.dtype for a, b in zip(found, leaves, strict=True)
         ):
             raise CheckpointError(

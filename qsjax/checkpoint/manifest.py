@@ -10,118 +10,83 @@ largest leaf and an interrupted conversion resumes at the first item that is mis
 large for one item is stored in row ranges.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
-from qsjax.errors import CheckpointError
+from qsjax.checkpoint.schema import Leaf, StoredComponent, check_manifest
+from qsjax.errors import CheckpointError, InputError
+from qsjax.untrusted import inside, read_bytes, read_object, shown
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-
-
-class Leaf(TypedDict):
-    """A stored piece: a parameter, or rows of a large one."""
-
-    shape: list[int]
-    dtype: str
-    sha256: str
-    rows: NotRequired[list[int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredComponent:
-    """A model's entry in the manifest; absent fields have the defaults here.
-
-    Attributes:
-        config: of the model.
-        items: item -> leaf -> what is stored.
-        recipe: by which a transformer is quantized, as plain data; None in full precision.
-        method: of `qsjax convert --quantize` that quantized it; None if calibration did, or nothing.
-        clipped: whether its quantized activations have a learned clip.
-        calibration: how it was calibrated; None if it was not.
-        storage: "int8" if the linear layers of a text encoder are stored in 8 bits; None as in the source.
-        parameters: their number.
-        bytes: of all leaves.
-        source: the PyTorch files it was converted from.
-        seconds: that its conversion took.
-    """
-
-    config: Mapping[str, Any] = field(default_factory=dict)
-    items: Mapping[str, Mapping[str, Leaf]] = field(default_factory=dict)
-    recipe: Mapping[str, Any] | None = None
-    method: str | None = None
-    clipped: bool = False
-    calibration: Mapping[str, Any] | None = None
-    storage: str | None = None
-    parameters: int = 0
-    bytes: int = 0
-    source: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-_KNOWN = {known.name for known in fields(StoredComponent)}
+_SEAL = "sha256"
 
 
 class Manifest:
-    """The parsed `manifest.json` of a checkpoint directory.
+    """The parsed `manifest.json` of a checkpoint directory; what it says is checked when this is made.
+
+    Args:
+        directory: the checkpoint.
+        data: the parsed JSON.
 
     Attributes:
         directory: the checkpoint.
-        data: the whole manifest as plain data, for code that writes another manifest; readers use the properties below.
+        data: the whole manifest as plain data, for code that writes another manifest; readers use the rest.
+        components: the models: "dit", "vae", "llama", "clip".
+        files: plain files (tokenizers): path -> size and sha256.
+        digest: sha256 of the manifest's content.
+
+    Raises:
+        CheckpointError: it was written by a newer version of qsjax, is damaged, or says what cannot be.
     """
 
-    def __init__(self, directory: Path, data: dict[str, Any]) -> None:
-        self.directory, self.data = directory, data
+    def __init__(self, directory: Path, data: Mapping[str, Any]) -> None:
+        source = str(directory / MANIFEST)
+        version = data.get("format_version")
+        if isinstance(version, bool) or not isinstance(version, int) or "components" not in data:
+            raise CheckpointError(
+                f"{source}: is not a qsjax manifest; convert the checkpoint again"
+            )
+        if version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{directory}: has checkpoint format {shown(version)}, this qsjax reads up to {FORMAT_VERSION}; upgrade qsjax"
+            )
+        if version < 1:
+            raise CheckpointError(
+                f"{source}: has format version {version}, which never was; convert the checkpoint again"
+            )
+        self.directory, self.data = directory, {k: v for k, v in data.items() if k != _SEAL}
+        self.digest = _digest(self.data)
+        if _SEAL in data and data[_SEAL] != self.digest:
+            raise CheckpointError(
+                f"{source}: is damaged, its sha256 is not the one in it; get the checkpoint again, or convert it again"
+            )
+        self.components, self.files = check_manifest(self.data, source)
 
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> "Manifest":
         """Open a checkpoint directory.
 
         Raises:
-            CheckpointError: not a directory, no manifest, or written by a newer version of qsjax.
+            CheckpointError: not a directory, no manifest, or one that is refused (see the class).
         """
         path = Path(directory)
         if not path.is_dir():
             raise CheckpointError(
                 f"{path}: not a checkpoint folder (nothing there); convert one with `qsjax convert SRC {path}`"
             )
-        try:
-            data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        if not os.path.lexists(path / MANIFEST):
             raise CheckpointError(
                 f"{path}: not a checkpoint (no {MANIFEST}); convert one with `qsjax convert SRC {path}`"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path / MANIFEST}: cannot be read ({error}); convert the checkpoint again"
-            ) from error
-        version = data.get("format_version") if isinstance(data, dict) else None
-        if not isinstance(version, int) or not isinstance(data.get("components"), dict):
-            raise CheckpointError(
-                f"{path / MANIFEST}: is not a qsjax manifest; convert the checkpoint again"
             )
-        if version > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path}: has checkpoint format {version}, this qsjax reads up to {FORMAT_VERSION}; upgrade qsjax"
-            )
-        return cls(path, data)
-
-    @property
-    def components(self) -> dict[str, StoredComponent]:
-        """The models: "dit", "vae", "llama", "clip"."""
-        return {
-            name: StoredComponent(**{key: raw[key] for key in _KNOWN & set(raw)})
-            for name, raw in self.data["components"].items()
-        }
-
-    @property
-    def files(self) -> Mapping[str, Mapping[str, Any]]:
-        """Plain files (tokenizers): path -> size and sha256."""
-        return self.data.get("files", {})
+        try:
+            return cls(path, read_object(path / MANIFEST))
+        except InputError as error:
+            raise CheckpointError(str(error)) from error
 
     @property
     def generation(self) -> Mapping[str, Any]:
@@ -138,19 +103,45 @@ class Manifest:
         """The prompt template: fields of `qsjax.text.PromptTemplate`; None without text encoders."""
         return self.data.get("prompt")
 
+    def read_file(self, path: str) -> bytes:
+        """A plain file of the checkpoint.
+
+        Args:
+            path: inside the checkpoint, as the manifest lists it.
+
+        Raises:
+            CheckpointError: it is not listed or not there, is a link, or is not what was written.
+        """
+        if path not in self.files:
+            raise CheckpointError(
+                f"{self.directory}: {path} is not in the manifest; convert the checkpoint again"
+            )
+        listed = self.files[path]
+        try:
+            content = read_bytes(
+                inside(self.directory, path, f"{self.directory / MANIFEST}: a file"),
+                listed["bytes"],
+            )
+        except InputError as error:
+            raise CheckpointError(str(error)) from error
+        if hashlib.sha256(content).hexdigest() != listed["sha256"]:
+            raise CheckpointError(
+                f"{self.directory / path}: is not what was written (its sha256 differs); get the checkpoint again, or convert it again"
+            )
+        return content
+
     def component(self, name: str) -> StoredComponent:
         """A model of the checkpoint.
 
         Raises:
             CheckpointError: the checkpoint has no such component.
         """
-        components = self.components
-        if name not in components:
+        if name not in self.components:
             raise CheckpointError(
-                f"{self.directory}: has no {name!r} component, only {', '.join(sorted(components)) or 'none'};"
+                f"{self.directory}: has no {name!r} component, only {', '.join(sorted(self.components)) or 'none'};"
                 f" convert again with its source"
             )
-        return components[name]
+        return self.components[name]
 
     def config(self, component: str) -> Mapping[str, Any]:
         """The stored configuration of a component.
@@ -165,3 +156,19 @@ class Manifest:
         for item, leaves in self.component(component).items.items():
             for leaf, specification in leaves.items():
                 yield item, leaf, specification
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the sha256 of its own content, by which a reader notices damage.
+
+    Args:
+        data: plain data.
+    """
+    content = {key: value for key, value in data.items() if key != _SEAL}
+    return {**content, _SEAL: _digest(content)}
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """sha256 of plain data, whatever the order of its keys and the spaces in its file."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

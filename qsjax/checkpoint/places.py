@@ -1,7 +1,9 @@
 """Where each stored piece of a component goes in a module, checked to cover every parameter exactly."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from qsjax.checkpoint.manifest import Manifest
 from qsjax.errors import CheckpointError
@@ -28,7 +30,7 @@ class Place(NamedTuple):
 def find_places(
     manifest: Manifest,
     component: str,
-    shapes: Mapping[str, tuple[int, ...]],
+    abstract: Mapping[str, Any],
     wanted: Callable[[str], bool] | None = None,
 ) -> dict[tuple[str, str], Place]:
     """The place of each (item, leaf).
@@ -36,12 +38,14 @@ def find_places(
     Args:
         manifest: the checkpoint.
         component: of it.
-        shapes: of the module's parameters, by dotted name.
+        abstract: the module's parameters by dotted name, with their shapes and dtypes. Floating ones may be stored in any
+            floating dtype.
         wanted: says of a leaf's name whether it is read; None reads all.
 
     Raises:
-        CheckpointError: a parameter is missing, surplus or of another shape.
+        CheckpointError: a parameter is missing, surplus, there twice, or of another shape or kind.
     """
+    shapes = {name: tuple(array.shape) for name, array in abstract.items()}
     places: dict[tuple[str, str], Place] = {}
     covered: dict[str, list[tuple[int, int]]] = {name: [] for name in shapes}
     problems: list[str] = []
@@ -66,6 +70,10 @@ def find_places(
             place, expected = Place(name, 0, shape[0] if shape else 1, True), shape
         if tuple(spec["shape"]) != expected:
             problems.append(f"{leaf} has shape {tuple(spec['shape'])} instead of {expected}")
+        if not _holds(abstract[name].dtype, jnp.dtype(spec["dtype"])):
+            problems.append(f"{leaf} has dtype {spec['dtype']} instead of {abstract[name].dtype}")
+        if place.stop > (shape[0] if shape else 1):
+            problems.append(f"surplus {leaf} from index {place.start} on")
         covered[name].append((place.start, place.stop))
         places[item, leaf] = place
     for name, ranges in covered.items():
@@ -73,6 +81,8 @@ def find_places(
         for start, stop in sorted(ranges):
             if start == edge:
                 edge = stop
+            elif start < edge:
+                problems.append(f"{name} is there twice from index {start} on")
         if edge != (shapes[name][0] if shapes[name] else 1):
             problems.append(f"missing {name}" + (f" from index {edge} on" if edge else ""))
     if problems:
@@ -83,3 +93,10 @@ def find_places(
             f"{manifest.directory}: {component} does not fit its own configuration: {shown}"
         )
     return places
+
+
+def _holds(parameter: jnp.dtype, stored: jnp.dtype) -> bool:
+    """Whether values of the stored dtype are what the parameter means; numbers of packed integers are not to be converted."""
+    if jnp.issubdtype(parameter, jnp.floating):
+        return jnp.issubdtype(stored, jnp.floating)
+    return parameter == stored

@@ -1,7 +1,8 @@
 """Reading a checkpoint into a Flax module, one item at a time."""
 
+import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice
@@ -10,14 +11,14 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
-from qsjax.checkpoint.manifest import Leaf, Manifest
+from qsjax.checkpoint.manifest import Manifest
 from qsjax.checkpoint.places import Place, find_places
-from qsjax.errors import CheckpointError
+from qsjax.checkpoint.schema import Leaf, leaf_bytes
+from qsjax.checkpoint.stored import StoredItem, aligned, require_digest, require_files
 from qsjax.params import map_parameters, parameters
 from qsjax.progress import Progress
 
@@ -27,7 +28,9 @@ Placement = Callable[[str, tuple[int, ...]], NamedSharding]
 Read = TypeVar("Read")
 ITEMS_AHEAD = 2
 """Items that are read while one is placed."""
-_ALIGNMENT = 64
+_FOR_THREADS = 1 << 20
+"""Bytes of an item that are worth threads."""
+_THREADS = min(4, os.cpu_count() or 1)
 
 
 def load_item(
@@ -37,6 +40,7 @@ def load_item(
     leaves: Collection[str] | None = None,
     *,
     device: jax.Device | None = None,
+    verify: bool = True,
 ) -> dict[str, Array]:
     """One stored item as device arrays in their stored dtypes.
 
@@ -46,6 +50,26 @@ def load_item(
         item: its name.
         leaves: names of those to read; None reads all.
         device: for the arrays; None is this host's first.
+        verify: compare each leaf's bytes with its sha256 in the manifest, once a process.
+
+    Raises:
+        CheckpointError: the files on disk do not hold what the manifest says.
+    """
+    read = read_item(manifest, component, item, leaves, verify=verify)
+    return jax.device_put(read, device or jax.local_devices()[0])
+
+
+def read_item(
+    manifest: Manifest,
+    component: str,
+    item: str,
+    leaves: Collection[str] | None = None,
+    *,
+    verify: bool = True,
+) -> dict[str, np.ndarray]:
+    """One stored item in the host's memory; the arguments are those of `load_item`.
+
+    A thread a leaf reads and hashes: one leaf is hashed while another one is read.
 
     Raises:
         CheckpointError: the files on disk do not hold what the manifest says.
@@ -53,26 +77,18 @@ def load_item(
     specifications = manifest.component(component).items[item]
     if leaves is not None:
         specifications = {name: specifications[name] for name in specifications if name in leaves}
-    placed = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
-    abstract = {
-        name: jax.ShapeDtypeStruct(tuple(spec["shape"]), jnp.dtype(spec["dtype"]), sharding=placed)
-        for name, spec in specifications.items()
-    }
-    context = ocp.Context()
-    context.pytree.loading.partial_load = leaves is not None
-    if jax.process_count() > 1:
-        # Every host reads for itself, without waiting for the others.
-        context.multiprocessing.primary_host = jax.process_index()
-        context.multiprocessing.active_processes = {jax.process_index()}
-        context.multiprocessing.barrier_sync_key_prefix = f"host{jax.process_index()}"
-    try:
-        with context:
-            return ocp.load((manifest.directory / component / item).absolute(), abstract)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{manifest.directory}: item {component}/{item} cannot be loaded ({str(error).splitlines()[0]});"
-            f" convert the checkpoint again"
-        ) from error
+    stored = StoredItem(manifest, component, item)
+
+    def read(leaf: str) -> np.ndarray:
+        array = stored.read(leaf)
+        if verify:
+            require_digest(manifest, component, item, leaf, lambda: (array,))
+        return array
+
+    if sum(map(leaf_bytes, specifications.values())) < _FOR_THREADS:
+        return {name: read(name) for name in specifications}
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:
+        return dict(zip(specifications, pool.map(read, specifications), strict=True))
 
 
 def restore(
@@ -84,6 +100,7 @@ def restore(
     wanted: Callable[[str], bool] | None = None,
     place: Placement | None = None,
     progress: bool = False,
+    verify: bool = True,
 ) -> Module:
     """Load a component into an abstract module; at most `ITEMS_AHEAD` + 1 items are held twice.
 
@@ -99,54 +116,59 @@ def restore(
         place: the sharding of each parameter; devices get their shards item by item. None puts all on this host's first
             device.
         progress: show a bar in bytes.
+        verify: compare each leaf's bytes with its sha256 in the manifest, once a process.
 
     Raises:
-        CheckpointError: a parameter is missing, surplus or of another shape.
+        CheckpointError: a parameter is missing, surplus or of another shape, or a file is damaged.
     """
     abstract = parameters(module)
     items: dict[str, dict[str, Leaf]] = {}
     for item, leaf, specification in manifest.leaves(component):
         if wanted is None or wanted(leaf):
             items.setdefault(item, {})[leaf] = specification
-    shapes = {name: tuple(a.shape) for name, a in abstract.items()}
-    places = find_places(manifest, component, shapes, wanted)
+    places = find_places(manifest, component, abstract, wanted)
+    require_files(manifest, component)
     arrays: dict[str, Any] = {}
     # In the processor's memory NumPy puts rows in their places; elsewhere a small program does, one for each shape.
     here = place is None and jax.local_devices()[0].platform == "cpu"
-    total = sum(_bytes(spec) for leaves in items.values() for spec in leaves.values())
+    total = sum(leaf_bytes(spec) for leaves in items.values() for spec in leaves.values())
     with Progress(total, f"load {component}", unit="B", enabled=progress) as bar:
-        device = _host() if place else None
 
-        def read_item(item: str) -> dict[str, Array]:
+        def read_next(item: str) -> Mapping[str, Array | np.ndarray]:
             chosen = None if wanted is None else items[item]
-            return load_item(manifest, component, item, chosen, device=device)
+            if here or place:
+                return read_item(manifest, component, item, chosen, verify=verify)
+            return load_item(manifest, component, item, chosen, verify=verify)
 
         for (item, specifications), read in zip(
-            items.items(), read_ahead(read_item, items), strict=True
+            items.items(), read_ahead(read_next, items), strict=True
         ):
             for leaf, value in read.items():
                 part = places[item, leaf]
                 name, target = part.parameter, abstract[part.parameter]
                 floating = jnp.issubdtype(target.dtype, jnp.floating)
                 kind = dtype if dtype is not None and floating else target.dtype
-                # The target starts with this sharding too: without one, writing into it would be compiled twice.
-                sharding: Sharding = value.sharding
-                if place:
-                    sharding = named = place(name, target.shape)
-                    value = _spread(value, part, named)
-                if part.whole and (value.dtype == kind or not here):
-                    arrays[name] = value if value.dtype == kind else value.astype(kind)
-                    continue
                 if here:
+                    if part.whole and value.dtype == kind:
+                        arrays[name] = value
+                        continue
                     if name not in arrays:
-                        arrays[name] = _aligned(target.shape, kind)
+                        arrays[name] = aligned(target.shape, kind)
                     rows = arrays[name] if part.whole else arrays[name][part.start : part.stop]
                     rows[...] = np.asarray(value).reshape(rows.shape)
                     continue
+                if place:
+                    value = _spread(value, part, place(name, target.shape))
+                assert isinstance(value, jax.Array)
+                if part.whole:
+                    arrays[name] = value if value.dtype == kind else value.astype(kind)
+                    continue
+                # The target starts with this sharding too: without one, writing into it would be compiled twice.
+                sharding = value.sharding if place is None else place(name, target.shape)
                 if name not in arrays:
                     arrays[name] = jnp.zeros(target.shape, kind, device=sharding)
                 arrays[name] = _writer(sharding)(arrays[name], value, np.int32(part.start))
-            bar.advance(sum(_bytes(spec) for spec in specifications.values()))
+            bar.advance(sum(leaf_bytes(spec) for spec in specifications.values()))
 
     def placed(name: str, _: object) -> jax.Array:
         value = arrays.pop(name)
@@ -177,20 +199,7 @@ def read_ahead(read: Callable[[str], Read], items: Iterable[str]) -> Iterator[Re
 def stored_bytes(manifest: Manifest, component: str | None = None) -> int:
     """Bytes of a component's leaves as they are stored; None is all components."""
     components = manifest.components if component is None else (component,)
-    return sum(_bytes(spec) for name in components for *_, spec in manifest.leaves(name))
-
-
-def _aligned(shape: tuple[int, ...], dtype: jnp.dtype) -> np.ndarray:
-    """An array for values to come that `jax.device_put` takes over without a copy on a CPU.
-
-    XLA wants `_ALIGNMENT` bytes. A copy doubles a parameter's memory for a moment, and new memory costs as much processor time
-    as reading the file does.
-    """
-    dtype = jnp.dtype(dtype)
-    nbytes = int(np.prod(shape)) * dtype.itemsize
-    room = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    first = -room.ctypes.data % _ALIGNMENT
-    return room[first : first + nbytes].view(dtype).reshape(shape)
+    return sum(leaf_bytes(spec) for name in components for *_, spec in manifest.leaves(name))
 
 
 @lru_cache(maxsize=8)
@@ -205,22 +214,10 @@ def write_rows(whole: Array, rows: Array, first: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, rows, first, axis=0)
 
 
-def _host() -> jax.Device:
-    """The device that items are read to before they are sharded: the CPU, or the first accelerator where JAX has no CPU backend."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]
-
-
-def _spread(value: Array, part: Place, whole: NamedSharding) -> Array:
+def _spread(value: Array | np.ndarray, part: Place, whole: NamedSharding) -> Array:
     """A stored piece sharded like its parameter; each host provides its own devices' shards."""
     spec = PartitionSpec(*whole.spec[1:]) if part.layer else whole.spec
     rows = np.asarray(value)
     return jax.make_array_from_callback(
         value.shape, NamedSharding(whole.mesh, spec), lambda index: rows[index]
     )
-
-
-def _bytes(specification: Leaf) -> int:
-    return int(np.prod(specification["shape"])) * jnp.dtype(specification["dtype"]).itemsize

@@ -1,17 +1,12 @@
-"""Rows of a stored table, for one that is too large to read for the few that are needed.
+"""Rows of a stored table, for one that is too large to hold for the few that are needed."""
 
-TensorStore, which comes with Orbax and writes the files, reads a part of an array; Orbax reads whole arrays.
-"""
-
-import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tensorstore as ts
 from jaxtyping import Int
 
 from qsjax.checkpoint.manifest import Manifest
+from qsjax.checkpoint.stored import StoredItem, require_digest
 from qsjax.errors import CheckpointError
 
 
@@ -26,23 +21,32 @@ class _Piece(NamedTuple):
 class StoredRows:
     """Rows of a matrix in a checkpoint, read when they are first asked for, and kept in the host's memory.
 
-    Only the chunks that hold the rows are read, of 16 MB in checkpoints of this version: LLaMA's embedding has 1.05 GB in
-    bfloat16, of which a prompt needs a few hundred rows of 8 kB.
+    LLaMA's embedding has 1.05 GB in bfloat16, of which a prompt needs a few hundred rows of 8 kB. Before the first row of a
+    stored piece is used, the piece is read through once to compare it with its sha256, some of its rows at a time.
 
     Args:
         manifest: the checkpoint.
         component: "llama" or "clip".
         leaf: name of the matrix, which may be stored in ranges of rows.
         shape: [rows, columns].
+        verify: compare with the sha256 in the manifest, once a process; False reads only the rows.
 
     Raises:
         CheckpointError: the stored pieces are not a matrix of this shape.
     """
 
     def __init__(
-        self, manifest: Manifest, component: str, leaf: str, shape: tuple[int, int]
+        self,
+        manifest: Manifest,
+        component: str,
+        leaf: str,
+        shape: tuple[int, int],
+        *,
+        verify: bool = True,
     ) -> None:
-        self._folder, self._leaf, self._shape = manifest.directory / component, leaf, shape
+        self._manifest, self._component, self._leaf = manifest, component, leaf
+        self._verify = verify
+        self._stored: dict[str, StoredItem] = {}
         self._pieces: list[_Piece] = []
         end, dtype = 0, np.dtype(np.float32)
         for item, name, spec in manifest.leaves(component):
@@ -64,7 +68,7 @@ class StoredRows:
         """The rows of these numbers in their stored dtype, [*B, columns].
 
         Raises:
-            CheckpointError: a file is missing or damaged.
+            CheckpointError: a file is missing or damaged, or the table is not what was written.
         """
         wanted, place = np.unique(numbers, return_inverse=True)
         for piece in self._pieces:
@@ -77,27 +81,15 @@ class StoredRows:
         return table[place.reshape(numbers.shape)]
 
     def _read(self, piece: _Piece, rows: np.ndarray) -> np.ndarray:
-        state = self._folder / piece.item / "state"
-        try:
-            found = ts.open(_store(state, self._leaf), read=True, open=True).result()
-            if found.shape != (piece.stop - piece.start, self._shape[1]):
-                raise ValueError(f"its shape is {found.shape}")
-            return np.asarray(found[rows].read().result())
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{state.parent}: rows of {self._leaf} cannot be read ({str(error).splitlines()[0]}); convert the checkpoint"
-                f" again"
-            ) from error
-
-
-def _store(state: Path, leaf: str) -> dict[str, Any]:
-    """Where TensorStore finds a leaf of an item, in the layout that Orbax's metadata name."""
-    layout = json.loads((state / "_METADATA").read_text(encoding="utf-8"))
-    files: Any = {"driver": "file", "path": f"{state.absolute()}/"}
-    if layout["use_ocdbt"]:
-        files = {"driver": "ocdbt", "base": files}
-        place: dict[str, Any] = {"path": f"{leaf}/"}
-    else:
-        files["path"] += f"{leaf}/"
-        place = {}
-    return {"driver": "zarr3" if layout.get("use_zarr3") else "zarr", "kvstore": files, **place}
+        if piece.item not in self._stored:
+            self._stored[piece.item] = StoredItem(self._manifest, self._component, piece.item)
+        stored = self._stored[piece.item]
+        if self._verify:
+            require_digest(
+                self._manifest,
+                self._component,
+                piece.item,
+                self._leaf,
+                lambda: stored.blocks(self._leaf),
+            )
+        return stored.take(self._leaf, rows)

@@ -1,7 +1,8 @@
 """The command line: `qsjax VERB`. One module per verb, imported when that verb is used.
 
 Progress and messages go to stderr, results to stdout (`--json`: machine-readable). An error that the user
-can fix is one line and exit status 2; Ctrl-C is exit status 130.
+can fix is one line and exit status 2; Ctrl-C is exit status 130. One that nobody foresaw is one line too, exit status 1,
+and a file with its traceback.
 """
 
 import argparse
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     if verb is not None and getattr(args, "config", None) is not None:
         args.options.find_typed(arguments[arguments.index(verb) + 1 :])
     from qsjax.cache import keep_programs  # `--help` is printed by now
+    from qsjax.crash import refusal, report_crash
     from qsjax.errors import QsjaxError, on_command_line
 
     keep_programs()
@@ -82,18 +84,28 @@ def main(argv: list[str] | None = None) -> int:
     except QsjaxError as error:
         print(f"error: {on_command_line(error)}", file=sys.stderr)
         return 2
-    except NotImplementedError as error:
-        from pallas_kernels import UnsupportedError  # imports JAX, which is loaded by now
-
-        if not isinstance(error, UnsupportedError):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         if argv is None:
             _end_while_compiling(130)
         return 130
+    except Exception as error:
+        if isinstance(error, NotImplementedError):
+            from pallas_kernels import UnsupportedError  # imports JAX, which is loaded by now
+
+            if isinstance(error, UnsupportedError):
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+        if isinstance(error, BrokenPipeError):
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (else Python writes to the pipe once more when it ends)
+            return 1
+        if (reason := refusal(error)) is not None:
+            print(f"error: {reason}", file=sys.stderr)
+            return 2
+        print(f"error: {report_crash(error)}", file=sys.stderr, flush=True)
+        if argv is None:
+            _end_while_compiling(1)
+        return 1
     finally:
         logger.removeHandler(handler)
         logger.propagate = True

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from qsjax.cli.fields import add_fields
+from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError
@@ -37,10 +38,10 @@ def add_arguments(options: Options) -> None:
     )
     add_fields(options, Settings, only=_VIDEO, default="step: the model's")
     options.add_argument(
-        "--pairs", type=int, default=7, help="measurements of each, in alternating order"
+        "--pairs", type=whole(1, 1000), default=7, help="measurements of each, in alternating order"
     )
     options.add_argument(
-        "--steps", type=int, default=50, help="sample: of both runs; step: of the run"
+        "--steps", type=whole(1, 10_000), default=50, help="sample: of both runs; step: of the run"
     )
     options.add_argument(
         "--folder", type=Path, default=Path(), help="conversion: where source and result may lie"
@@ -64,10 +65,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print.
 
     Raises:
-        InputError: fewer than one pair; torch is not installed; a target that is not here and cannot be estimated.
+        InputError: torch is not installed; a target that is not here and cannot be estimated.
     """
-    if args.pairs < 1:
-        raise InputError(f"--pairs {args.pairs}: at least 1 is needed")
     target = getattr(args, "target", None)
     if args.what not in ("kernels", "step") and target is not None:
         raise InputError(

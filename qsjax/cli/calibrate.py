@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from qsjax.cli.fields import add_fields
-from qsjax.cli.options import Options, add_config, with_config
+from qsjax.cli.numbers import whole
+from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.settings import Settings
 
 _SIZES = ("frames", "height", "width", "steps")
@@ -36,7 +37,7 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument(
         "--tune-steps",
-        type=int,
+        type=whole(0, 1_000_000),
         help="steps of tuning end to end, after all blocks; 0 for none (default: the method's)",
     )
     options.add_argument(
@@ -45,14 +46,19 @@ def add_arguments(options: Options) -> None:
         help="text file, one caption per line (default: those of configs/captions)",
     )
     options.add_argument(
-        "--samples", type=int, default=20, help="sampling steps whose inputs are trained on"
+        "--samples",
+        type=whole(1, 100_000),
+        default=20,
+        help="sampling steps whose inputs are trained on",
     )
-    options.add_argument("--epochs", type=int, help="passes over them (default: the method's)")
+    options.add_argument(
+        "--epochs", type=whole(1, 10_000), help="passes over them (default: the method's)"
+    )
     add_fields(
         options, Settings, only=_SIZES, default="the checkpoint's, at most 61x320x512 and 50"
     )
     options.add_argument(
-        "--seed", type=int, default=0, help="seed of the noise and of the order of samples"
+        "--seed", type=whole(0), default=0, help="seed of the noise and of the order of samples"
     )
     options.add_argument(
         "--dtype",
@@ -60,8 +66,9 @@ def add_arguments(options: Options) -> None:
         help="dtype of activations (default: bfloat16 on TPU and GPU, float32 on CPU)",
     )
     options.add_argument(
-        "--devices", type=int, default=1, help="number of devices that sample and tune"
+        "--devices", type=whole(1, 65_536), default=1, help="number of devices that sample and tune"
     )
+    add_no_verify(options)
     options.add_argument("--plot", type=Path, help="PNG of curves and errors to write")
     options.add_argument("--overwrite", action="store_true", help="replace the checkpoint")
     options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
@@ -93,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         devices=args.devices,
         plot_to=args.plot,
         overwrite=args.overwrite,
+        verify=not args.no_verify,
     )
     files = [str(path) for path in calibrated.files]
     if args.json:

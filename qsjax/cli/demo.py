@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options
 
 CAPTIONS = (
@@ -22,8 +23,10 @@ _METHOD, _SAMPLES = "gptq", 8
 def add_arguments(options: Options) -> None:
     """The options of `qsjax demo`."""
     options.add_argument("--out", type=Path, default=Path("qsjax-demo"), help="folder to write")
-    options.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
-    options.add_argument("--seed", type=int, default=0, help="same seed, same videos")
+    options.add_argument(
+        "--steps", type=whole(1, 10_000), help="denoising steps (default: the model's)"
+    )
+    options.add_argument("--seed", type=whole(0), default=0, help="same seed, same videos")
     options.add_argument("--overwrite", action="store_true", help="replace an earlier demo's files")
     options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
 

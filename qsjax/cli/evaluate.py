@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsjax.cli.options import Options, add_config, with_config
+from qsjax.cli.numbers import whole
+from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.errors import InputError
+from qsjax.untrusted import shown
 
 if TYPE_CHECKING:
     from qsjax.pipeline import Pipeline
@@ -46,7 +48,10 @@ def add_arguments(options: Options) -> None:
         help="quantization, sparse: only rows whose name matches this regular expression, as in W4A8/",
     )
     options.add_argument(
-        "--samples", type=int, default=20, help="quantization, sparse: samples of the calibration"
+        "--samples",
+        type=whole(1, 100_000),
+        default=20,
+        help="quantization, sparse: samples of the calibration",
     )
     options.add_argument(
         "--stream",
@@ -56,15 +61,15 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument(
         "--first-caption",
-        type=int,
+        type=whole(0, 1_000_000),
         help="sparse, without --stream: number of the first held-out caption, from 0",
     )
-    options.add_argument("--batch", type=int, default=8, help="compare: clips at once")
+    options.add_argument("--batch", type=whole(1, 4096), default=8, help="compare: clips at once")
     for name, text in _SIZES.items():
         options.add_argument(f"--{name}", type=int, help=f"{text} (default: the checkpoint's)")
     options.add_argument(
         "--seed",
-        type=int,
+        type=whole(0),
         help="compare, sparse: clip i has the noise of seed + i (default: 0); with --stream it is the calibration's alone."
         " Rows of quantization have seeds of their own",
     )
@@ -82,6 +87,7 @@ def add_arguments(options: Options) -> None:
         action="store_true",
         help="compare, quantization: LPIPS too: pip install 'qsjax[lpips]'",
     )
+    add_no_verify(options)
     options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     add_config(options)
 
@@ -113,7 +119,7 @@ def _grid(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     rows, experiment_class, report_class = _GRIDS[args.what]()
     rows, folder = select(rows, args.rows), args.out or _DEFAULT_OUT.with_name(args.what)
     experiment = experiment_class(
-        _pipeline(args.reference, dtype="float32"),
+        _pipeline(args.reference, dtype="float32", verify=not args.no_verify),
         folder,
         captions=captions,
         samples=args.samples,
@@ -176,8 +182,10 @@ def _count(args: argparse.Namespace) -> int:
     if args.model:
         raise InputError("--model is for `qsjax evaluate compare`; --reference names the model")
     captions = "32" if args.captions is None else args.captions
-    if not captions.isdecimal():
-        raise InputError(f"--captions {captions}: {args.what} takes a number of held-out captions")
+    if not (captions.isdecimal() and len(captions) < 7):
+        raise InputError(
+            f"--captions {shown(captions, 40)}: {args.what} takes a number of held-out captions"
+        )
     return int(captions)
 
 
@@ -193,9 +201,10 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             "--stream and --first-caption are not for compare; --captions takes a file"
         )
     captions = read_captions("8" if args.captions is None else args.captions)
+    verify = not args.no_verify
     comparison = compare_checkpoints(
-        _pipeline(args.reference),
-        {str(name): _pipeline(str(name)) for name in args.model},
+        _pipeline(args.reference, verify=verify),
+        {str(name): _pipeline(str(name), verify=verify) for name in args.model},
         captions,
         seed=args.seed or 0,
         batch=args.batch,

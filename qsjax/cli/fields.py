@@ -12,7 +12,10 @@ from typing import Any, Literal
 from qsjax.cli.options import Options
 from qsjax.config import old_spellings
 from qsjax.settings.recipe import SECTIONS
+from qsjax.untrusted import shown
 
+_LONGEST = 4096
+"""Characters of a list that are read."""
 _OLD = {"sparsity": "sparse"}
 """Section -> the prefix that its options had in older versions; still accepted, but hidden in the help. So are options that have
 the old name of a field."""
@@ -113,10 +116,12 @@ def _reader(hint: object) -> Reader | None:
 
 def _list(inner: type, separator: str, expected: str) -> Callable[[str], list[Any]]:
     def read(text: str) -> list[Any]:
+        if len(text) > _LONGEST:
+            raise argparse.ArgumentTypeError(f"{shown(text, 40)}: is too long; give {expected}")
         try:
             return [inner(part) for part in text.split(separator)]
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: give {expected}") from error
+            raise argparse.ArgumentTypeError(f"{shown(text, 40)}: give {expected}") from error
 
     return read
 

@@ -6,8 +6,13 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from qsjax.cli.numbers import real, whole
 from qsjax.config import configs_directory, load_toml, nearest
 from qsjax.errors import InputError
+from qsjax.untrusted import shown
+
+_SEPARATORS = {"TxHxW": "x", "A,B,...": ","}
+"""Metavar of an option that is a list -> what is between its values when it is typed."""
 
 
 class Options:
@@ -26,7 +31,10 @@ class Options:
         self._add: Callable[..., argparse.Action] = parser.add_argument
 
     def add_argument(self, *names: str, **settings: Any) -> None:
-        """Add an option or a positional argument; the arguments are argparse's."""
+        """Add an option or a positional argument; the arguments are argparse's. Numbers are finite, and of at most 64 bits."""
+        plain = {int: whole, float: real}.get(settings.get("type", str))
+        if plain is not None:
+            settings["type"] = plain()
         action = self._add(*names, **settings)
         for name in names:
             if name.startswith("--"):
@@ -64,6 +72,15 @@ def add_config(options: Options) -> None:
     )
 
 
+def add_no_verify(options: Options) -> None:
+    """Add `--no-verify`."""
+    options.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not compare weights with their sha256 when they are read; damage on the disk then goes unnoticed",
+    )
+
+
 def with_config(options: Options, args: argparse.Namespace) -> argparse.Namespace:
     """Set the options that were not typed to the values in the file of `--config`.
 
@@ -79,14 +96,16 @@ def with_config(options: Options, args: argparse.Namespace) -> argparse.Namespac
     actions = {name: action for name, action in options.actions.items() if name != "config"}
     for key, value in load_toml(args.config).items():
         if key not in actions:
-            raise InputError(f"{args.config}: unknown option {key!r}; {nearest(key, actions)}")
+            raise InputError(f"{args.config}: unknown option {shown(key)}; {nearest(key, actions)}")
         action = actions[key]
         if action.dest in options.typed:
             continue
         try:
             setattr(args, action.dest, _converted(action, value))
         except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-            raise InputError(f"{args.config}: {key} = {value!r} does not fit ({error})") from error
+            raise InputError(
+                f"{args.config}: {key} = {shown(value)} does not fit ({error})"
+            ) from error
     return args
 
 
@@ -108,8 +127,8 @@ def _converted(action: argparse.Action, value: object) -> object:
 def _converted_word(action: argparse.Action, value: object) -> object:
     if isinstance(value, bool):
         value = str(value).lower()
-    elif isinstance(value, list):
-        value = ("x" if action.metavar == "TxHxW" else ",").join(map(str, value))
+    elif isinstance(value, list) and action.metavar in _SEPARATORS:
+        value = _SEPARATORS[str(action.metavar)].join(map(str, value))
     if not isinstance(value, (str, int, float)):
         raise TypeError("it is neither a text nor a number")
     word = action.type(str(value)) if callable(action.type) else str(value)

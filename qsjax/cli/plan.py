@@ -5,11 +5,13 @@ import json
 import re
 
 from qsjax.cli.fields import add_fields
+from qsjax.cli.numbers import real, whole
 from qsjax.cli.options import Options, add_config, quantizes, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError, on_command_line
 from qsjax.settings import MODULATION_WEIGHTS, Settings
 from qsjax.settings.video import TEXT_TOKENS
+from qsjax.untrusted import shown
 
 _VIDEO = ("frames", "height", "width", "steps")
 
@@ -29,7 +31,7 @@ def add_arguments(options: Options) -> None:
     add_fields(options, Settings, only=_VIDEO, default="the model's")
     options.add_argument(
         "--text-tokens",
-        type=int,
+        type=whole(1, 1 << 20),
         default=TEXT_TOKENS,
         help="tokens of the prompt, padding included",
     )
@@ -49,7 +51,7 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument(
         "--density",
-        type=float,
+        type=real(1e-6, 1.0),
         default=0.15,
         help="share of attention that is computed; a sampling recipe has its own",
     )
@@ -58,11 +60,15 @@ def add_arguments(options: Options) -> None:
         metavar="FxHxW",
         help="frames x height x width of calibration samples (default: the model's, at most 61x320x512)",
     )
-    options.add_argument("--samples", type=int, default=20, help="calibration samples")
-    options.add_argument("--epochs", type=int, default=15, help="passes over them, for every block")
+    options.add_argument(
+        "--samples", type=whole(1, 100_000), default=20, help="calibration samples"
+    )
+    options.add_argument(
+        "--epochs", type=whole(1, 10_000), default=15, help="passes over them, for every block"
+    )
     options.add_argument(
         "--captions",
-        type=int,
+        type=whole(1, 100_000),
         help="videos that are sampled for them (default: one for each sample)",
     )
     options.add_argument(
@@ -70,7 +76,9 @@ def add_arguments(options: Options) -> None:
         help="of calibration: gptq, ptq, msad or tuned, as in qsjax calibrate (default: gptq, msad and tuned)",
     )
     options.add_argument(
-        "--tune-steps", type=int, help="steps of tuning end to end (default: the method's)"
+        "--tune-steps",
+        type=whole(0, 1_000_000),
+        help="steps of tuning end to end (default: the method's)",
     )
     options.add_argument("--device", help="preset of configs/devices (default: all of them)")
     options.add_argument(
@@ -130,9 +138,9 @@ def run(args: argparse.Namespace) -> int:
 def _size(text: str | None) -> tuple[int, int, int] | None:
     if text is None:
         return None
-    if not (match := re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)):
+    if not (match := re.fullmatch(r"(\d{1,6})x(\d{1,6})x(\d{1,6})", text)):
         raise InputError(
-            f"--calibration-size {text!r}: give frames x height x width, as in 61x544x960"
+            f"--calibration-size {shown(text, 40)}: give frames x height x width, as in 61x544x960"
         )
     frames, height, width = map(int, match.groups())
     return frames, height, width

@@ -6,13 +6,18 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qsjax.cli.fields import add_fields
 from qsjax.cli.kernels import add_kernels, given_kernels
-from qsjax.cli.options import Options, add_config, with_config
+from qsjax.cli.numbers import whole
+from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError, QsjaxError, on_command_line
 from qsjax.settings import DENSE, MODULATION_WEIGHTS, REFRESH, Settings
+
+if TYPE_CHECKING:
+    from qsjax.text import EncodedPrompt
 
 _SETTINGS = ("frames", "height", "width", "steps", "shift", "guidance", "true_cfg", "fps")
 
@@ -56,7 +61,7 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument(
         "--devices",
-        type=int,
+        type=whole(1, 65_536),
         default=1,
         help="number of devices that share the transformer's tokens and heads",
     )
@@ -71,10 +76,15 @@ def add_arguments(options: Options) -> None:
         help="to run on several hosts: address of the first host, or 'auto' on Cloud TPUs and under Slurm. Start the same command"
         " on each host; --devices counts the devices of all hosts, and the first host writes the file",
     )
-    options.add_argument("--hosts", type=int, help="with --coordinator HOST:PORT: number of hosts")
     options.add_argument(
-        "--host", type=int, help="with --coordinator HOST:PORT: number of this host, from 0"
+        "--hosts", type=whole(1, 65_536), help="with --coordinator HOST:PORT: number of hosts"
     )
+    options.add_argument(
+        "--host",
+        type=whole(0, 65_535),
+        help="with --coordinator HOST:PORT: number of this host, from 0",
+    )
+    add_no_verify(options)
     add_sparse_options(options)
     add_kernels(options)
     options.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
@@ -93,9 +103,11 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.prompt.strip()) == (args.encoded_prompt is not None):
         raise InputError("give either --prompt (not empty) or --encoded-prompt FILE")
     from qsjax.pipeline import Pipeline
-    from qsjax.text import load_prompts, save_prompts
-    from qsjax.video import write_video
+    from qsjax.sample import check_seed
+    from qsjax.text import save_prompts
+    from qsjax.video import check_fps, check_writable, write_video
 
+    check_seed(args.seed)
     first = _join_hosts(args)
     storage = {
         "dtype": args.dtype,
@@ -106,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         "kernels": given_kernels(args),
         "staged": True,  # for a single video, each model is read only once anyway
         "progress": first,
+        "verify": not args.no_verify,
     }
     pipeline = (
         Pipeline.tiny(**storage)
@@ -120,9 +133,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     changes = {name: getattr(args, name) for name in _SETTINGS}
     changes["recipe"] = chosen_recipe(args, pipeline.settings)
-    fps = pipeline.resolve(**changes).fps
+    settings = pipeline.resolve(**changes)
+    fps, pixels = settings.fps, settings.frames * settings.height * settings.width
+    check_fps(fps)
+    if first:
+        check_writable(args.out, overwrite=args.overwrite, pixels=pixels)
     del changes["fps"]
-    prompt = load_prompts(args.encoded_prompt) if args.encoded_prompt else args.prompt
+    prompt = _encoded(args.encoded_prompt) if args.encoded_prompt else args.prompt
     start = time.perf_counter()
     result = pipeline.generate(
         prompt, negative_prompt=args.negative_prompt, seed=args.seed, **changes
@@ -149,6 +166,19 @@ def run(args: argparse.Namespace) -> int:
         report["refreshes"], report["dense_steps"] = refreshes, result.kinds.count(DENSE)
     _print(args, report)
     return 0
+
+
+def _encoded(path: Path) -> "EncodedPrompt":
+    """The encoded prompt of a file, of which one video is made."""
+    from qsjax.text import load_prompts
+
+    encoded = load_prompts(path)
+    if (count := encoded.pooled.shape[0]) > 1:
+        raise InputError(
+            f"{path}: holds {count} prompts, and one video is written; encode the one you want with --prompt and --save-prompt,"
+            f" or sample all of them in Python with `qsjax.Pipeline`"
+        )
+    return encoded
 
 
 def _join_hosts(args: argparse.Namespace) -> bool:

@@ -39,7 +39,7 @@ def chosen_recipe(
     from qsjax.settings import SamplingRecipe
 
     sections = given_sections(args)
-    if args.recipe:
+    if args.recipe is not None:
         named = SamplingRecipe.load(args.recipe)
         return SamplingRecipe.of_sections(sections, source="options", base=named)
     if not sections:

@@ -164,7 +164,9 @@ def _flash(q: Array, k: Array, v: Array, kv_valid: Array, target: Target) -> Arr
     lists = BlockLists.from_block_map(everything, block_q=block_q, block_kv=block_kv)
     # The bare name is for the device at hand, which may be one that no table knows.
     name = f"tpu@{target.name}" if target.name in TARGETS else "tpu"
-    out = block_sparse_attention(q, k, v, lists, kv_valid=kv_valid, implementation=name)
+    out = block_sparse_attention(
+        q, k, v, lists, kv_valid=kv_valid, clears=False, implementation=name
+    )
     assert not isinstance(out, tuple)
     return out
 

@@ -25,6 +25,7 @@ def load_dit(
     place: Placement | None = None,
     kernels: KernelsLike | None = None,
     progress: bool = False,
+    verify: bool = True,
 ) -> DiT:
     """The diffusion transformer of a checkpoint that `qsjax convert` or `qsjax calibrate` wrote.
 
@@ -36,6 +37,7 @@ def load_dit(
         place: of the parameters among devices (`qsjax.parallel.weight_placement`); None has all on the first.
         kernels: names of implementations by operation, see `pallas_kernels.Kernels`; None is "auto" for all.
         progress: show a bar in bytes.
+        verify: compare each weight's bytes with their sha256 in the manifest, once a process.
 
     Raises:
         CheckpointError: not a checkpoint, without a DiT, or one that does not fit its configuration.
@@ -58,6 +60,7 @@ def load_dit(
         wanted=wanted,
         place=place,
         progress=progress,
+        verify=verify,
     )
     return arrange(dit, place=place, matmul=chosen.matmul)
 

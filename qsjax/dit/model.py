@@ -242,6 +242,8 @@ class DiT(nnx.Module):
         """
         grid = self._grid(latents)
         cos, sin = map(jnp.asarray, rope_tables(self.config, grid))
+        # Padding may hold anything: it is masked, but zero times a NaN is a NaN.
+        text = jnp.where(text_mask[..., None], text, 0)
         txt = self.refiner(text, text_mask, timestep)
         patches = self._patchify(latents, grid)
         video_mask = jnp.ones(patches.shape[:2], bool)

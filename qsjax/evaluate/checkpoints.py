@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from qsjax.calibration import SettingsChanges
+from qsjax.disk import write_atomically, writing
 from qsjax.errors import InputError
 from qsjax.evaluate.compare import Comparison, compare
 from qsjax.evaluate.perceptual import lpips as measure_lpips
@@ -61,15 +62,11 @@ class Checkpoints:
         Raises:
             InputError: plots without matplotlib, or a place that cannot be written.
         """
-        try:
+        report, table = folder / "comparison.json", folder / "comparison.md"
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            report, table = folder / "comparison.json", folder / "comparison.md"
-            report.write_text(json.dumps(self.plain(), indent=1) + "\n", encoding="utf-8")
-            table.write_text(self.text() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be written ({error.strerror}); name a writable place"
-            ) from error
+        write_atomically(report, (json.dumps(self.plain(), indent=1) + "\n").encode())
+        write_atomically(table, (self.text() + "\n").encode())
         written = [report, table]
         seen = {
             k: comparison.videos

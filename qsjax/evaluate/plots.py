@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from qsjax.disk import replacing
 from qsjax.errors import InputError
 from qsjax.evaluate.repeats import Repeats
 from qsjax.evaluate.statistics import Estimate, estimate, estimate_over_seeds
@@ -161,6 +162,11 @@ def figure_for(results: int, path: Path, *, panels: int = 1) -> tuple[Any, Any]:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Write the PNG."""
-    figure.savefig(path, dpi=110)
+    """Write the PNG.
+
+    Raises:
+        InputError: a place that cannot be written.
+    """
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     return path

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from qsjax.calibration import Samples, SettingsChanges, collect
 from qsjax.config import to_mapping
+from qsjax.disk import replacing, writing
 from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.evaluate.mappings import forget_programs
@@ -26,6 +27,7 @@ from qsjax.experiments.results import Results
 from qsjax.experiments.row import Row, RowT
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.tiny.outliers import inject
+from qsjax.untrusted.arrays import map_array
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +108,15 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         self._samples: dict[int, Samples] = {}
 
     def run(self, rows: Sequence[RowT]) -> list[OutcomeT]:
-        """Measure the rows that are not finished, and return the outcomes of all of them, in their order."""
+        """Measure the rows that are not finished, and return the outcomes of all of them, in their order.
+
+        Raises:
+            InputError: another process measures other rows in this folder.
+        """
+        with self._results.held(row.key for row in rows):
+            return self._run(rows)
+
+    def _run(self, rows: Sequence[RowT]) -> list[OutcomeT]:
         self._results.relabel({row.key: row.name for row in reversed(rows)})
         hours, outcomes = Hours(), {}
         order = self._order(rows)
@@ -216,14 +226,14 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
 
     def _stored_videos(self, name: str) -> UInt8[np.ndarray, "shown F Y X 3"] | None:
         path = self._video_path(name)
-        return np.load(path) if path.is_file() else None
+        return np.array(map_array(path)) if path.is_file() else None
 
     def _keep_videos(self, name: str, videos: UInt8[np.ndarray, "shown F Y X 3"]) -> None:
         path = self._video_path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{name}.tmp.npy")
-        np.save(temporary, videos)
-        temporary.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, videos)
 
     def _video_path(self, name: str) -> Path:
         return self._folder / "videos" / f"{name}.npy"

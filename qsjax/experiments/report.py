@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
+from qsjax.disk import write_atomically
 from qsjax.evaluate.plots import write_sheet
 from qsjax.experiments.experiment import Experiment, OutcomeT
 from qsjax.experiments.row import Row, RowT
@@ -61,7 +62,7 @@ class Report(ABC, Generic[RowT, OutcomeT, LineT]):
         facts = ", ".join(f"{name} {value}" for name, value in self._experiment.facts.items())
         used = ", ".join(f"{name} {value}" for name, value in versions(EVALUATION).items())
         tables = folder / self.TABLES
-        tables.write_text(f"{self.text()}\n\n{facts}; {used}\n", encoding="utf-8")
+        write_atomically(tables, f"{self.text()}\n\n{facts}; {used}\n".encode())
         written = [tables]
         for group, members in groups(self._lines):
             written += self._write_sheet(group, members, folder)

@@ -1,17 +1,25 @@
 """Results of a grid on disk: JSON lines, one a finished row, so that a run that was stopped goes on where it was.
 
 The first line says of which run they are: model, captions, seeds. The file is replaced as a whole after each row, and is
-therefore always complete; one process at a time writes to a folder.
+therefore always complete; one process at a time writes to a folder (`Results.held`).
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qsjax.disk import write_atomically, writing
 from qsjax.errors import CheckpointError, InputError
+from qsjax.locks import lock
+from qsjax.untrusted import parse_object, read_bytes, shown
 
 FILE = "results.jsonl"
+_LARGEST = 256 << 20
+"""Bytes of the rows of a grid; ours have some hundred kilobytes."""
 
 
 class Results:
@@ -30,14 +38,27 @@ class Results:
         self.path = folder / FILE
         self._run = json.loads(json.dumps(dict(run)))
         self._rows: dict[str, dict[str, Any]] = {}
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be written ({error.strerror}); name a writable place"
-            ) from error
-        if self.path.is_file():
+        if os.path.lexists(self.path):
             self._read()
+
+    @contextmanager
+    def held(self, keys: Iterable[str]) -> Generator[None, None, None]:
+        """Hold the file while rows are measured: a process that measures the same ones waits, and finds them then.
+
+        Args:
+            keys: of the rows.
+
+        Raises:
+            InputError: another process measures other rows there.
+        """
+        content = json.dumps([self._run, sorted(keys)])
+        identity = hashlib.sha256(content.encode()).hexdigest()
+        with lock(self.path, doing="evaluate", identity=identity):
+            if os.path.lexists(self.path):  # others may have written since it was opened
+                self._read()
+            yield
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The finished row of that key; None if there is none, or if it failed and may be tried again."""
@@ -69,28 +90,28 @@ class Results:
 
     def _write(self) -> None:
         lines = [{"run": self._run}, *self._rows.values()]
-        temporary = self.path.with_name(f".{FILE}.tmp")
-        temporary.write_text(
-            "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines), encoding="utf-8"
-        )
-        temporary.replace(self.path)
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_atomically(self.path, text.encode())
 
     def _read(self) -> None:
-        try:
-            lines = [
-                json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()
-            ]
-            run, rows = lines[0]["run"], {line["key"]: line for line in lines[1:]}
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        lines = [
+            parse_object(line, f"{self.path}: line {number}")
+            for number, line in enumerate(read_bytes(self.path, _LARGEST).splitlines(), 1)
+        ]
+        run = lines[0].get("run") if lines else None
+        rows = {line["key"]: line for line in lines[1:] if isinstance(line.get("key"), str)}
+        if not isinstance(run, dict) or len(rows) != len(lines) - 1:
             raise CheckpointError(
-                f"{self.path}: is damaged ({error}); remove it and run again"
-            ) from error
+                f"{self.path}: is damaged (it does not say its run first, then a row of a key of its own in each line); remove it"
+                f" and run again"
+            )
         changed = sorted(
             name for name in {*run, *self._run} if run.get(name) != self._run.get(name)
         )
         if changed:
             differences = ", ".join(
-                f"{name} {run.get(name)} there and {self._run.get(name)} now" for name in changed
+                f"{shown(name)} {shown(run.get(name))} there and {shown(self._run.get(name))} now"
+                for name in changed[:8]
             )
             raise InputError(
                 f"{self.path}: holds the rows of another run ({differences}); name another folder"

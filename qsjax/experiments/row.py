@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from qsjax.errors import InputError
+from qsjax.untrusted import shown
 
 RowT = TypeVar("RowT", bound="Row")
 
@@ -55,10 +56,10 @@ def select(rows: Sequence[RowT], pattern: str) -> tuple[RowT, ...]:
     try:
         chosen = tuple(row for row in rows if re.search(pattern, row.name))
     except re.error as error:
-        raise InputError(f"rows {pattern!r}: is no regular expression ({error})") from error
+        raise InputError(f"rows {shown(pattern)}: is no regular expression ({error})") from error
     if not chosen:
         groups = ", ".join(dict.fromkeys(row.group for row in rows))
         raise InputError(
-            f"rows {pattern!r}: is found in no row; they are named GROUP/METHOD, of the groups {groups}"
+            f"rows {shown(pattern)}: is found in no row; they are named as {rows[0].name!r}, of the groups {groups}"
         )
     return chosen

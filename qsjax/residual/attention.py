@@ -75,6 +75,7 @@ def refresh(
         pattern.lists(choice),
         kv_valid=tokens.valid,
         scores=scores,
+        clears=False,
         implementation=implementation,
     )
     listed, value = full.listed.astype(jnp.float32), full.others.astype(jnp.float32)
@@ -134,6 +135,7 @@ def sparse(
         kv_valid=tokens.valid,
         cache=correction(residual, state, gains),
         scores=scores,
+        clears=False,
         implementation=implementation,
     )
     assert not isinstance(out, tuple)
@@ -152,6 +154,7 @@ def _text(
         pattern.text_lists(),
         kv_valid=tokens.valid,
         scores=scores,
+        clears=False,
         implementation=implementation,
     )
     assert not isinstance(rows, tuple)

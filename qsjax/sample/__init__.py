@@ -15,6 +15,7 @@ from qsjax.sample.sharded import sharded_cache as sharded_cache
 from qsjax.sample.sharded import sharded_prepare as sharded_prepare
 from qsjax.sample.sharded import sharded_step as sharded_step
 from qsjax.sample.step import Conditions as Conditions
+from qsjax.sample.step import check_seed as check_seed
 from qsjax.sample.step import initial_noise as initial_noise
 from qsjax.sample.step import prepare as prepare
 from qsjax.sample.step import schedule as schedule

@@ -21,6 +21,7 @@ from qsjax.sample.skip import may_skip
 from qsjax.sample.state import Blocks, Cache, Memory
 from qsjax.settings import REFRESH, SamplingPlan
 from qsjax.text import EncodedPrompt
+from qsjax.untrusted import shown
 
 SEEDS = 2**64
 """Number of different seeds."""
@@ -72,11 +73,20 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Array, "B C T H W"
     Raises:
         InputError: the seed of the first or of the last sample is out of range.
     """
-    if not 0 <= seed <= SEEDS - shape[0]:
-        samples = f" for {shape[0]} samples" if shape[0] > 1 else ""
-        raise InputError(f"seed {seed}: must be from 0 to {SEEDS - shape[0]}{samples}")
+    check_seed(seed, shape[0])
     normal = _normal(shape[1:])
     return jnp.stack([normal(_key(seed + sample)) for sample in range(shape[0])])
+
+
+def check_seed(seed: int, samples: int = 1) -> None:
+    """Check that samples of this seed and those after it have seeds, before the work that needs them.
+
+    Raises:
+        InputError: the seed of the first or of the last sample is out of range.
+    """
+    if not 0 <= seed <= SEEDS - samples:
+        many = f" for {samples} samples" if samples > 1 else ""
+        raise InputError(f"seed {shown(seed)}: must be from 0 to {SEEDS - samples}{many}")
 
 
 @lru_cache(maxsize=16)

@@ -25,10 +25,10 @@ class SamplingPlan:
         skip: rule for leaving out steps while little changes; None computes all steps.
     """
 
-    steps: Annotated[int, Between(1, 100_000)] = 50
-    shift: Annotated[float, Between(1e-6, 1e6)] = SHIFT
-    guidance: Annotated[float, Between(0, 1e6)] = 6.0
-    true_cfg: Annotated[float, Between(1, 1e6)] = 1.0
+    steps: Annotated[int, Between(1, 10_000)] = 50
+    shift: Annotated[float, Between(1e-3, 1e3)] = SHIFT
+    guidance: Annotated[float, Between(0, 1e4)] = 6.0
+    true_cfg: Annotated[float, Between(1, 1e3)] = 1.0
     sparse: SparsePlan | None = None
     skip: Skip | None = None
 

@@ -20,10 +20,11 @@ the same error; following half the change of O_S has a smaller error than either
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from qsjax.config import check_choices
 from qsjax.errors import InputError
+from qsjax.untrusted import Between, check_bounds
 
 PolicyName = Literal[
     "none", "first", "second", "second-scaled", "third", "recall", "recall-extrapolated", "recall-following"
@@ -77,7 +78,7 @@ class Residual:
 
     policy: PolicyName = "recall-following"
     store: Store = "bfloat16"
-    rank: int = 16
+    rank: Annotated[int, Between(0, 4096)] = 16
     clock: Clock = "steps"
     budget: int = 0
     place: Place = "device"
@@ -88,6 +89,7 @@ class Residual:
             raise InputError(
                 f"rank={self.rank}, budget={self.budget}: must not be negative; rank 0 keeps all of a change, budget 0 sets none"
             )
+        check_bounds(self)
 
     @property
     def rule(self) -> Policy:

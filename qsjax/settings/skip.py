@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from qsjax.errors import InputError
+from qsjax.untrusted import Between, check_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,7 @@ class Skip:
     """
 
     threshold: float = 0.0
-    coefficients: tuple[float, ...] = ()
+    coefficients: tuple[Annotated[float, Between(-1e9, 1e9)], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < math.inf or not all(map(math.isfinite, self.coefficients)):
@@ -25,3 +27,4 @@ class Skip:
                 f"skip threshold {self.threshold}, coefficients {list(self.coefficients)}: a threshold is 0 (off) or more, all"
                 " are finite"
             )
+        check_bounds(self)

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from qsjax.config import check_choices
 from qsjax.errors import InputError
 from qsjax.settings.residual import Residual
 from qsjax.settings.sparsity import Sparsity
+from qsjax.untrusted import Between, check_bounds
 
 Scores = Literal["float", "int8"]
+_Steps = Between(0, 10_000)
 KINDS = DENSE, REFRESH, SPARSE, ADAPTIVE = ("dense", "refresh", "sparse", "adaptive")
 """Kinds of steps; a refresh is dense, chooses the lists and writes the cache; an adaptive step is decided on the device to be a
 refresh or sparse."""
@@ -37,12 +39,12 @@ class SparsePlan:
 
     sparsity: Sparsity = field(default_factory=Sparsity)
     residual: Residual = field(default_factory=Residual)
-    interval: int = 5
+    interval: Annotated[int, _Steps] = 5
     refresh_at: tuple[float, ...] = ()
     drift: float = 0.0
-    least_interval: int = 2
-    dense_steps: int = 1
-    dense_layers: tuple[int, ...] = ()
+    least_interval: Annotated[int, _Steps] = 2
+    dense_steps: Annotated[int, _Steps] = 1
+    dense_layers: tuple[Annotated[int, Between(0, 4096)], ...] = ()
     scores: Scores = "float"
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class SparsePlan:
             )
         if any(layer < 0 for layer in self.dense_layers):
             raise InputError(f"dense_layers={list(self.dense_layers)}: layers count from 0")
+        check_bounds(self)
         check_choices(self)
 
     def kinds(self, steps: int) -> tuple[str, ...]:

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import InitVar, dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from qsjax.config import check_choices
 from qsjax.errors import InputError
+from qsjax.untrusted import Between, check_bounds
 
 Mask = Literal[
     "svg", "svg-window", "dense", "band", "window", "sta", "radial", "box", "topk", "topp"
@@ -14,6 +15,7 @@ Mask = Literal[
 static masks; topk and topp choose blocks by content."""
 FAMILIES: tuple[Mask, ...] = get_args(Mask)
 CHOSEN = ("topk", "topp")
+_Tokens = Between(0, 1 << 16)
 _TPU_ROWS = 512, 384, 256
 """Queries of a block on a TPU, largest first: its matrix unit wants many rows."""
 
@@ -44,12 +46,16 @@ class Sparsity:
 
     mask: Mask = "svg"
     density: float = 0.15
-    block_q: int = 0
-    block_kv: int = 0
-    tile: tuple[int, int, int] = (1, 1, 1)
+    block_q: Annotated[int, _Tokens] = 0
+    block_kv: Annotated[int, _Tokens] = 0
+    tile: tuple[Annotated[int, _Tokens], Annotated[int, _Tokens], Annotated[int, _Tokens]] = (
+        1,
+        1,
+        1,
+    )
     mass: float = 0.9
-    sink_frames: int = 0
-    profiled_rows: int = 64
+    sink_frames: Annotated[int, _Tokens] = 0
+    profiled_rows: Annotated[int, Between(0, 4096)] = 64
     every_step: bool = False
     block: InitVar[int] = 0
 
@@ -70,6 +76,7 @@ class Sparsity:
                 f"tile={self.tile}, profiled_rows={self.profiled_rows} must be 1 or more, block_q={self.block_q},"
                 f" block_kv={self.block_kv}, sink_frames={self.sink_frames} 0 or more"
             )
+        check_bounds(self)
         if self.mask.startswith(("svg", "radial")) and self.tile != (1, 1, 1):
             raise InputError(f"tile={self.tile}: {self.mask} has orders of its own; leave it out")
         if self.every_step and self.mask not in CHOSEN:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import BlockLists, targets
+from qsjax.errors import InputError
 from qsjax.settings.sparsity import CHOSEN, Sparsity
 from qsjax.sparse import masks, pooled
 from qsjax.sparse.boxes import cell_for, tile_for
@@ -15,6 +16,9 @@ from qsjax.sparse.layout import Layout, Sizes
 from qsjax.sparse.orders import Orders
 from qsjax.sparse.profile import nearest_order, profile_rows, seen_keys
 from qsjax.sparse.shares import BlockMap, longest_for, own
+
+_MOST_PAIRS = 1 << 24
+"""Pairs of blocks of one layer and head: a table of them is made in the host's memory. 720p has 0.9 million."""
 
 
 class Choice(NamedTuple):
@@ -56,6 +60,12 @@ class Pattern:
         layouts = (Layout(grid, tile, *blocks, cell),)
         if config.mask.startswith("svg"):
             layouts = (*layouts, Layout.token_major(grid, *blocks))
+        pairs = max(layout.q_blocks * layout.kv_blocks for layout in layouts)
+        if pairs > _MOST_PAIRS:
+            raise InputError(
+                f"blocks of {config.block_q} queries and {config.block_kv} keys make {pairs:,} pairs of a video of {grid} tokens,"
+                f" and lists are for {_MOST_PAIRS:,} at most; take larger blocks (`sparsity.block_q`, `sparsity.block_kv`)"
+            )
         self.layouts, self.orders = layouts, Orders(layouts)
         self._maps = tuple(self._map(layout) for layout in self.layouts)
         # A pattern may be made while tracing: these must be concrete arrays even then, constants of any program.

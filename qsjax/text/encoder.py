@@ -98,6 +98,7 @@ class TextEncoder:
         dtype: DTypeLike | None = None,
         storage: str | None = None,
         progress: bool = False,
+        verify: bool = True,
     ) -> "TextEncoder":
         """Read both encoders from a converted checkpoint.
 
@@ -107,6 +108,7 @@ class TextEncoder:
             storage: "int8" holds linear weights as 8-bit integers (half the memory of bfloat16); None as they are stored, in
                 8 bits or else in `dtype`.
             progress: show a bar while reading.
+            verify: compare weights with their sha256 in the manifest, once a process. Tokenizers are always compared.
 
         Raises:
             CheckpointError: a part is missing, damaged, or does not fit the others.
@@ -118,13 +120,14 @@ class TextEncoder:
         template = _read_template(manifest)
         llama_config = _read_config(manifest, "llama", LlamaConfig)
         clip_config = _read_config(manifest, "clip", ClipConfig)
-        tokenizers = manifest.directory / "tokenizers"
         # Tokenizers first, so that a faulty one is reported before gigabytes are read.
-        llama_tokenizer = PromptTokenizer(tokenizers / "llama", length=template.window)
-        clip_tokenizer = PromptTokenizer(
-            tokenizers / "clip", length=clip_config.max_position_embeddings
+        llama_tokenizer = _read_tokenizer(manifest, "llama", template.window)
+        clip_tokenizer = _read_tokenizer(manifest, "clip", clip_config.max_position_embeddings)
+        _require_vocabulary(llama_config, llama_tokenizer, "LLaMA")
+        _require_vocabulary(clip_config, clip_tokenizer, "CLIP")
+        read = partial(
+            _read_model, manifest, dtype=dtype, storage=storage, progress=progress, verify=verify
         )
-        read = partial(_read_model, manifest, dtype=dtype, storage=storage, progress=progress)
         shape = (llama_config.vocab_size, llama_config.hidden_size)
         return cls(
             read("llama", Llama, llama_config),
@@ -132,7 +135,7 @@ class TextEncoder:
             llama_tokenizer=llama_tokenizer,
             clip_tokenizer=clip_tokenizer,
             template=template,
-            embed=StoredRows(manifest, "llama", _TABLE, shape),
+            embed=StoredRows(manifest, "llama", _TABLE, shape, verify=verify),
         )
 
     def __call__(self, prompts: Sequence[str]) -> EncodedPrompt:
@@ -214,6 +217,7 @@ def _read_model(
     dtype: DTypeLike | None,
     storage: str | None,
     progress: bool,
+    verify: bool,
 ) -> Model:
     chosen = jnp.dtype(_stored_dtype(manifest, component) if dtype is None else dtype)
     module = nnx.eval_shape(lambda: make(config, dtype=chosen, rngs=nnx.Rngs(0)))
@@ -223,12 +227,18 @@ def _read_model(
     stored = manifest.component(component).storage
     if stored is None and storage is not None:
         return restore_int8(
-            manifest, component, module, dtype=chosen, wanted=wanted, progress=progress
+            manifest,
+            component,
+            module,
+            dtype=chosen,
+            wanted=wanted,
+            progress=progress,
+            verify=verify,
         )
     if stored is not None:
         module = nnx.eval_shape(store_int8, module)
     # The module has the dtypes: scales are float32 whatever the activations are.
-    return restore(manifest, component, module, wanted=wanted, progress=progress)
+    return restore(manifest, component, module, wanted=wanted, progress=progress, verify=verify)
 
 
 def _table(llama: Llama) -> Callable[[np.ndarray], np.ndarray]:
@@ -244,6 +254,17 @@ def _table(llama: Llama) -> Callable[[np.ndarray], np.ndarray]:
 def _read_config(manifest: Manifest, component: str, kind: type[Config]) -> Config:
     source = f"{manifest.directory}: {component} config"
     return from_mapping(kind, manifest.config(component), source=source)
+
+
+def _read_tokenizer(manifest: Manifest, component: str, length: int) -> PromptTokenizer:
+    """The tokenizer of a text encoder, from files that are what was written."""
+    folder = f"tokenizers/{component}"
+    files = {
+        path.removeprefix(f"{folder}/"): manifest.read_file(path)
+        for path in manifest.files
+        if path.startswith(f"{folder}/")
+    }
+    return PromptTokenizer(manifest.directory / folder, length=length, files=files)
 
 
 def _read_template(manifest: Manifest) -> PromptTemplate:

@@ -20,6 +20,7 @@ from pallas_kernels.absmax import limit
 from qsjax.checkpoint import Manifest, load_item
 from qsjax.checkpoint.places import find_places
 from qsjax.checkpoint.restore import read_ahead, write_rows
+from qsjax.checkpoint.stored import require_files
 from qsjax.params import map_parameters, parameters
 from qsjax.progress import Progress
 
@@ -78,6 +79,7 @@ def restore_int8(
     dtype: DTypeLike | None = None,
     wanted: Callable[[str], bool] | None = None,
     progress: bool = False,
+    verify: bool = True,
 ) -> Module:
     """Load a component as `restore` does, quantizing each linear layer as it comes off the disk.
 
@@ -90,18 +92,20 @@ def restore_int8(
         dtype: of the parameters that stay floating; None keeps the module's.
         wanted: says of a leaf's name whether it is read, for a module that is a part of the component; None reads all.
         progress: show a bar, in items.
+        verify: compare each leaf's bytes with its sha256 in the manifest, once a process.
 
     Raises:
         CheckpointError: a parameter is missing, surplus or of another shape.
     """
-    shapes = {name: leaf.shape for name, leaf in parameters(module).items()}
-    places = find_places(manifest, component, shapes, wanted)
+    floating = parameters(module)
+    places = find_places(manifest, component, floating, wanted)
+    require_files(manifest, component)
     module = nnx.eval_shape(store_int8, module)
     abstract = parameters(module)
     arrays = {
         name: jnp.zeros(
             leaf.shape,
-            dtype if dtype is not None and name in shapes and _floats(leaf) else leaf.dtype,
+            dtype if dtype is not None and name in floating and _floats(leaf) else leaf.dtype,
         )
         for name, leaf in abstract.items()
     }
@@ -110,7 +114,8 @@ def restore_int8(
         items.setdefault(item, []).append(leaf)
 
     def read(item: str) -> dict[str, Array]:
-        return load_item(manifest, component, item, None if wanted is None else items[item])
+        chosen = None if wanted is None else items[item]
+        return load_item(manifest, component, item, chosen, verify=verify)
 
     with Progress(len(items), f"load {component}", unit="item", enabled=progress) as bar:
         for item, leaves in zip(items, read_ahead(read, items), strict=True):

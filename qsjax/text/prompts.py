@@ -4,12 +4,13 @@ A safetensors file with tensors `text`, `mask` and `pooled` in the dtypes they w
 themselves in its metadata. A file may come from anyone: it is checked before it is used.
 """
 
+import contextlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -17,10 +18,18 @@ from safetensors.numpy import save
 from qsjax.checkpoint import write_atomically
 from qsjax.errors import InputError
 from qsjax.text.encoder import EncodedPrompt
+from qsjax.untrusted import open_regular, parse_json, shown
 
 FORMAT = "qsjax encoded prompts"
 FORMAT_VERSION = 1
+_VERSION = re.compile("[0-9]{1,9}")
 _RANKS = {"text": 3, "mask": 2, "pooled": 2}
+_FLOATS = {"F32", "BF16", "F16"}
+_LARGEST = 1 << 30
+"""Bytes of a file; a prompt of HunyuanVideo's has 2 MB."""
+_MOST_TOKENS = 4096
+_HIGHEST = 1e6
+"""Far above what text encoders give, and low enough that products of such numbers stay finite."""
 
 
 def save_prompts(
@@ -73,31 +82,49 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[EncodedPrompt, list[str]]:
-    try:
-        with safe_open(path, framework="flax") as file:
-            metadata = file.metadata() or {}
-            _require_version(path, metadata)
-            names = set(file.keys())
-            if names != set(_RANKS):
-                raise InputError(
-                    f"{path}: expected tensors {', '.join(_RANKS)}, found {', '.join(sorted(names)) or 'none'}; "
-                    f"encode the prompts again"
-                )
-            encoded = EncodedPrompt(**{name: file.get_tensor(name) for name in _RANKS})
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as encoded prompts ({error}); encode the prompts again"
-        ) from error
-    texts = _texts(path, metadata)
-    problem = _problem(encoded, len(texts))
-    if problem:
+    with os.fdopen(open_regular(path), "rb") as opened:
+        if (size := os.fstat(opened.fileno()).st_size) > _LARGEST:
+            raise InputError(
+                f"{path}: has {size} bytes, far more than encoded prompts need; name the right file"
+            )
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(path, framework="flax"))
+            metadata, names = file.metadata() or {}, set(file.keys())
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from error
+        _require_version(path, metadata)
+        if names != set(_RANKS):
+            raise InputError(
+                f"{path}: expected tensors {', '.join(_RANKS)}, found {shown(', '.join(sorted(names)) or 'none')}; "
+                f"encode the prompts again"
+            )
+        texts, encoded = _texts(path, metadata), None
+        try:
+            parts = {name: file.get_slice(name) for name in _RANKS}
+            problem = _shape_problem(
+                {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()},
+                len(texts),
+            )
+            if problem is None:
+                encoded = EncodedPrompt(**{name: file.get_tensor(name) for name in _RANKS})
+                problem = _value_problem(encoded)
+        except Exception as error:  # what the library raises depends on the dtype
+            raise _unreadable(path, error) from error
+    if problem is not None or encoded is None:
         raise InputError(f"{path}: {problem}; encode the prompts again")
     return encoded, texts
 
 
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> InputError:
+    return InputError(
+        f"{path}: cannot be read as encoded prompts ({shown(str(error), 200)}); encode the prompts again"
+    )
+
+
 def _require_version(path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
     version = metadata.get("format_version", "")
-    if metadata.get("format") != FORMAT or not version.isdecimal():
+    if metadata.get("format") != FORMAT or not _VERSION.fullmatch(version):
         raise InputError(
             f"{path}: is a safetensors file but not one of encoded prompts; name one that save_prompts wrote"
         )
@@ -108,27 +135,35 @@ def _require_version(path: str | os.PathLike[str], metadata: dict[str, str]) -> 
 
 
 def _texts(path: str | os.PathLike[str], metadata: dict[str, str]) -> list[str]:
-    try:
-        texts = json.loads(metadata["prompts"])
-    except (KeyError, ValueError):
-        texts = None
+    texts = parse_json(metadata.get("prompts", "null").encode(), f"{path}: the list of prompts")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{path}: holds no list of prompts; encode the prompts again")
     return texts
 
 
-def _problem(encoded: EncodedPrompt, batch: int) -> str | None:
-    for name, array in encoded._asdict().items():
-        expected = "bool" if name == "mask" else "floating"
-        if array.dtype != bool if name == "mask" else not jnp.issubdtype(array.dtype, jnp.floating):
-            return f"{name} has dtype {array.dtype}, expected {expected}"
-        if array.ndim != _RANKS[name] or array.shape[0] != batch or not array.size:
-            return f"{name} has shape {array.shape}, expected {_RANKS[name]} axes and {batch} rows"
-    if encoded.mask.shape != encoded.text.shape[:2]:
-        return f"mask has shape {encoded.mask.shape}, text {encoded.text.shape}"
+def _shape_problem(found: dict[str, tuple[str, tuple[int, ...]]], batch: int) -> str | None:
+    """What is wrong with the dtypes and shapes, before a tensor is read."""
+    for name, (dtype, shape) in found.items():
+        expected = {"BOOL"} if name == "mask" else _FLOATS
+        if dtype not in expected:
+            return f"{name} has dtype {shown(dtype)}, expected {' or '.join(sorted(expected))}"
+        if len(shape) != _RANKS[name] or shape[0] != batch or not all(shape):
+            return f"{name} has shape {shape}, expected {_RANKS[name]} axes and {batch} rows"
+    if found["mask"][1] != found["text"][1][:2]:
+        return f"mask has shape {found['mask'][1]}, text {found['text'][1]}"
+    if found["mask"][1][1] > _MOST_TOKENS:
+        return f"its prompts have {found['mask'][1][1]} tokens, where {_MOST_TOKENS} are the most"
+    return None
+
+
+def _value_problem(encoded: EncodedPrompt) -> str | None:
     mask = np.asarray(encoded.mask)
     if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
         return "mask is not a run of tokens followed by padding"
-    if not all(np.isfinite(np.asarray(array)).all() for array in (encoded.text, encoded.pooled)):
-        return "it holds numbers that are not finite"
+    for name, array in (("text", encoded.text), ("pooled", encoded.pooled)):
+        values = np.asarray(array, np.float32)
+        if not np.isfinite(values).all():
+            return f"{name} holds numbers that are not finite"
+        if np.abs(values).max() > _HIGHEST:
+            return f"{name} holds numbers above {_HIGHEST:g}, which no text encoder gives"
     return None

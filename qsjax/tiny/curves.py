@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from qsjax.disk import replacing
 from qsjax.errors import InputError, QsjaxError, on_command_line
 from qsjax.tiny.training import loop
+from qsjax.video import check_writable
 
 # Stage -> (figure in its log, label of the axis).
 _STAGES = {
@@ -49,8 +51,9 @@ def draw(work: Path, picture: Path) -> Path:
         if name == "loss":
             axes.set_yscale("log")
         _draw_scores(axes, log)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=110)
+    check_writable(picture, overwrite=True)
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     return picture
 
 

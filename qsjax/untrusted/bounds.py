@@ -21,10 +21,17 @@ class Between:
     least: int | float
     most: int | float
 
+    def __str__(self) -> str:
+        return " to ".join(
+            f"{x:,}" if isinstance(x, int) else f"{x:g}" for x in (self.least, self.most)
+        )
+
     def __contains__(self, value: int | float) -> bool:
         return self.least <= value <= self.most
 
 
+LONGEST = 4096
+"""Values of a tuple."""
 Layers = Annotated[int, Between(0, 1024)]
 """Layers or blocks of one kind."""
 Width = Annotated[int, Between(1, 1 << 17)]
@@ -44,7 +51,7 @@ RotaryBase = Annotated[float, Between(1, 1e12)]
 def check_bounds(config: object, *, source: str = "") -> None:
     """Refuse a number of a dataclass that is not finite, or not inside the `Between` of its type; for a `__post_init__`.
 
-    Numbers without one are finite, and integers below 2^63. A tuple's numbers are looked at one by one.
+    Numbers without one are finite, and integers below 2^63. A tuple's numbers are looked at one by one, of at most `LONGEST`.
 
     Args:
         config: a dataclass.
@@ -56,15 +63,15 @@ def check_bounds(config: object, *, source: str = "") -> None:
     begin = f"{source}: " if source else ""
     for name, bounds in _bounds(type(config)).items():
         value = getattr(config, name)
+        if isinstance(value, tuple) and len(value) > LONGEST:
+            raise InputError(f"{begin}{name} has {len(value)} values; give at most {LONGEST}")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             if isinstance(number, float) and not math.isfinite(number):
                 raise InputError(f"{begin}{name} is {number}; give a finite number")
             if bounds is not None and number not in bounds:
-                raise InputError(
-                    f"{begin}{name} is {shown(number)}; give a number from {bounds.least} to {bounds.most}"
-                )
+                raise InputError(f"{begin}{name} is {shown(number)}; give a number from {bounds}")
             if not -(2**63) <= number < 2**63 and isinstance(number, int):
                 raise InputError(f"{begin}{name} is {shown(number)}; give a smaller number")
 

@@ -16,6 +16,7 @@ def load_vae(
     *,
     dtype: jnp.dtype | type | None = None,
     progress: bool = False,
+    verify: bool = True,
 ) -> VAE:
     """The autoencoder of a checkpoint that `qsjax convert` wrote.
 
@@ -23,6 +24,7 @@ def load_vae(
         directory: the checkpoint.
         dtype: parameters and convolutions; None means float32, as the weights are released.
         progress: show a bar in bytes.
+        verify: compare each weight's bytes with their sha256 in the manifest, once a process.
 
     Raises:
         CheckpointError: not a checkpoint, without a VAE, or one that does not fit its configuration.
@@ -30,7 +32,8 @@ def load_vae(
     manifest = Manifest.read(directory)
     config = from_mapping(VAEConfig, manifest.config("vae"), source=f"{directory}: vae config")
     chosen = jnp.dtype(jnp.float32 if dtype is None else dtype)
-    return restore(manifest, "vae", abstract_vae(config, chosen), dtype=chosen, progress=progress)
+    module = abstract_vae(config, chosen)
+    return restore(manifest, "vae", module, dtype=chosen, progress=progress, verify=verify)
 
 
 def abstract_vae(config: VAEConfig, dtype: jnp.dtype) -> VAE:

@@ -261,10 +261,11 @@ def test_options_change_the_plan(capsys, tmp_path):
 
 def checkpoint(folder, **dit):
     model = PlannedModel.find("tiny")
-    component = {"config": to_mapping(model.dit), "items": {}, **dit}
+    items = {"ends": {"leaf": {"shape": [1], "dtype": "float32", "sha256": "0" * 64}}}
+    component = {"config": to_mapping(model.dit), "items": items, **dit}
     data = {
         "format_version": 1,
-        "components": {"dit": component, "vae": {"config": to_mapping(model.vae), "items": {}}},
+        "components": {"dit": component, "vae": {"config": to_mapping(model.vae), "items": items}},
         "generation": to_mapping(model.settings),
     }
     (folder / "manifest.json").write_text(json.dumps(data))

@@ -6,7 +6,7 @@ import pytest
 
 from qsjax.calibration.blocks import Tokens
 from qsjax.calibration.boundary import Boundary
-from qsjax.errors import CheckpointError
+from qsjax.errors import CheckpointError, InputError
 
 SHAPES = [(2, 3, 4), (2, 5, 4)]
 
@@ -35,7 +35,7 @@ def test_what_cannot_be_opened(tmp_path):
     filled(tmp_path)
     with pytest.raises(CheckpointError, match="are not float32 tokens"):
         Boundary.open(jnp.float32, tmp_path, "a")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be opened"):
         Boundary.open(jnp.bfloat16, tmp_path, "b")
     with pytest.raises(ValueError, match="of an earlier run are in a folder; name it"):
         Boundary.open(jnp.bfloat16, None, "a")

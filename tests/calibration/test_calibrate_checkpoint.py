@@ -1,5 +1,7 @@
 """Calibrating a checkpoint on disk: the same bits as in memory, and after any interruption."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,9 @@ from qsjax.calibration import Gathered, calibrate_module, loop
 from qsjax.calibration.checkpoint import calibrate_checkpoint
 from qsjax.calibration.programs import Programs
 from qsjax.calibration.samples import stored
-from qsjax.checkpoint import CheckpointWriter, Manifest
+from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest
 from qsjax.dit import load_dit
-from qsjax.errors import InputError
+from qsjax.errors import CheckpointError, InputError
 
 
 class Killed(BaseException):
@@ -189,6 +191,69 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     calibrate(checkpoint, destination, never)
     assert kinds == ["single_blocks"] * left
     assert checksums(destination) == checksums(whole)
+
+
+def test_the_same_calibration_finds_its_work_done(checkpoint, whole, caplog):
+    """Also what a kill after the last renaming has left: the folder of the calibration."""
+    before = (whole / MANIFEST).read_bytes()
+    folder = whole.with_name(whole.name + ".calibration")
+    identity = Manifest.read(whole).data["identity"]
+    folder.mkdir()
+    (folder / "samples.npz").write_bytes(b"")
+    (folder / "identity").write_text(identity)
+    (whole / "journal").mkdir()
+    (whole / "identity").write_text(identity)
+
+    def never():
+        raise AssertionError("samples were made again")
+
+    for overwrite in (True, False):  # with `overwrite` only the end is made up for
+        with caplog.at_level("INFO", logger="qsjax"):
+            manifest, blocks = calibrate(checkpoint, whole, never, overwrite=overwrite)
+        assert "is there already, made by the same command" in caplog.text
+    assert [report["block"] for report in blocks] == BLOCKS
+    assert manifest.directory == whole
+    assert (whole / MANIFEST).read_bytes() == before
+    assert not folder.exists()
+    assert not {"journal", "identity"} & {path.name for path in whole.iterdir()}
+    with pytest.raises(InputError, match="exists already"):
+        calibrate(checkpoint, whole, never, described={"captions": ["b"]})
+
+
+@pytest.mark.parametrize("kind", ["files", "a marker of another's", "a link", "a file"])
+def test_a_folder_that_is_no_calibrations_is_left_alone(kind, checkpoint, tmp_path):
+    destination, folder = tmp_path / "w4a8", tmp_path / "w4a8.calibration"
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "mine").write_text("mine")
+    if kind == "a link":
+        folder.symlink_to(precious)
+    elif kind == "a file":
+        folder.write_text("mine")
+    else:
+        precious.rename(folder)
+    if kind == "a marker of another's":
+        (folder / "identity").write_text("Anna Meier")
+    with pytest.raises(InputError, match="in the way and no calibration's"):
+        calibrate(checkpoint, destination)
+    assert folder.read_text() == "mine" if kind == "a file" else (folder / "mine").exists()
+
+
+def test_too_little_room_for_a_calibration(checkpoint, tmp_path):
+    def never():
+        raise AssertionError("samples were made")
+
+    with pytest.raises(InputError, match=r"calibration needs [\d.]+ GB, [\d.]+ [GM]B are free"):
+        calibrate(checkpoint, tmp_path / "w4a8", never, room=1 << 60)
+
+
+def test_plain_files_are_compared(checkpoint, tmp_path):
+    source = tmp_path / "floats"
+    shutil.copytree(checkpoint, source)
+    name = next(iter(Manifest.read(source).files))
+    (source / name).write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match="is not what was written"):
+        calibrate(source, tmp_path / "w4a8")
 
 
 def test_a_quantized_checkpoint_is_not_calibrated_again(whole, tmp_path):

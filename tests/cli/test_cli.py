@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from qsjax.cli import VERBS, doctor, main
 from qsjax.cli.options import with_config
+from qsjax.errors import InputError
+from qsjax.text import EncodedPrompt, save_prompts
 
 CAPTION = "a red circle moves left over a dark background"
 SMALL = ["--frames", "5", "--height", "16", "--width", "16", "--steps", "1"]
@@ -70,6 +73,40 @@ def test_prompts_are_encoded_once_and_sampled_without_the_encoder(
     assert "encode" not in report["seconds"]
     assert (report["steps"], report["frames"], report["height"]) == (1, 5, 16)
     assert out.is_file()
+
+
+def test_a_file_of_two_prompts_is_not_one_video(capsys, tmp_path, tiny_checkpoint):
+    arrays = {"text": np.zeros((2, 3, 64)), "mask": np.ones((2, 3)), "pooled": np.zeros((2, 64))}
+    encoded = EncodedPrompt(
+        **{k: v.astype(bool if k == "mask" else np.float32) for k, v in arrays.items()}
+    )
+    save_prompts(tmp_path / "p", encoded, ["one", "two"])
+    arguments = ["--encoded-prompt", tmp_path / "p", "--out", tmp_path / "a.mp4"]
+    message = refused(capsys, "sample", "--model", tiny_checkpoint, *arguments)
+    assert "holds 2 prompts, and one video is written" in message
+
+
+@pytest.mark.parametrize("option", [[], ["--no-verify"]])
+@pytest.mark.parametrize(
+    "command",
+    [["sample", "--prompt", "x"], ["calibrate"], ["evaluate", "compare", "--model", "b"], ["evaluate", "sparse"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_weights_are_compared_unless_told_not_to(monkeypatch, tmp_path, command, option):
+    opened = []
+
+    def open_checkpoint(name, **options):
+        opened.append(options["verify"])
+        if len(opened) == (2 if "compare" in command else 1):
+            raise InputError("that is enough")
+        return None
+
+    monkeypatch.setattr("qsjax.pipeline.Pipeline.from_checkpoint", open_checkpoint)
+    out = ["--out", str(tmp_path / "out")]
+    reference = ["--reference", "a"] if command[0] == "evaluate" else ["--model", "a"]
+    assert main([*command, *reference, *out, *option]) == 2
+    assert opened
+    assert set(opened) == {not option}
 
 
 def test_an_option_typed_at_its_default_wins_over_a_file(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from convert import Sources, convert, export, exporting
+from qsjax.checkpoint import sealed
 from qsjax.errors import CheckpointError, InputError
 
 VAE_TENSORS = {
@@ -113,12 +114,29 @@ def test_existing_folder(checkpoint, tmp_path):
     assert (tmp_path / "out.tmp/transformer").is_dir()
 
 
-def test_earlier_export_is_replaced_on_request(checkpoint, exported):
+def test_the_same_export_finds_its_work_done(checkpoint, exported, caplog):
+    before = {path: path.stat().st_mtime_ns for path in exported.rglob("*")}
+    with caplog.at_level("INFO", logger="qsjax"):
+        files = export(checkpoint, exported, progress=False)
+    assert "is there already, made by the same command" in caplog.text
+    assert {path.relative_to(exported).as_posix() for path in files} == {
+        "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+    }  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in exported.rglob("*")} == before
     with pytest.raises(InputError, match="exists already"):
-        export(checkpoint, exported, progress=False)
+        export(checkpoint, exported, progress=False, shard_bytes=1e4)
+
+
+def test_earlier_export_is_replaced_on_request(checkpoint, exported):
     (exported / "vae/config.json").write_text("")
     export(checkpoint, exported, progress=False, overwrite=True)
     assert (exported / "vae/config.json").read_text() != ""
+    (exported / "vae/config.json").unlink()
+    with pytest.raises(InputError, match="exists already"):
+        export(checkpoint, exported, progress=False)
+    export(checkpoint, exported, progress=False, overwrite=True)
+    assert [path.name for path in exported.parent.glob("exported*")] == ["exported"]
 
 
 def test_unwritable(checkpoint, tmp_path):
@@ -138,6 +156,6 @@ def test_checkpoint_with_other_leaves(checkpoint, tmp_path):
     items["double_blocks.0.img"]["double_blocks.0.img.scale"] = items["double_blocks.0.img"].pop(
         "double_blocks.0.img.proj.kernel"
     )
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(CheckpointError, match="it is quantized"):
         export(tmp_path, tmp_path / "out", progress=False)

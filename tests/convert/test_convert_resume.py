@@ -1,5 +1,6 @@
 """An interrupted conversion leaves no half checkpoint, and the next one goes on where it stopped."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -141,18 +142,44 @@ def test_unwritable_output(source, tmp_path):
 
 def test_no_space(source, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(InputError, match=r"needs 0\.0 GB, 0\.0 GB are free"):
+    with pytest.raises(InputError, match=r"needs 0\.2 MB, 0\.0 MB are free"):
         convert(source, tmp_path / "checkpoint", progress=False)
 
 
-def test_full_disk_is_one_sentence(source, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+def test_the_same_command_finds_its_work_done(source, expected, written, tmp_path, caplog):
+    destination = tmp_path / "checkpoint"
+    convert(source, destination, progress=False)
+    count, before = len(written), (destination / MANIFEST).read_bytes()
+    with caplog.at_level("INFO", logger="qsjax"):
+        manifest = convert(source, destination, progress=False)
+    assert "is there already, made by the same command" in caplog.text
+    assert models.digests(manifest) == expected
+    assert (destination / MANIFEST).read_bytes() == before
+    assert len(written) == count
+    # Another command does not take it for its own, and `overwrite` makes it anew.
+    with pytest.raises(InputError, match="exists already"):
+        convert(source, destination, progress=False, dtype="float32")
+    convert(source, destination, progress=False, overwrite=True)
+    assert len(written) == 2 * count
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
-    monkeypatch.setattr(CheckpointWriter, "write_item", full)
-    with pytest.raises(InputError, match=r"No space left on device.*goes on where it stopped"):
+
+def test_a_checkpoint_of_an_older_version_is_nobodys(source, tmp_path):
+    manifest = convert(source, tmp_path / "checkpoint", progress=False)
+    data = {key: value for key, value in manifest.data.items() if key not in ("identity", "sha256")}
+    (tmp_path / "checkpoint" / MANIFEST).write_text(json.dumps(data))
+    with pytest.raises(InputError, match="exists already"):
         convert(source, tmp_path / "checkpoint", progress=False)
-    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_folder_in_the_way_of_the_old_checkpoint_stays(source, tmp_path):
+    destination = tmp_path / "checkpoint"
+    convert(source, destination, progress=False)
+    (tmp_path / "checkpoint.replaced").mkdir()
+    (tmp_path / "checkpoint.replaced" / "mine").write_text("")
+    with pytest.raises(InputError, match="in the way and not ours"):
+        convert(source, destination, progress=False, overwrite=True)
+    assert (tmp_path / "checkpoint.replaced" / "mine").exists()
 
 
 def test_source_is_untouched(source, expected):

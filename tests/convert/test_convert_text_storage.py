@@ -16,7 +16,7 @@ from convert.stream import convert
 from convert.verification import verify
 from qsjax.budget import PlannedModel
 from qsjax.budget.stages import text_bytes
-from qsjax.checkpoint import Manifest
+from qsjax.checkpoint import Manifest, sealed
 from qsjax.errors import CheckpointError, InputError
 from qsjax.text import TextEncoder
 
@@ -79,7 +79,7 @@ def test_the_manifest_says_it_and_the_plan_counts_it(stored, tiny_checkpoint):
     for name in ("llama", "clip"):
         data["components"][name]["storage"] = "int8"
     plain = PlannedModel.of_checkpoint(Manifest.read(tiny_checkpoint))
-    model = PlannedModel.of_checkpoint(Manifest(tiny_checkpoint, data))
+    model = PlannedModel.of_checkpoint(Manifest(tiny_checkpoint, sealed(data)))
     assert (plain.text_storage, model.text_storage) == (None, "int8")
     small, large = (text_bytes(m.llama, m.clip, m.text_storage) for m in (model, plain))
     assert small["text_weights"] < large["text_weights"]
@@ -96,7 +96,7 @@ def test_other_weights_are_found_out(stored, sources, tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     for component in ("llama", "clip"):
         del manifest["components"][component]["storage"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(CheckpointError, match="is not what the source holds"):
         verify(folder, sources, progress=False)
 

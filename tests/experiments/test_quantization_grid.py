@@ -1,6 +1,7 @@
 """The grid of experiments: rows as data, results row by row, resumption; with a calibrator that only rounds, some methods finer."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from itertools import groupby
@@ -271,9 +272,9 @@ def test_blocks_in_sixteen_bits_shift_nothing(finished):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"captions": 3}, "captions 2 there and 3 now"),
+        ({"captions": 3}, "'captions' 2 there and 3 now"),
         ({"steps": 3}, "settings"),
-        ({"stream": "choice"}, "stream report there and choice now"),
+        ({"stream": "choice"}, "'stream' 'report' there and 'choice' now"),
         ({}, None),
     ],
 )
@@ -283,6 +284,21 @@ def test_a_folder_holds_one_run(pipeline, finished, change, message):
         return
     with pytest.raises(InputError, match=message):
         Rounding(pipeline, finished[0], **change)
+
+
+def test_one_process_writes_to_a_folder_and_sees_what_others_wrote(tmp_path):
+    one, other = (Results(tmp_path, {"seed": 0}) for _ in range(2))
+    with one.held(["a", "b"]):
+        one.add("a", {"psnr": [1.0]})
+        with pytest.raises(InputError, match="is at work there"), other.held(["c"]):
+            raise AssertionError
+    assert other.get("a") is None
+    with other.held(["c"]):
+        other.add("c", {"psnr": [2.0]})
+    found = Results(tmp_path, {"seed": 0})
+    assert found.get("a") == {"key": "a", "psnr": [1.0]}
+    assert found.get("c") == {"key": "c", "psnr": [2.0]}
+    assert os.listdir(tmp_path) == ["results.jsonl"]
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -299,7 +315,7 @@ def test_rows_of_the_older_protocol_are_not_mixed_with_new_ones(pipeline, tmp_pa
     """They were measured on captions that had chosen things."""
     older = {"model": "017a3122a4a76517", "captions": 2, "samples": 3, "seed": 0, "settings": {}}
     Results(tmp_path, older).add("a", {"psnr": [1.0]})
-    with pytest.raises(InputError, match="stream None there and report now"):
+    with pytest.raises(InputError, match="'stream' None there and 'report' now"):
         Rounding(pipeline, tmp_path)
 
 

@@ -319,7 +319,6 @@ def test_estimated_without_a_tpu(capsys, monkeypatch, small):
     [
         (["kernels", "--target", "v99"], "no such target; choose one of v5e"),
         (["kernels", "--target", "h100"], "the default device is cpu, and only v5e, v5p, v6e"),
-        (["kernels", "--pairs", "0"], "at least 1"),
         (["dit", "--target", "cpu"], "is for `qsjax bench kernels`"),
     ],
 )

@@ -100,6 +100,25 @@ def test_what_is_not_listed_is_never_read():
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("scores", ["float", "int8"])
+def test_masked_keys_and_values_may_hold_anything(implementation, scores):
+    (q, k, v), kv_valid, blocks = heads(), valid(), lists()
+    plain, broken = (
+        attend(
+            q,
+            *(jnp.where(kv_valid[..., None, None], x, fill) for x in (k, v)),
+            blocks,
+            kv_valid=kv_valid,
+            scores=scores,
+            implementation=implementation,
+        )
+        for fill in (0, jnp.nan)
+    )
+    assert np.array_equal(plain, broken)
+    assert np.isfinite(plain).all()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
 @pytest.mark.parametrize("density", [0.4, 0.9])
 def test_entries_behind_the_count_are_ignored(implementation, density):
     q, k, v = heads()

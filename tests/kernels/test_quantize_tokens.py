@@ -101,6 +101,16 @@ def test_rows_of_zeros_and_extreme_rows(implementation):
     assert integers[3, 5] == -127
 
 
+@pytest.mark.parametrize("implementation", ALL)
+@pytest.mark.parametrize(("norm", "rotated"), [("none", 0), ("none", 128), ("layer", 128)])
+def test_what_is_not_finite_is_seen_in_the_scale(implementation, norm, rotated):
+    x, given_ = operands(m=8, c=256, rotated=rotated)
+    for row, broken in {2: np.nan, 3: np.inf, 6: -np.inf}.items():
+        x = x.at[row, 200].set(broken)
+    _, scales = quantize(x, norm=norm, **given_, implementation=implementation)
+    assert np.flatnonzero(~np.isfinite(scales)).tolist() == [2, 3, 6]
+
+
 # Each number is compiled: one row, a few, an odd one below and above sizes that divide.
 @pytest.mark.parametrize("rows", [1, 2, 31, 300])
 @pytest.mark.parametrize("groups", [1, 3])

@@ -72,7 +72,9 @@ def test_steps_are_compiled_while_text_encoders_load_and_tiles_while_steps_run(
     monkeypatch.setattr(VAE, "lower_tile", while_stepping)
     opened(tiny_checkpoint)(CAPTION, callback=lambda step, latents: stepping.set(), **SIZE)
     assert [name for name, _ in overlapped].count("tile") == 1
-    assert [name for name, _ in overlapped].count("step") == 3  # prepare, dense, and the tile
+    assert [name for name, _ in overlapped].count(
+        "step"
+    ) == 4  # prepare, dense, its flag, and the tile
     assert all(in_time for _, in_time in overlapped)
 
 
@@ -91,8 +93,8 @@ def test_all_programs_are_compiled_ahead_and_a_second_start_reads_them(
     found = ahead(CAPTION, **wanted)
     assert known == [*ahead._denoiser.programs, *ahead._decoder.programs]
     names = [key[0] for key in known]
-    assert names[:4] == ["prepare", "cache", "refresh", "sparse"]
-    assert len(names) == 5  # and a tile of the video
+    assert names[:5] == ["prepare", "cache", "refresh", "sparse", "finite"]
+    assert len(names) == 6  # and a tile of the video
     jax.clear_caches()
     monitoring.register_event_listener(lambda event, **_: events.update([event]))
     try:

@@ -69,6 +69,21 @@ def test_a_batch_and_an_encoded_prompt(pipeline, tmp_path):
     np.testing.assert_array_equal(pipeline(loaded, seed=1, **SIZE), batch)
 
 
+def test_an_encoded_prompt_of_another_model_is_refused(pipeline):
+    encoded = pipeline.encode(CAPTION)
+    for other in (
+        encoded._replace(text=encoded.text[..., :-1]),
+        encoded._replace(pooled=encoded.pooled[:, :-1]),
+    ):
+        for refused in ({"prompt": other}, {"prompt": encoded, "negative_prompt": other}):
+            with pytest.raises(InputError, match="encode it with this checkpoint"):
+                pipeline.generate(**refused, **SIZE)
+        with pytest.raises(InputError, match="encode it with this checkpoint"):
+            next(pipeline.denoise(other))
+    with pytest.raises(InputError, match="2 negative prompts were given for 1 prompts"):
+        next(pipeline.denoise(encoded, negative=pipeline.encode([CAPTION, OTHER])))
+
+
 def test_given_latents_replace_the_seed_and_are_not_consumed(pipeline, video):
     settings = pipeline.resolve(**SIZE)
     latents = qsjax.sample.initial_noise(1, pipeline.latent_shape(settings))
@@ -236,7 +251,7 @@ def test_text_encoders_are_dropped_before_modulation_weights_are_read(tiny_check
     [
         ({"frames": 32}, "nearest valid number is 33"),
         ({"frames": 6}, "nearest valid number is 5"),
-        ({"frames": 0}, "nearest valid number is 1"),
+        ({"frames": 0}, "frames is 0; give a number from 1 to"),
         ({"height": 100}, "nearest valid value is 104"),
         ({"width": 3}, "nearest valid value is 8"),
         ({"steps": 0}, "at least 1"),

@@ -118,7 +118,7 @@ def test_rope_theta_is_found_in_either_place():
         (_llama(head_dim=7), "head_dim = 7"),
         (_llama(head_dim=None, hidden_size=43), "hidden_size = 43 does not divide"),
         (_llama(vocab_size="many"), "vocab_size: expected int, found 'many'"),
-        (_llama(hidden_size=0), "hidden_size is 0; give a number from 1 to 131072"),
+        (_llama(hidden_size=0), "hidden_size is 0; give a number from 1 to 131,072"),
         ({"hidden_size": 32}, "has no model_type"),
     ],
 )  # fmt: skip

@@ -119,7 +119,7 @@ def test_loading_quantizes_as_storing_does(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda leaves: leaves | {"layers.1.k_proj.bias": np.ones(3)}, "surplus layers.1.k_proj.bias"),
+        (lambda leaves: leaves | {"layers.1.k_proj.bias": np.ones(3, np.float32)}, "surplus layers.1.k_proj.bias"),
         (
             lambda leaves: {k: v for k, v in leaves.items() if k != "layers.1.q_proj.kernel"},
             "missing layers.q_proj.kernel from index 1 on",

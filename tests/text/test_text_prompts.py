@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qsjax.errors import InputError
+from qsjax.errors import InputError, QsjaxError
 from qsjax.text import EncodedPrompt, load_prompts, read_texts, save_prompts
 
 TEXTS = ["a red circle", "größer\nblue"]
@@ -53,10 +54,13 @@ def _write(path, metadata=None, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pooled": None}, "expected tensors text, mask, pooled, found mask, text"),
-        ({"extra": np.zeros(3)}, "found extra, mask, pooled, text"),
-        ({"text": np.zeros((2, 5, 4), np.int32)}, "text has dtype int32, expected floating"),
-        ({"mask": np.ones((2, 5), np.float32)}, "mask has dtype float32, expected bool"),
+        ({"pooled": None}, "expected tensors text, mask, pooled, found 'mask, text'"),
+        ({"extra": np.zeros(3)}, "found 'extra, mask, pooled, text'"),
+        (
+            {"text": np.zeros((2, 5, 4), np.int32)},
+            "text has dtype 'I32', expected BF16 or F16 or F32",
+        ),
+        ({"mask": np.ones((2, 5), np.float32)}, "mask has dtype 'F32', expected BOOL"),
         ({"text": np.zeros((5, 4), np.float32)}, r"text has shape \(5, 4\), expected 3 axes"),
         ({"pooled": np.zeros((1, 3), np.float32)}, r"pooled has shape \(1, 3\)"),
         ({"text": np.zeros((2, 5, 0), np.float32)}, r"text has shape \(2, 5, 0\)"),
@@ -72,23 +76,36 @@ def _write(path, metadata=None, **changes):
         ({"pooled": np.full((2, 3), np.nan, np.float32)}, "not finite"),
         ({"metadata": {"format": None}}, "not one of encoded prompts"),
         ({"metadata": {"format_version": "2"}}, "has format version 2, this qsjax reads up to 1"),
-        ({"metadata": {"prompts": "["}}, "holds no list of prompts"),
+        ({"pooled": np.full((2, 3), 3e38, np.float32)}, "pooled holds numbers above 1e"),
+        (
+            {"text": np.zeros((2, 4097, 1), np.float32), "mask": np.ones((2, 4097), bool)},
+            "4096 are the most",
+        ),
+        ({"text": np.zeros((2, 5, 4), np.float64)}, "text has dtype 'F64'"),
+        ({"metadata": {"format_version": "9" * 5000}}, "not one of encoded prompts"),
+        ({"metadata": {"prompts": "["}}, "is not usable JSON"),
+        ({"metadata": {"prompts": "[" * 50_000 + "]" * 50_000}}, "is not usable JSON"),
+        ({"metadata": {"prompts": "7"}}, "holds no list of prompts"),
+        ({"metadata": {"prompts": None}}, "holds no list of prompts"),
         ({"metadata": {"prompts": '["one"]'}}, "expected 3 axes and 1 rows"),
     ],
 )
 def test_files_that_are_not_encoded_prompts_are_refused(tmp_path, changes, message):
     path = tmp_path / "prompts.safetensors"
     _write(path, **changes)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(QsjaxError, match=message):
         load_prompts(path)
 
 
 def test_absent_and_truncated_files_are_refused(tmp_path):
     path = tmp_path / "prompts.safetensors"
-    with pytest.raises(InputError, match="cannot be read as encoded prompts"):
+    with pytest.raises(InputError, match="cannot be opened"):
         load_prompts(path)
-    with pytest.raises(InputError, match="cannot be read as encoded prompts"):
+    with pytest.raises(InputError, match="name a regular file"):
         load_prompts(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="name a regular file"):
+        load_prompts(tmp_path / "pipe")
     save_prompts(path, _encoded(), TEXTS)
     whole = path.read_bytes()
     for size in (0, 5, 40, len(whole) - 3):

@@ -94,7 +94,7 @@ def test_faulty_tokenizer_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"'<nowhere>' is not in tokenizer\.json"):
         PromptTokenizer(tmp_path, length=4)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: it is not usable JSON"):
         PromptTokenizer(tmp_path, length=4)
     whole = (tmp_path / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
@@ -140,3 +140,30 @@ def test_crop_start_counts_begin_of_text_and_instructions(llama, tmp_path):
     with pytest.raises(InputError, match="exactly one"):
         measure_crop_start("describe", tokenizer)
     assert tokenizer(["red"]).mask.sum() == 2  # measuring leaves the tokenizer as it was
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("number", [1 << 20, 1 << 31, (1 << 32) - 1])
+@pytest.mark.parametrize("part", ["vocabulary", "added", "template", "padding"])
+def test_ids_that_no_embedding_has_are_counted(tmp_path, part, number):
+    write_llama_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    path = tmp_path / "tokenizer.json"
+    data = json.loads(path.read_text())
+    if part == "vocabulary":
+        data["model"]["vocab"]["red"] = number
+    elif part == "added":
+        data["added_tokens"][0]["id"] = number
+    elif part == "template":
+        data["post_processor"]["special_tokens"]["<|begin|>"]["ids"] = [number]
+    else:
+        data["padding"] = {
+            "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": number, "pad_type_id": 0,
+            "pad_token": "x",
+        }  # fmt: skip
+    path.write_text(json.dumps(data))
+    try:
+        tokenizer = PromptTokenizer(tmp_path, length=8)
+    except CheckpointError:
+        return
+    assert tokenizer.vocab_size > tokenizer(["red green"]).ids.max()

@@ -1,6 +1,7 @@
 """A converted checkpoint of small text encoders, with the weights of `text_oracles`."""
 
 import dataclasses
+import hashlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,12 +40,17 @@ def write_checkpoint(directory, *, dtype=jnp.float32, prompt=True, change=lambda
     writer.write_item("llama", "layers", change(llama))
     writer.write_item("clip", "all", clip)
     order = {"llama": ["embed0", "embed1", "layers"], "clip": ["all"]}
+    files = {}
     for name, write in (("llama", write_llama_tokenizer), ("clip", write_clip_tokenizer)):
         source = write(directory.with_name(f"{directory.name}-{name}"))
         for file in source.iterdir():
-            writer.write_file(f"tokenizers/{name}/{file.name}", file.read_bytes())
+            content = file.read_bytes()
+            writer.write_file(f"tokenizers/{name}/{file.name}", content)
+            digest = hashlib.sha256(content).hexdigest()
+            files[f"tokenizers/{name}/{file.name}"] = {"bytes": len(content), "sha256": digest}
     configs = {"llama": LLAMA_SMALL, "clip": CLIP_SMALL}
     data = {"components": {name: {"config": to_mapping(c)} for name, c in configs.items()}}
+    data["files"] = files
     if prompt:
         data["prompt"] = to_mapping(TEMPLATE)
     writer.finish(data, order)

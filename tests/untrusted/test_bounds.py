@@ -34,7 +34,7 @@ def test_what_is_inside_is_taken() -> None:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"heads": 0}, "heads is 0; give a number from 1 to 1024"),
+        ({"heads": 0}, "heads is 0; give a number from 1 to 1,024"),
         ({"heads": 10**400}, "heads is an integer of 1329 bits"),
         ({"axes": (4, 65)}, "axes is 65; give a number from 2 to 64"),
         ({"theta": math.nan}, "theta is nan; give a finite number"),

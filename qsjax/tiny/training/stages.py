@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qsjax.disk import write_atomically
 from qsjax.dit import DiT, load_dit
 from qsjax.settings import SamplingPlan
 from qsjax.tiny import bundle, checker, data, sheets
@@ -102,7 +103,7 @@ def fit_latents(options: Options) -> None:
         "checker": checker.score(zip(videos, scenes, strict=True))._asdict(),
         "linear_psnr": sheets.decibels(videos, linear),
     }
-    (options.work / "data.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_atomically(options.work / "data.json", (json.dumps(report, indent=1) + "\n").encode())
     logger.info("real clips: %s", report)
 
 

@@ -1,0 +1,18 @@
+"""Every test here is `hostile`; the usual suite runs a part of the cases, `pytest -m hostile` all of them."""
+
+from pathlib import Path
+
+import pytest
+
+SHARE = 8
+"""One case in so many is in the usual suite."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all, and those that the usual suite leaves out; a test that has the mark itself is never left out."""
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    for number, item in enumerate(here):
+        always = item.get_closest_marker("hostile") is not None
+        item.add_marker(pytest.mark.hostile)
+        if number % SHARE and not always:
+            item.add_marker(pytest.mark.many)

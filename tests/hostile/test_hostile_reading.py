@@ -1,0 +1,554 @@
+"""Checkpoints of strangers and damaged ones: manifests, data files, tokenizers. Each is refused in a sentence, or its bits are right."""
+
+import copy
+import json
+import os
+import random
+import shutil
+import tracemalloc
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+import pytest
+import tensorstore as ts
+
+from convert.report import as_text, describe
+from qsjax.budget import PlannedModel
+from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, StoredRows, sealed, stored
+from qsjax.checkpoint.restore import read_item
+from qsjax.dit import load_dit
+from qsjax.errors import CheckpointError, QsjaxError
+from qsjax.opened import OpenCheckpoint
+from qsjax.text import PromptTokenizer, TextEncoder
+from qsjax.vae import load_vae
+
+DEEP = json.loads("[" * 50 + "]" * 50)
+WRONG = [
+    None,
+    [],
+    {},
+    "q9",
+    -1,
+    1 << 62,
+    1e300,
+    True,
+    [1, 2],
+    {"a": 1},
+    "../../x",
+    "\x1b[31m",
+    DEEP,
+]
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_checkpoint):
+    """A manifest of all four models, each with two leaves."""
+    data = Manifest.read(tiny_checkpoint).data
+    for component in data["components"].values():
+        item, leaves = next(iter(component["items"].items()))
+        component["items"] = {item: dict(list(leaves.items())[:2])}
+    return data
+
+
+def use(folder, data):
+    """What commands do with a manifest before they read weights."""
+    (folder / MANIFEST).write_text(json.dumps(data))
+    manifest = Manifest.read(folder)
+    as_text(describe(manifest))
+    PlannedModel.of_checkpoint(manifest)
+    OpenCheckpoint.from_checkpoint(folder, progress=False)
+
+
+LEAF = ("components", "dit", "items", "ends", "patch_embed.kernel")
+FIELDS = [
+    *(("components",), ("files",), ("generation",), ("scheduler",), ("tiling",), ("prompt",), ("format_version",)),
+    *(("libraries",), ("peak_memory_bytes",), ("components", "dit"), ("components", "vae")),
+    *(("components", "dit", name) for name in ("config", "items", "recipe", "method", "clipped", "source")),
+    *(("components", "dit", name) for name in ("calibration", "storage", "parameters", "bytes", "seconds")),
+    *(("components", "dit", "config", name) for name in ("hidden_size", "num_heads", "patch_size", "rope_axes_dim")),
+    *(("components", "dit", "config", name) for name in ("num_double_blocks", "mlp_ratio", "guidance_embeds")),
+    *(("components", "vae", "config", name) for name in ("block_out_channels", "scaling_factor", "layers_per_block")),
+    *(("components", "dit", "source", name) for name in ("ignored", "used", "layout", "prefix", "sha256")),
+    *(("components", "dit", "items", "ends"), LEAF, *((*LEAF, name) for name in ("shape", "dtype", "sha256", "rows"))),
+    *(("files", "tokenizers/llama/tokenizer.json"), ("files", "tokenizers/llama/tokenizer.json", "bytes")),
+    *(("files", "tokenizers/llama/tokenizer.json", "sha256"), ("generation", "frames"), ("tiling", "pixels")),
+]  # fmt: skip
+
+
+def refusal(work, *arguments):
+    """The sentence with which it is refused; None if it is not."""
+    try:
+        work(*arguments)
+    except QsjaxError as error:
+        return str(error)
+    return None
+
+
+def changed(data, path, value):
+    data = copy.deepcopy(data)
+    inner = data
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return data
+
+
+@pytest.mark.parametrize("path", FIELDS, ids="/".join)
+def test_a_wrong_field_is_a_sentence_or_does_no_harm(manifest, tmp_path, path):
+    for value in WRONG:
+        sentence = refusal(use, tmp_path, changed(manifest, path, value))
+        assert sentence is None or (sentence.isprintable() and len(sentence) < 2000)
+    present = copy.deepcopy(manifest)
+    inner = present
+    for key in path[:-1]:
+        inner = inner[key]
+    if inner.pop(path[-1], None) is not None:
+        refusal(use, tmp_path, present)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("components", "dit"), None, "component dit is None, expected an object"),
+        (("components", "dit", "items"), [], "items is"),
+        (("components", "dit", "items"), {}, "expected at least one"),
+        (("components", "dit", "items", "ends"), {}, "expected at least one leaf"),
+        (("components", "dit", "items", "/abs/victim"), {"x": {}}, "no plain name"),
+        (("components", "dit", "items", ".."), {"x": {}}, "no plain name"),
+        (("components", "../up"), {}, "no plain name"),
+        (("components", "journal"), {}, "expected the name of a model"),
+        ((*LEAF, "dtype"), "q9", "dtype is 'q9', expected one of"),
+        ((*LEAF, "dtype"), "object", "dtype is 'object', expected one of"),
+        ((*LEAF, "shape"), None, "expected a list of at most 8 lengths"),
+        ((*LEAF, "shape"), [1] * 9, "expected a list of at most 8 lengths"),
+        ((*LEAF, "shape"), [1 << 40, 1 << 40], "expected at most"),
+        ((*LEAF, "shape"), [0, 1 << 43, 1 << 43], "expected at most"),
+        ((*LEAF, "shape"), [-1, 2], "expected an integer from 0"),
+        ((*LEAF, "shape"), [True, 2], "expected an integer from 0"),
+        ((*LEAF, "sha256"), "0" * 63, "64 hexadecimal digits"),
+        ((*LEAF, "sha256"), "G" * 64, "64 hexadecimal digits"),
+        ((*LEAF, "rows"), [0, 3], "expected a range of 64"),
+        ((*LEAF, "rows"), [64, 0], "expected a range of 64"),
+        (("components", "vae", "bytes"), 1 << 62, "expected an integer from 0"),
+        (("components", "llama", "storage"), "int4", "expected int8, or none"),
+        (("files", "../secret.txt"), {}, "no plain name"),
+        (("files", "l/../../home/.bashrc"), {}, "no plain name"),
+        (("files", "/etc/passwd"), {}, "no plain name"),
+        (("files", "manifest.json"), {}, "a folder of its own"),
+        (("files", "journal/x.json"), {}, "a folder of its own"),
+        (("files", "dit/ends/state/x"), {}, "a folder of its own"),
+        (("files", "tokenizers/llama/tokenizer.json", "bytes"), 1 << 40, "expected an integer from 0"),
+        (("format_version",), 2, "upgrade qsjax"),
+        (("format_version",), 0, "never was"),
+        (("format_version",), True, "not a qsjax manifest"),
+        (("sha256",), "0" * 64, "is damaged"),
+    ],
+)  # fmt: skip
+def test_what_a_manifest_cannot_say(manifest, tmp_path, path, value, message):
+    (tmp_path / MANIFEST).write_text(json.dumps(changed(manifest, path, value)))
+    with pytest.raises(CheckpointError, match=message):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"a": NaN}', b"[" * 50_000, b'{"a": ' * 50_000, b'{"a": 1' + b"0" * 5000 + b"}",
+     b'{"format_version": 1, "components": {}, "components": {}}', b'{"a": 1e999}'],
+    ids=range(11),
+)  # fmt: skip
+def test_what_is_no_manifest(tmp_path, content):
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(CheckpointError):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link", "large"])
+def test_a_manifest_is_a_regular_file(tmp_path, kind):
+    path = tmp_path / MANIFEST
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(17 << 20)
+    with pytest.raises(CheckpointError, match=r"name (a regular|a readable|the right) file"):
+        Manifest.read(tmp_path)
+
+
+def test_a_leaf_or_a_row_is_there_once(manifest, tmp_path):
+    items = manifest["components"]["dit"]["items"]
+    leaf = items["ends"]["patch_embed.kernel"]
+    twice = changed(manifest, ("components", "dit", "items", "more"), {"patch_embed.kernel": leaf})
+    halves = {
+        "a": {"x": leaf | {"shape": [4, 2], "rows": [0, 4]}},
+        "b": {"x": leaf | {"shape": [4, 2], "rows": [3, 7]}},
+    }
+    for data in (twice, changed(manifest, ("components", "dit", "items"), halves)):
+        (tmp_path / MANIFEST).write_text(json.dumps(data))
+        with pytest.raises(CheckpointError, match=r"there twice"):
+            Manifest.read(tmp_path)
+
+
+@pytest.mark.hostile
+def test_a_manifest_notices_its_own_damage(manifest, tmp_path):
+    written = sealed(manifest)
+    text = json.dumps(written)
+    for before, after in (
+        ("256.0", "257.0"),
+        ("bfloat16", "bfloat17"),
+        ('"steps": 30', '"steps": 38'),
+    ):
+        assert before in text
+        (tmp_path / MANIFEST).write_text(text.replace(before, after, 1))
+        with pytest.raises(CheckpointError, match=r"is damaged|not usable"):
+            Manifest.read(tmp_path)
+    (tmp_path / MANIFEST).write_text(json.dumps(written, indent=3, sort_keys=True))
+    read = Manifest.read(tmp_path)
+    assert "sha256" not in read.data
+    assert sealed(read.data) == written
+    del written["sha256"]  # as all were that an older qsjax wrote
+    (tmp_path / MANIFEST).write_text(json.dumps(written))
+    assert Manifest.read(tmp_path).digest == read.digest
+
+
+TREE = {
+    "a": np.arange(60, dtype=np.float32).reshape(12, 5),
+    "b": np.arange(7, dtype=np.int8),
+    "c": np.zeros((3, 2), np.float32),
+}
+
+
+def write(folder):
+    writer = CheckpointWriter(folder, identity="one")
+    writer.write_item("model", "all", TREE)
+    return writer.finish({"components": {"model": {}}}, {"model": ["all"]})
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("sound") / "ckpt").directory
+
+
+def read(folder, verify=True):
+    stored._verified.clear()
+    return read_item(Manifest.read(folder), "model", "all", verify=verify)
+
+
+def data_files(folder):
+    files = (folder / "model").rglob("*")
+    return sorted(path for path in files if path.is_file() and path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "damage", ["missing", "half", "empty", "link", "loop", "fifo", "folder", "longer", "zeros"]
+)
+def test_a_damaged_data_file_is_a_sentence_or_does_no_harm(sound, tmp_path, damage):
+    refused = 0
+    for number, original in enumerate(data_files(sound)):
+        folder = shutil.copytree(sound, tmp_path / f"{damage}{number}")
+        path = folder / original.relative_to(sound)
+        content = path.read_bytes()
+        path.unlink()
+        if damage == "half":
+            path.write_bytes(content[: len(content) // 2])
+        elif damage == "empty":
+            path.touch()
+        elif damage == "link":
+            path.symlink_to(original)
+        elif damage == "loop":
+            path.symlink_to(path)
+        elif damage == "fifo":
+            os.mkfifo(path)
+        elif damage == "folder":
+            path.mkdir()
+        elif damage == "longer":
+            path.write_bytes(content + content)
+        elif damage == "zeros":
+            path.write_bytes(bytes(len(content)))
+        sentence = refusal(read, folder)
+        if sentence is not None:
+            refused += 1
+            assert "model/all" in sentence or "link" in sentence
+            continue
+        for name, value in read(folder).items():
+            np.testing.assert_array_equal(value, TREE[name])
+    assert refused >= (
+        0 if damage == "longer" else 2
+    )  # the root and a node; Orbax leaves what it no longer needs
+
+
+def replaced(sound, tmp_path, tree, **saving):
+    """The checkpoint with an item that Orbax wrote anew."""
+    folder = shutil.copytree(sound, tmp_path / "replaced")
+    shutil.rmtree(folder / "model" / "all")
+    context = ocp.Context()
+    for name, value in saving.items():
+        setattr(context.array.saving, name, value)
+    with context:
+        ocp.save(folder / "model" / "all", tree)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": TREE["a"][:6]}, "a has the shape"),
+        ({"a": TREE["a"].T.copy()}, "a has the shape"),
+        ({"a": TREE["a"].astype(np.int32)}, "a has the dtype"),
+        ({"a": TREE["a"] + 1}, "a is not what was written"),
+        ({"b": TREE["b"].view(np.uint8)}, "b has the dtype"),
+        ({"d": TREE["b"]}, "holds 'd', which the manifest does not list"),
+        ({"a": None}, "a is missing"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("layout", ["ocdbt", "files", "zarr"])
+def test_other_arrays_than_the_manifest_lists_are_refused(sound, tmp_path, change, message, layout):
+    tree = {name: value for name, value in (TREE | change).items() if value is not None}
+    folder = replaced(
+        sound, tmp_path, tree, use_ocdbt=layout == "ocdbt", use_zarr3=layout != "zarr"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        read(folder)
+
+
+def test_without_digests_what_is_stored_is_loaded(sound, tmp_path):
+    folder = replaced(sound, tmp_path, TREE | {"a": TREE["a"] + 1})
+    np.testing.assert_array_equal(read(folder, verify=False)["a"], TREE["a"] + 1)
+
+
+def test_a_digest_is_compared_once_a_process(sound, tmp_path, monkeypatch):
+    folder, hashed = shutil.copytree(sound, tmp_path / "ckpt"), []
+    sha256 = stored.hashlib.sha256
+    manifest = Manifest.read(folder)
+    monkeypatch.setattr(stored.hashlib, "sha256", lambda: hashed.append(1) or sha256())
+    read_item(manifest, "model", "all", {"a"})
+    assert len(hashed) == 1
+    read_item(manifest, "model", "all")
+    assert len(hashed) == len(TREE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [1 << 40, 5]},
+        {"shape": "12"},
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1 << 40, 5]}}},
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 5]}}},
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1]}}},
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": None}}},
+        {"chunk_grid": []},
+        {"codecs": [{"name": "blosc", "configuration": {"cname": "zstd", "clevel": 1, "shuffle": "noshuffle"}}]},
+        {"codecs": [{"name": "gzip"}]},
+        {"codecs": {}},
+        {"codecs": None},
+        {"data_type": "complex128"},
+        {"data_type": 7},
+        {"fill_value": 3.5},
+        {"fill_value": "NaN"},
+        {"zarr_format": 9},
+        {"deep": DEEP * 2},
+    ],
+    ids=range(17),
+)  # fmt: skip
+def test_metadata_of_an_array_are_bounded(sound, tmp_path, change):
+    folder = replaced(sound, tmp_path, TREE, use_ocdbt=False)
+    path = folder / "model" / "all" / "state" / "a" / "zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    tracemalloc.start()
+    try:
+        loaded = read(folder)
+    except CheckpointError:
+        pass
+    else:
+        np.testing.assert_array_equal(loaded["a"], TREE["a"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 << 20
+
+
+def bomb(nbytes):
+    """A Zstandard frame that expands to so many zeros (RFC 8878: blocks of one repeated byte)."""
+    size = 1 << 17
+    blocks = [((size << 3) | (1 << 1) | last).to_bytes(3, "little") + b"\0" for last in (0, 1)]
+    return b"\x28\xb5\x2f\xfd\x00\x50" + blocks[0] * (nbytes // size - 1) + blocks[1]
+
+
+@pytest.mark.parametrize("name", ["manifest.ocdbt", "d"])
+def test_a_node_that_expands_to_gigabytes_is_not_expanded(sound, tmp_path, name, monkeypatch):
+    folder = shutil.copytree(sound, tmp_path / "ckpt")
+    path = folder / "model" / "all" / "state" / name
+    path = next(path.iterdir()) if path.is_dir() else path
+    node = path.read_bytes()
+    path.write_bytes(node[:14] + bomb(4 << 30) + node[-4:])
+    dumped, dump = [], ts.ocdbt.dump
+    monkeypatch.setattr(ts.ocdbt, "dump", lambda *place: dumped.append(place) or dump(*place))
+    if name == "d":  # the tree says how long the node is
+        monkeypatch.setattr(
+            "qsjax.checkpoint.values._Tree._place",
+            lambda self, location: stored.Value(path.stat().st_size, path),
+        )
+    with pytest.raises(CheckpointError, match="its tree expands to more than"):
+        read(folder)
+    assert len(dumped) == (name == "d")
+
+
+@pytest.mark.parametrize("zarr3", [False, True])
+def test_a_chunk_that_expands_to_gigabytes_is_not_expanded(sound, tmp_path, zarr3):
+    folder = replaced(sound, tmp_path, TREE, use_ocdbt=False, use_zarr3=zarr3, use_compression=True)
+    chunk = folder / "model" / "all" / "state" / "a" / ("c/0/0" if zarr3 else "0.0")
+    np.testing.assert_array_equal(read(folder)["a"], TREE["a"])
+    chunk.write_bytes(bomb(4 << 30) + (bytes(20) if zarr3 else b""))
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        read(folder)
+
+
+def test_arrays_that_no_file_holds_take_no_memory(tmp_path):
+    """Chunks of zeros are not written, so that a few bytes could stand for as many gigabytes as one likes."""
+    folder = write(tmp_path / "ckpt").directory
+    data = Manifest.read(folder).data
+    data["components"]["model"]["items"]["all"]["c"]["shape"] = [1 << 30, 64]
+    (folder / MANIFEST).write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="should have 274877907"):
+        read(folder)
+
+
+@pytest.mark.parametrize("place", ["value::d/../../../etc:0:9", "value:../:d/aa:0:9", "value::d/aa:0:9", "btreenode::/etc/passwd:0:9"])  # fmt: skip
+def test_a_tree_leads_nowhere_else(sound, tmp_path, monkeypatch, place):
+    dump = ts.ocdbt.dump
+
+    class Done:
+        def __init__(self, value):
+            self.value = value
+
+        def result(self):
+            return self.value
+
+    def lying(store, node=None):
+        found = dump(store, node).result() if node is not None else dump(store).result()
+        if node is not None:
+            found["entries"][0] = {"key": found["entries"][0]["key"], "indirect_value": place}
+        return Done(found)
+
+    monkeypatch.setattr(ts.ocdbt, "dump", lying)
+    with pytest.raises(CheckpointError, match="where no file is"):
+        read(sound)
+
+
+def test_a_table_of_which_rows_are_read_is_compared_too(sound, tmp_path):
+    folder = replaced(sound, tmp_path, TREE | {"a": TREE["a"] + 1})
+    stored._verified.clear()
+    rows = np.array([3, 5])
+    manifest = Manifest.read(folder)
+    with pytest.raises(CheckpointError, match="a is not what was written"):
+        StoredRows(manifest, "model", "a", (12, 5))(rows)
+    found = StoredRows(manifest, "model", "a", (12, 5), verify=False)(rows)
+    np.testing.assert_array_equal(found, TREE["a"][rows] + 1)
+    np.testing.assert_array_equal(
+        StoredRows(Manifest.read(sound), "model", "a", (12, 5))(rows), TREE["a"][rows]
+    )
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    ("load", "component"),
+    [(load_dit, "dit"), (load_vae, "vae"), (TextEncoder.load, "llama"), (TextEncoder.load, "clip"),
+     (partial(TextEncoder.load, storage="int8"), "llama")],
+    ids=["dit", "vae", "llama", "clip", "int8"],
+)  # fmt: skip
+def test_what_loads_compares_unless_told_not_to(tiny_checkpoint, tmp_path, load, component):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "ckpt")
+    item = next(
+        name for name in Manifest.read(folder).component(component).items if name != "embed"
+    )
+    state = folder / component / item / "state"
+    path = max((state / "ocdbt.process_0" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    stored._verified.clear()
+    with pytest.raises(
+        CheckpointError, match=f"item {component}/{item}: .* is not what was written"
+    ):
+        load(folder)
+    load(folder, verify=False)
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    "flips",
+    [20, pytest.param(200, marks=pytest.mark.many)],
+)
+@pytest.mark.parametrize("kind", ["by file", "by size"])
+def test_no_flipped_bit_loads_other_numbers(tiny_checkpoint, tmp_path, flips, kind):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "flipped")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size]
+    weights = None if kind == "by file" else [path.stat().st_size for path in files]
+    sound, random_bits, refused = Manifest.read(tiny_checkpoint), random.Random(flips), 0
+    for path in random_bits.choices(files, weights, k=flips):
+        content = path.read_bytes()
+        bit = random_bits.randrange(8 * len(content))
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        stored._verified.clear()
+        name = path.relative_to(folder)
+        try:
+            found, expected = (
+                part(manifest, name)
+                for manifest, part in ((Manifest.read(folder), _part), (sound, _part))
+            )
+        except CheckpointError:
+            refused += 1
+        else:
+            assert found == expected, (name, bit)
+        path.write_bytes(content)
+    assert refused >= flips // 10
+
+
+def _part(manifest: Manifest, name: Path) -> object:
+    """What a reader gets of a file."""
+    if name.parts[0] == MANIFEST:
+        return manifest.data
+    if name.parts[0] == "tokenizers":
+        return manifest.read_file(name.as_posix())
+    item = read_item(manifest, *name.parts[:2])
+    return {leaf: value.tobytes() for leaf, value in item.items()}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff", b"[" * 50_000, b'{"pad_token": []}', b'{"pad_token": {"content": 7}}', b'{"pad_token": "x"}'],
+    ids=range(9),
+)  # fmt: skip
+def test_a_tokenizer_that_is_none(tiny_checkpoint, name, content):
+    folder = tiny_checkpoint / "tokenizers" / "llama"
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} | {name: content}
+    sentence = refusal(lambda: PromptTokenizer(folder, length=24, files=files))
+    assert sentence is not None
+    assert sentence.isprintable()
+
+
+def test_tokenizers_are_compared_with_the_manifest(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "ckpt")
+    name = "tokenizers/llama/tokenizer.json"
+    content = (folder / name).read_bytes()
+    manifest = Manifest.read(folder)
+    assert manifest.read_file(name) == content
+    (folder / name).write_bytes(content[:-1] + b" ")
+    with pytest.raises(CheckpointError, match="is not what was written"):
+        manifest.read_file(name)
+    (folder / name).write_bytes(content * 2)
+    with pytest.raises(CheckpointError, match="has more than"):
+        manifest.read_file(name)
+    (folder / name).unlink()
+    (folder / name).symlink_to(tiny_checkpoint / name)
+    with pytest.raises(CheckpointError, match="is a link"):
+        manifest.read_file(name)
+    with pytest.raises(CheckpointError, match="is not in the manifest"):
+        manifest.read_file("tokenizers/llama/other.json")
