@@ -14,6 +14,7 @@ from convert.containers.source import Source
 from convert.containers.torch_file import TorchFile
 from qsjax.errors import CheckpointError, InputError
 from qsjax.untrusted import read_object
+from qsjax.untrusted.files import SMALL
 
 
 def open_source(path: str | os.PathLike[str], component: str) -> Source:
@@ -39,7 +40,7 @@ def open_source(path: str | os.PathLike[str], component: str) -> Source:
             source = _VaePart(source)
         config = weights.parent / "config.json"
         if config.exists():
-            source.config = read_object(config)
+            source.config = read_object(config, SMALL)
             source.files = (*source.files, config)
     except BaseException:
         source.close()

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from convert.containers import open_source
@@ -193,6 +195,28 @@ def test_what_torch_saves_is_taken() -> None:
         out = io.BytesIO()
         Opcodes(out, protocol=2).dump(content)
         check_pickle(out.getvalue(), "it")
+
+
+PIECES = (
+    P.NONE, P.MARK, P.EMPTY_TUPLE, P.EMPTY_LIST, P.EMPTY_DICT, P.TUPLE, P.TUPLE1, P.TUPLE2, P.TUPLE3, P.APPEND, P.APPENDS,
+    P.SETITEM, P.SETITEMS, P.REDUCE, P.BUILD, P.NEWOBJ, P.BINPERSID, P.BINPUT + b"\0", P.BINGET + b"\0", P.BININT1 + b"\7",
+    text("a"), GIB8, STORAGE, glob("collections", "OrderedDict"), glob("torch", "Size"), glob("torch", "FloatStorage"),
+    glob("torch.storage", "UntypedStorage"), glob("torch._utils", "_rebuild_tensor_v2"), glob("builtins", "bytearray"),
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12))
+def test_any_program_is_walked_or_refused_in_one_sentence(pieces: list[bytes]) -> None:
+    content = P.PROTO + b"\x02" + b"".join(pieces) + P.STOP
+    try:
+        check_pickle(content, "it")
+    except CheckpointError as error:
+        message = str(error)
+    else:
+        message = ""
+        assert not {P.NEWOBJ, glob("builtins", "bytearray")} & set(pieces)
+    assert message == message.encode("ascii", "backslashreplace").decode()
+    assert len(message) < 400
 
 
 def test_every_bit_of_a_file_counts(tmp_path: Path) -> None:
