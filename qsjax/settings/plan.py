@@ -26,7 +26,7 @@ class SamplingPlan:
     """
 
     steps: Annotated[int, Between(1, 10_000)] = 50
-    shift: Annotated[float, Between(1e-3, 1e3)] = SHIFT
+    shift: Annotated[float, Between(1e-6, 1e6)] = SHIFT
     guidance: Annotated[float, Between(0, 1e4)] = 6.0
     true_cfg: Annotated[float, Between(1, 1e3)] = 1.0
     sparse: SparsePlan | None = None

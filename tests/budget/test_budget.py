@@ -16,6 +16,7 @@ from qsjax.budget import (
     Weights,
     activation_bytes,
     modulation_table_bytes,
+    plan_memory,
     sampling_bytes,
 )
 from qsjax.budget.report import make_report
@@ -306,12 +307,6 @@ def test_a_quantized_checkpoint_has_its_own_recipe(capsys, tmp_path):
         (["--frames", "128"], "nearest valid number is 129"),
         (["--height", "721"], "nearest valid value is 720"),
         (["--steps", "0"], "steps"),
-        (["--density", "0"], "above 0 and at most 1"),
-        (["--density", "1.5"], "above 0 and at most 1"),
-        (["--text-tokens", "0"], "at least 1"),
-        (["--samples", "0"], "at least 1"),
-        (["--captions", "0"], "at least 1"),
-        (["--tune-steps", "-1"], "not be negative"),
         (["--method", "gtpq"], "did you mean 'gptq'"),
         (["--calibration-size", "544p"], "as in 61x544x960"),
         (["--calibration-size", "62x544x960"], "nearest valid number is 61"),
@@ -319,6 +314,22 @@ def test_a_quantized_checkpoint_has_its_own_recipe(capsys, tmp_path):
 )
 def test_bad_input_is_refused(capsys, arguments, message):
     assert message in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"density": 0.0}, "above 0 and at most 1"),
+        ({"density": 1.5}, "above 0 and at most 1"),
+        ({"text_tokens": 0}, "at least 1"),
+        ({"samples": 0}, "at least 1"),
+        ({"captions": 0}, "at least 1"),
+        ({"tune_steps": -1}, "not be negative"),
+    ],
+)
+def test_bad_numbers_are_refused_in_python_too(arguments, message):
+    with pytest.raises(InputError, match=message):
+        plan_memory("hunyuan-13b", **arguments)
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(capsys, tmp_path):

@@ -61,7 +61,7 @@ def test_module_runs_alone(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr.startswith(f"error: {tmp_path / 'absent'}: does not exist; give")
+    assert result.stderr.startswith(f"error: {tmp_path / 'absent'}: does not exist")
     assert result.stderr.count("\n") == 1
 
 
