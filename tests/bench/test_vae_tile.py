@@ -29,6 +29,7 @@ def test_levels_one_after_the_other_decode_a_tile():
 
 
 @pytest.mark.skipif(missing(TARGETS["v5e"]) is not None, reason="libtpu is not installed")
+@pytest.mark.compiled
 @pytest.mark.usefixtures("optimized")
 def test_the_compiler_has_a_cost_for_a_level():
     last = len(levels(SMALL)) - 1

@@ -57,6 +57,7 @@ def executed_by_kernels(rows, q, valid, lists):
     return tiles, blocks
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("mask", ["svg", "topk"])
 def test_kernels_multiply_as_many_blocks_as_the_plan_counts(mask):
     pattern = Pattern(Sparsity(mask=mask, density=0.3, block=128), (4, 16, 16), 150)
@@ -175,6 +176,7 @@ def test_a_cache_on_the_host_takes_no_room_on_a_tpu():
 
 
 @needs_libtpu
+@pytest.mark.compiled
 @pytest.mark.usefixtures("optimized")
 def test_eight_tpus_share_integer_weights():
     config = replace(SMALL, num_heads=8, rope_axes_dim=(8, 12, 12), num_single_blocks=3)

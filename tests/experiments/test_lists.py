@@ -76,6 +76,7 @@ def test_heads_choose_on_one_half_and_are_reported_on_the_other():
     np.testing.assert_allclose(rows["16 x 16", "frame order"]["error"], 0.2)
 
 
+@pytest.mark.whole
 def test_a_run_of_the_bundled_model(monkeypatch, capsys):
     size = ("--frames", "5", "--height", "32", "--width", "32", "--steps", "1", "--captions", "2")
     monkeypatch.setattr(sys, "argv", ["lists", *size, "--density", "0.5", "--json"])

@@ -9,10 +9,9 @@ SHARE = 8
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all, and those that the usual suite leaves out; a test that has the mark itself is never left out."""
+    """Mark all, and those cases that the usual suite leaves out; a test without cases is in it."""
     here = [item for item in items if Path(__file__).parent in item.path.parents]
     for number, item in enumerate(here):
-        always = item.get_closest_marker("hostile") is not None
         item.add_marker(pytest.mark.hostile)
-        if number % SHARE and not always:
+        if number % SHARE and hasattr(item, "callspec"):
             item.add_marker(pytest.mark.many)

@@ -134,6 +134,7 @@ def child(hub, tmp_path):
     )
 
 
+@pytest.mark.whole
 def test_killed_at_ten_moments_it_goes_on_where_it_stopped(hub, model, tmp_path):
     size = 32_000_000
     (model / WEIGHTS).write_bytes(random.Random(0).randbytes(size))
