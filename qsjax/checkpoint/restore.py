@@ -15,10 +15,11 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
+from qsjax.checkpoint.arrays import aligned, require_digest
 from qsjax.checkpoint.manifest import Manifest
 from qsjax.checkpoint.places import Place, find_places
 from qsjax.checkpoint.schema import Leaf, leaf_bytes
-from qsjax.checkpoint.stored import StoredItem, aligned, require_digest, require_files
+from qsjax.checkpoint.stored import StoredItem, require_files
 from qsjax.params import map_parameters, parameters
 from qsjax.progress import Progress
 

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from qsjax.checkpoint.arrays import require_digest
 from qsjax.checkpoint.manifest import Manifest
-from qsjax.checkpoint.stored import StoredItem, require_digest
+from qsjax.checkpoint.stored import StoredItem
 from qsjax.errors import CheckpointError
 
 

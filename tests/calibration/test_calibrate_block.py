@@ -134,8 +134,13 @@ def alone(sample, shared):
 @pytest.mark.parametrize(
     ("name", "method", "rounding", "kind"),
     [
-        *(("w4a8", "msad", rounding, kind) for kind in KINDS for rounding in ("nearest", "gptq")),
-        *(("w4a8", "qvdit", "nearest", kind) for kind in KINDS),
+        *(("w4a8", "msad", "gptq", kind) for kind in KINDS),
+        ("w4a8", "msad", "nearest", "single_blocks"),
+        ("w4a8", "qvdit", "nearest", "single_blocks"),
+        *(
+            pytest.param("w4a8", method, "nearest", "double_blocks", marks=pytest.mark.whole)
+            for method in ("msad", "qvdit")
+        ),
         *((name, "msad", "nearest", "single_blocks") for name in RECIPES if name != "w4a8"),
         ("w4a16 and groups", "gptq", "gptq", "single_blocks"),
     ],

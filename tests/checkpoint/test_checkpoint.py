@@ -22,8 +22,8 @@ from qsjax.checkpoint import (
     load_item,
     restore,
 )
+from qsjax.checkpoint.arrays import aligned
 from qsjax.checkpoint.restore import ITEMS_AHEAD, read_ahead, read_item
-from qsjax.checkpoint.stored import aligned
 from qsjax.errors import CheckpointError, InputError
 
 

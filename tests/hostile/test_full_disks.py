@@ -131,6 +131,7 @@ def test_export(left, floats, small_disk, monkeypatch):
     export(floats, small_disk / "out", progress=False)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("left", [0, 30_000, 130_000, 300_000])
 def test_calibration(left, floats, small_disk):
     """Begun with too little room, and ended when there is some: with the bits of a run that never stopped."""

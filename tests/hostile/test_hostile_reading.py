@@ -16,7 +16,15 @@ import tensorstore as ts
 
 from convert.report import as_text, describe
 from qsjax.budget import PlannedModel
-from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, StoredRows, sealed, stored
+from qsjax.checkpoint import (
+    MANIFEST,
+    CheckpointWriter,
+    Manifest,
+    StoredRows,
+    arrays,
+    sealed,
+    values,
+)
 from qsjax.checkpoint.restore import read_item
 from qsjax.dit import load_dit
 from qsjax.errors import CheckpointError, QsjaxError
@@ -236,7 +244,7 @@ def sound(tmp_path_factory):
 
 
 def read(folder, verify=True):
-    stored._verified.clear()
+    arrays.forget_verified()
     return read_item(Manifest.read(folder), "model", "all", verify=verify)
 
 
@@ -324,9 +332,9 @@ def test_without_digests_what_is_stored_is_loaded(sound, tmp_path):
 
 def test_a_digest_is_compared_once_a_process(sound, tmp_path, monkeypatch):
     folder, hashed = shutil.copytree(sound, tmp_path / "ckpt"), []
-    sha256 = stored.hashlib.sha256
+    sha256 = arrays.hashlib.sha256
     manifest = Manifest.read(folder)
-    monkeypatch.setattr(stored.hashlib, "sha256", lambda: hashed.append(1) or sha256())
+    monkeypatch.setattr(arrays.hashlib, "sha256", lambda: hashed.append(1) or sha256())
     read_item(manifest, "model", "all", {"a"})
     assert len(hashed) == 1
     read_item(manifest, "model", "all")
@@ -391,7 +399,7 @@ def test_a_node_that_expands_to_gigabytes_is_not_expanded(sound, tmp_path, name,
     if name == "d":  # the tree says how long the node is
         monkeypatch.setattr(
             "qsjax.checkpoint.values._Tree._place",
-            lambda self, location: stored.Value(path.stat().st_size, path),
+            lambda self, location: values.Value(path.stat().st_size, path),
         )
     with pytest.raises(CheckpointError, match="its tree expands to more than"):
         read(folder)
@@ -442,7 +450,7 @@ def test_a_tree_leads_nowhere_else(sound, tmp_path, monkeypatch, place):
 
 def test_a_table_of_which_rows_are_read_is_compared_too(sound, tmp_path):
     folder = replaced(sound, tmp_path, TREE | {"a": TREE["a"] + 1})
-    stored._verified.clear()
+    arrays.forget_verified()
     rows = np.array([3, 5])
     manifest = Manifest.read(folder)
     with pytest.raises(CheckpointError, match="a is not what was written"):
@@ -471,7 +479,7 @@ def test_what_loads_compares_unless_told_not_to(tiny_checkpoint, tmp_path, load,
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    stored._verified.clear()
+    arrays.forget_verified()
     with pytest.raises(
         CheckpointError, match=f"item {component}/{item}: .* is not what was written"
     ):
@@ -496,7 +504,7 @@ def test_no_flipped_bit_loads_other_numbers(tiny_checkpoint, tmp_path, flips, ki
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        stored._verified.clear()
+        arrays.forget_verified()
         name = path.relative_to(folder)
         try:
             found, expected = (

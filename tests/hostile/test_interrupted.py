@@ -43,6 +43,7 @@ def check_kills(lines, bits):
         assert (line["left"], line["inside"]) == (["checkpoint"], ["dit", "manifest.json"]), line
 
 
+@pytest.mark.whole
 def test_kills(source, tmp_path):
     """At some of all changes of the file system, and at each of the last ones, where the checkpoint gets its name."""
     numbers = [0, 1, 3, 40, -6, -5, -4, -3, -2, -1]
@@ -72,6 +73,7 @@ def check_pairs(lines):
     assert len({line["bits"] for line in lines if line["alike"]}) == 1
 
 
+@pytest.mark.whole
 def test_pairs(source, tmp_path):
     check_pairs(conversions("pair", source, tmp_path, 4))
 
