@@ -13,12 +13,9 @@ from jax.stages import Lowered
 from jaxtyping import Array, Float
 
 from qsjax.compiling import Programs
-from qsjax.errors import NotFiniteError
 from qsjax.models import Models
+from qsjax.sample.finite import require_finite
 from qsjax.vae import VAE, Tiling, VAEConfig
-
-_AT_ONCE = 1 << 24
-"""Numbers that are looked at in one go: the flags of a whole video would take a quarter of its memory."""
 
 
 class LatentDecoder:
@@ -102,22 +99,3 @@ class LatentDecoder:
 
     def _tiles(self, shape: tuple[int, ...], tiling: Tiling | None) -> Sequence[tuple[int, ...]]:
         return [shape] if tiling is None else tiling.decode_plan(self._config).shapes(shape)
-
-
-def require_finite(values: np.ndarray, what: str, cure: str) -> None:
-    """Check that no number is a NaN or an infinity.
-
-    Args:
-        values: floats.
-        what, cure: for the message.
-
-    Raises:
-        NotFiniteError: says how many are.
-    """
-    flat = values.reshape(-1)
-    parts = (flat[start : start + _AT_ONCE] for start in range(0, flat.size, _AT_ONCE))
-    wrong = sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)
-    if wrong:
-        raise NotFiniteError(
-            f"{what} hold {wrong:,} of {flat.size:,} numbers that are not finite; {cure}"
-        )

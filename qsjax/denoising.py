@@ -36,7 +36,7 @@ from qsjax.sample import (
     sharded_prepare,
     sharded_step,
 )
-from qsjax.sample.finite import all_finite, first_broken_layer
+from qsjax.sample.finite import all_finite, first_broken_layer, require_finite
 from qsjax.sample.loop import step_at
 from qsjax.sample.state import Cache
 from qsjax.sample.steps import CACHE
@@ -118,9 +118,14 @@ class Denoiser:
             latents: initial noise.
 
         Raises:
-            NotFiniteError: a step made a NaN or an infinity; says which, and in which layer. Found out one step later, so that no
+            NotFiniteError: the latents or a prompt hold a NaN or an infinity, or a step made one; says which, and in which layer. Found out one step later, so that no
                 device waits for the host.
         """
+        require_finite(np.asarray(latents), "the latents to start from", "give others")
+        for one, whose in ((prompt, "prompt"), (negative, "negative prompt")):
+            for part in () if one is None else (one.text, one.pooled):
+                what = f"the encoding of the {whose}"
+                require_finite(np.asarray(part), what, "encode it in float32")
         x = self._everywhere(jnp.asarray(latents, jnp.float32))
         prepared = self._prepare(plan, *self._everywhere((prompt, negative)))
         dit, numbers = self._models.dit, self._everywhere(schedule(plan))

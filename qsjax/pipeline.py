@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from qsjax.budget.steps import describe
-from qsjax.decoding import LatentDecoder, require_finite
+from qsjax.decoding import LatentDecoder
 from qsjax.denoising import Denoiser
 from qsjax.errors import Cancelled, InputError
 from qsjax.generation import Result, same_arguments
@@ -298,14 +298,6 @@ class Pipeline(OpenCheckpoint):
             raise InputError(
                 f"latents have shape {list(latents.shape)}, this prompt and size need {list(shape)}"
             )
-        else:
-            require_finite(np.asarray(latents), "the latents to start from", "give others")
-        for one, whose in ((prompt, "prompt"), (negative, "negative prompt")):
-            if one is not None:
-                for part in (one.text, one.pooled):
-                    require_finite(
-                        np.asarray(part), f"the encoding of the {whose}", "encode it in float32"
-                    )
         plan = within_budget(self.dit_config, settings.plan(), shape, text)
         if self._progress and (summary := describe(self.dit_config, plan, shape, text)):
             logger.info("%s", summary)

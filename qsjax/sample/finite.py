@@ -10,16 +10,38 @@ from jaxtyping import Array, Bool, Float
 
 from qsjax.dit import DiT, Modulation
 from qsjax.dit.blocks import Context
+from qsjax.errors import NotFiniteError
 from qsjax.sample.state import Memory
 from qsjax.sample.step import Conditions, Step, euler_step
 from qsjax.settings import SamplingPlan
 
+_AT_ONCE = 1 << 24
+"""Numbers that are looked at in one go: the flags of a whole video would take a quarter of its memory."""
 _SEEN = ("before its attention", "in its attention")
 
 
 def all_finite(x: Float[Array, "..."]) -> Bool[Array, ""]:
     """Whether no number is a NaN or an infinity."""
     return jnp.isfinite(x).all()
+
+
+def require_finite(values: np.ndarray, what: str, cure: str) -> None:
+    """Check that no number is a NaN or an infinity.
+
+    Args:
+        values: floats.
+        what, cure: for the message.
+
+    Raises:
+        NotFiniteError: says how many are.
+    """
+    flat = values.reshape(-1)
+    parts = (flat[start : start + _AT_ONCE] for start in range(0, flat.size, _AT_ONCE))
+    wrong = sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)
+    if wrong:
+        raise NotFiniteError(
+            f"{what} hold {wrong:,} of {flat.size:,} numbers that are not finite; {cure}"
+        )
 
 
 def first_broken_layer(
