@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qsjax import locks
 from qsjax.errors import InputError
 from qsjax.locks import lock
 
@@ -46,21 +47,26 @@ def test_another_work_is_refused_and_its_holder_named(tmp_path: Path) -> None:
     assert not list(place.parent.iterdir())
 
 
-def test_the_same_work_waits(tmp_path: Path) -> None:
-    place, seen = tmp_path / "checkpoint", threading.Event()
+def test_the_same_work_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, waiting, seen = tmp_path / "checkpoint", threading.Event(), list[bool]()
+
+    def wait(descriptor: int, wait=locks._wait) -> None:
+        waiting.set()
+        wait(descriptor)
+
+    def same() -> None:
+        with lock(place, doing="convert", identity="a") as waited:
+            seen.append(waited)
+
+    monkeypatch.setattr(locks, "_wait", wait)
     with _hold(place, "a") as process:
-
-        def same() -> None:
-            with lock(place, doing="convert", identity="a") as waited:
-                assert waited
-                seen.set()
-
         thread = threading.Thread(target=same)
         thread.start()
-        assert not seen.is_set()
+        assert waiting.wait(60)  # for the holder, which has not been told to let go
+        assert not seen
         process.communicate("\n")
         thread.join(60)
-    assert seen.is_set()
+    assert seen == [True]
     assert not list(tmp_path.iterdir())
 
 

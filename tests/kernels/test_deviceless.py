@@ -196,7 +196,7 @@ def test_attention(name, target):
 
     def program(q, k, v, valid, blocks, cache):
         return block_sparse_attention(
-            q, k, v, blocks, kv_valid=valid, cache=cache, scores=scores, return_lse=True,
+            q, k, v, blocks, kv_valid=valid, cache=cache, scores=scores, return_lse=True, clears=False,
             implementation=f"tpu@{target}",
         )  # fmt: skip
 

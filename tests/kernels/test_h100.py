@@ -134,7 +134,7 @@ def test_attention(tmp_path, length, block_q, block_kv, kind, scores):
         if cache is not None:  # at rest head by head, as `qsjax.residual` keeps it
             cache = replace(cache, values=cache.values.swapaxes(1, 2))
         return block_sparse_attention(
-            q, k, v, blocks, kv_valid=valid, cache=cache, scores=scores, return_lse=True,
+            q, k, v, blocks, kv_valid=valid, cache=cache, scores=scores, return_lse=True, clears=False,
             implementation="gpu@h100",
         )  # fmt: skip
 
