@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -361,18 +362,31 @@ print(download(Address("owner/model"))[0])
 """
 
 
-def test_processes_that_download_the_same(hub: Hub, model: Path) -> None:
-    """One fetches, the others wait and find it."""
-    (model / WEIGHTS).write_bytes(random.Random(0).randbytes(8_000_000))
+def _download_together(hub: Hub, model: Path, count: int) -> None:
+    """So many processes that start at once: one fetches, the others wait and find it."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", CHILD, hub.address], stdout=subprocess.PIPE, text=True
         )
-        for _ in range(3)
+        for _ in range(count)
     ]
     folders = {process.communicate()[0].strip() for process in processes}
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [process.returncode for process in processes] == [0] * count
     (folder,) = folders
     assert (Path(folder) / WEIGHTS).read_bytes() == (model / WEIGHTS).read_bytes()
     assert hub.asked.count((WEIGHTS, 0)) == 1
     assert not list(cache_directory().rglob("*.part*"))
+
+
+def test_processes_that_download_the_same(hub: Hub, model: Path) -> None:
+    (model / WEIGHTS).write_bytes(random.Random(0).randbytes(8_000_000))
+    _download_together(hub, model, 3)
+
+
+@pytest.mark.slow
+def test_a_hundred_pairs_of_downloads(hub: Hub, model: Path) -> None:
+    (model / WEIGHTS).write_bytes(random.Random(0).randbytes(8_000_000))
+    for _ in range(100):
+        _download_together(hub, model, 2)
+        shutil.rmtree(cache_directory() / "hub")
+        hub.asked.clear()
