@@ -55,12 +55,7 @@ def save_prompts(
         "format_version": str(FORMAT_VERSION),
         "prompts": json.dumps(list(prompts), ensure_ascii=False),
     }
-    try:
-        write_atomically(Path(path), save(arrays, metadata))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); name a file in a writable folder"
-        ) from error
+    write_atomically(Path(path), save(arrays, metadata))
 
 
 def load_prompts(path: str | os.PathLike[str]) -> EncodedPrompt:

@@ -28,7 +28,7 @@ NAMES = {
     "hidden": ".ssh",
     "a separator": "a/b",
     "a way out": "../victim",
-    "far out": "../../../../../../../../tmp/victim",
+    "far out": "../../../../../../../../victim",
     "absolute": "VICTIM",
     "Windows": "a\\..\\victim",
     "a drive": "c:victim",
