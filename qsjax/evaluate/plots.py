@@ -10,7 +10,7 @@ from jaxtyping import Float
 from qsjax.disk import replacing
 from qsjax.errors import InputError
 from qsjax.evaluate.repeats import Repeats
-from qsjax.evaluate.statistics import Estimate, estimate, estimate_over_seeds
+from qsjax.evaluate.statistics import Estimate, estimate_over_seeds
 from qsjax.video import check_writable, write_contact_sheet
 
 
@@ -86,10 +86,13 @@ def plot_figures(results: Mapping[str, Repeats], path: Path, *, title: str = "")
     return save(figure, path)
 
 
-def bars(values: Mapping[str, Float[np.ndarray, " clips"]], path: Path, *, title: str = "") -> Path:
-    """Decibels by label, one value a clip: a bar with its standard error, a dot a clip."""
+def bars(
+    values: Mapping[str, Float[np.ndarray, "_ clips"]], path: Path, *, title: str = ""
+) -> Path:
+    """Decibels by label, one value a calibration and clip: a bar with its standard error, a dot a clip."""
     figure, axes = figure_for(len(values), path)
-    _draw_bars(axes, [estimate(clips) for clips in values.values()], list(values.values()))
+    estimates = [estimate_over_seeds(clips) for clips in values.values()]
+    _draw_bars(axes, estimates, [x.mean(0) for x in values.values()])
     axes.set(
         yticks=np.arange(len(values)), yticklabels=list(values), xlabel="PSNR, dB", title=title
     )

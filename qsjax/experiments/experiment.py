@@ -5,7 +5,6 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, Unpack, runtime_checkable
 
@@ -14,7 +13,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from qsjax.calibration import Samples, SettingsChanges, collect
+from qsjax.calibration import (
+    Method,
+    Samples,
+    SettingsChanges,
+    Trajectories,
+    calibrate_module,
+    collect,
+    walk,
+)
 from qsjax.config import to_mapping
 from qsjax.disk import replacing, writing
 from qsjax.dit import DiT
@@ -24,15 +31,19 @@ from qsjax.evaluate.reference import Reference, reference_run
 from qsjax.experiments.clips import Clips
 from qsjax.experiments.hours import Hours
 from qsjax.experiments.results import Results
-from qsjax.experiments.row import Row, RowT
+from qsjax.experiments.row import Outliers, Row, RowT
 from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.quant import Recipe
 from qsjax.tiny.outliers import inject
+from qsjax.tiny.spikes import spiked
 from qsjax.untrusted.arrays import map_array
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 2
 """Clips of each row that are kept to look at."""
+BlockReports = Sequence[Mapping[str, Any]]
+"""What a calibration says of each block."""
 
 
 @runtime_checkable
@@ -106,6 +117,8 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         self._results = Results(folder, self.facts)
         self._references: dict[str, Reference] = {}
         self._samples: dict[int, Samples] = {}
+        self._runs: dict[int, Trajectories] = {}
+        self._floats: dict[Outliers, DiT] = {"none": pipeline.dit}
 
     def run(self, rows: Sequence[RowT]) -> list[OutcomeT]:
         """Measure the rows that are not finished, and return the outcomes of all of them, in their order.
@@ -167,10 +180,33 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
             self._samples[seed] = self._collect(captions, self.clips.calibration_noise(seed))
         return self._samples[seed]
 
-    @cached_property
-    def dit_with_outliers(self) -> DiT:
-        """The same function with outlier channels."""
-        return inject(self._pipeline.dit)
+    def float_model(self, outliers: Outliers) -> DiT:
+        """Full precision; the same function with or without outliers."""
+        if outliers not in self._floats:
+            make = {"channels": inject, "spikes": spiked}[outliers]
+            self._floats[outliers] = make(self._pipeline.dit)
+        return self._floats[outliers]
+
+    def calibrated(
+        self, recipe: Recipe, method: Method, *, outliers: Outliers = "none", seed: int = 0
+    ) -> tuple[DiT, BlockReports]:
+        """A quantized model, and the calibration's report of each block.
+
+        Args:
+            recipe: bits.
+            method: how transforms, clips and integers are found.
+            outliers: of the model.
+            seed: of the calibration. Samples are the same with outliers, since the model with them is the same function.
+        """
+        return calibrate_module(
+            self.float_model(outliers),
+            self.samples(seed),
+            recipe,
+            method,
+            trajectories=self._trajectories(seed) if method.tune_steps else None,
+            seed=self.clips.calibration_noise(seed),
+            progress=self._progress,
+        )
 
     @abstractmethod
     def _measure(self, row: RowT) -> OutcomeT:
@@ -207,6 +243,17 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
             **self.clips.facts(),
             "settings": {name: value for name, value in resolved.items() if value is not None},
         }
+
+    def _trajectories(self, seed: int) -> Trajectories:
+        """The runs of which `samples` are moments; those of one seed at a time."""
+        if seed not in self._runs:
+            captions = self.clips.calibration_captions(self._sample_count, seed)
+            noise = self.clips.calibration_noise(seed)
+            runs = walk(
+                self._pipeline, captions, seed=noise, progress=self._progress, **self._settings
+            )
+            self._runs = {seed: runs}
+        return self._runs[seed]
 
     def _collect(self, captions: Sequence[str], seed: int) -> Samples:
         return collect(

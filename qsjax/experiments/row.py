@@ -6,12 +6,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+from qsjax.config import Config, to_mapping
 from qsjax.errors import InputError
 from qsjax.untrusted import shown
 
 RowT = TypeVar("RowT", bound="Row")
+Outliers = Literal["none", "channels", "spikes"]
+"""Of the model: none, loud channels (`qsjax.tiny.outliers`), which a scale for each channel undoes, or spikes of some tokens at some
+times (`qsjax.tiny.spikes`), which no scale does. The function is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +67,8 @@ def select(rows: Sequence[RowT], pattern: str) -> tuple[RowT, ...]:
             f"rows {shown(pattern)}: is found in no row; they are named as {rows[0].name!r}, of the groups {groups}"
         )
     return chosen
+
+
+def nameless(config: Config) -> dict[str, object]:
+    """A dataclass as plain data, but for its name: what is called otherwise is the same experiment."""
+    return {key: value for key, value in to_mapping(config).items() if key != "name"}

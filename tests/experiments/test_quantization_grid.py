@@ -14,12 +14,12 @@ import qsjax
 from qsjax.calibration import Samples, Trajectories
 from qsjax.errors import CheckpointError, InputError
 from qsjax.evaluate.captions import caption_scores
+from qsjax.experiments import experiment
 from qsjax.experiments.clips import calibration_captions
 from qsjax.experiments.hours import Hours
 from qsjax.experiments.quantization import (
     QuantizationExperiment,
     QuantizationReport,
-    experiment,
     quantization_grid,
 )
 from qsjax.experiments.quantization.grid import COMPARED, Rank
@@ -51,18 +51,23 @@ class Rounding(QuantizationExperiment):
         self.collected[seed] = captions
         return Samples(*FAKE)
 
-    def _calibrate(self, row, samples):
-        assert samples == FAKE
-        self.done.append(row.name)
-        if row.method.name in self.broken:
-            raise InputError(f"{row.method.name} is broken")
+    def calibrated(self, recipe, method, *, outliers="none", seed=0):
+        assert self.samples(seed) == FAKE
+        self.done.append((recipe, method, outliers, seed))
+        if method.name in self.broken:
+            raise InputError(f"{method.name} is broken")
         blocks = [{"end": {"shift": end}, "round_to_nearest": {"shift": 4.0}} for end in (1.0, 2.0)]
-        dit = self.dit_with_outliers if row.outliers else self._pipeline.dit
-        bits = row.recipe.blocks.weights + 2 * (row.method.rounding == "gptq") + row.seed
-        return rounded(dit, bits), blocks
+        bits = recipe.blocks.weights + 2 * (method.rounding == "gptq") + seed
+        return rounded(self.float_model(outliers), bits), blocks
+
+    @property
+    def names(self):
+        """Of the rows that were calibrated."""
+        rows = {(r.recipe, r.method, r.outliers, r.seed): r.name for r in quantization_grid()}
+        return [rows[one] for one in self.done]
 
 
-ROWS = select(quantization_grid(), "^W(4A8|6A6)( with outliers)?/(rtn|gptq), seed [01]$")
+ROWS = select(quantization_grid(), "^W(4A8|6A6)( with outliers, channels)?/(rtn|gptq), seed [01]$")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +85,7 @@ def test_rows():
     full = by_name["ablation, W4A8 + gptq/both, seed 1"]
     assert full.key == by_name["W4A8/msad + gptq, seed 1"].key
     assert full.key != by_name["W4A8/msad + gptq, seed 0"].key
-    outliers = by_name["W4A8 with outliers/msad + gptq, seed 0"]
+    outliers = by_name["W4A8 with outliers, channels/msad + gptq, seed 0"]
     assert outliers.key != by_name["W4A8/msad + gptq, seed 0"].key
     renamed = replace(ROWS[0], recipe=replace(ROWS[0].recipe, name="other"), rank=Rank.REST)
     assert renamed.key == ROWS[0].key
@@ -137,14 +142,18 @@ def test_outcomes(finished):
     psnr = {outcome.row.name: outcome.comparison.psnr for outcome in outcomes}
     assert (psnr["W6A6/rtn, seed 0"] > psnr["W4A8/rtn, seed 0"]).all()
     # Powers of two do not change what is rounded by output channel, but the largest value of a channel does.
-    assert not np.array_equal(psnr["W4A8/rtn, seed 0"], psnr["W4A8 with outliers/rtn, seed 0"])
+    assert not np.array_equal(
+        psnr["W4A8/rtn, seed 0"], psnr["W4A8 with outliers, channels/rtn, seed 0"]
+    )
 
 
 def test_what_matters_most_comes_first(finished):
     made = finished[1]
     first = [f"{bits}/{name}, seed 0" for bits in ("W4A8", "W6A6") for name in ("rtn", "gptq")]
-    assert made.done[:6] == [*first, "W4A8/gptq, seed 1", "W6A6/gptq, seed 1"]
-    assert made.done[-2:] == [f"W4A8 with outliers/{name}, seed 0" for name in ("rtn", "gptq")]
+    assert made.names[:6] == [*first, "W4A8/gptq, seed 1", "W6A6/gptq, seed 1"]
+    assert made.names[-2:] == [
+        f"W4A8 with outliers, channels/{name}, seed 0" for name in ("rtn", "gptq")
+    ]
     # Nothing that a table promises waits for the ablation, and one seed of a table's rows for none of the next.
     order = made._order(quantization_grid())
     ranks = [row.rank for row in order]
@@ -180,16 +189,16 @@ def test_a_second_run_repeats_nothing(pipeline, finished):
 
 def test_an_interrupted_run_goes_on(pipeline, tmp_path):
     class Interrupted(Rounding):
-        def _calibrate(self, row, samples):
+        def calibrated(self, recipe, method, **options):
             if self.done:
                 raise KeyboardInterrupt
-            return super()._calibrate(row, samples)
+            return super().calibrated(recipe, method, **options)
 
     with pytest.raises(KeyboardInterrupt):
         Interrupted(pipeline, tmp_path).run(ROWS[:2])
     again = Rounding(pipeline, tmp_path)
     outcomes = again.run(ROWS[:2])
-    assert again.done == ["W4A8/gptq, seed 0"]
+    assert again.names == ["W4A8/gptq, seed 0"]
     assert len(outcomes) == 2
 
 
@@ -203,7 +212,7 @@ def test_a_row_that_fails_is_reported_and_tried_again(pipeline, tmp_path):
     assert [row.get("failure") for row in report.plain()["rows"]] == ["rtn is broken", None]
     again = Rounding(pipeline, tmp_path)
     outcomes = again.run(rows)
-    assert again.done == ["W4A8/rtn, seed 0"]
+    assert again.names == ["W4A8/rtn, seed 0"]
     assert all(outcome.failure is None for outcome in outcomes)
 
 
@@ -221,7 +230,7 @@ def test_a_report(finished):
     report = QuantizationReport(made, outcomes)
     files = report.write(folder, plots=True)
     assert {path.name for path in files} >= {
-        *("tables.md", "w4a8.png", "w4a8-figures.png", "w4a8-with-outliers-velocity.png"),
+        *("tables.md", "w4a8.png", "w4a8-figures.png", "w4a8-with-outliers-channels-velocity.png"),
     }
     text = (folder / "tables.md").read_text()
     assert text.count("PSNR over rtn, dB") == text.count("error over rtn") == 3
@@ -350,9 +359,10 @@ def test_a_tuned_row_gets_the_runs_of_its_samples(pipeline, tmp_path, monkeypatc
 
     monkeypatch.setattr(experiment, "walk", walk)
     monkeypatch.setattr(experiment, "calibrate_module", calibrate)
+    monkeypatch.setattr(experiment, "collect", lambda *_, **options: Samples(*FAKE))
     made = QuantizationExperiment(pipeline, tmp_path, captions=1, samples=2, **SMALL)
     for row in select(quantization_grid(), "^W4A8/(tuned|rtn), seed [01]$"):
-        made._calibrate(row, Samples(*FAKE))
+        made.calibrated(row.recipe, row.method, seed=row.seed)
     noise = [made.clips.calibration_noise(seed) for seed in (0, 1)]
     assert given == [(False, noise[0]), (True, noise[0]), (True, noise[1])]
     assert walked == [(made.clips.calibration_captions(2, seed), noise[seed]) for seed in (0, 1)]

@@ -9,10 +9,12 @@ import pytest
 from evaluate_models import SMALL
 
 import qsjax
+from qsjax.calibration import METHODS
 from qsjax.errors import InputError
 from qsjax.experiments.row import select
 from qsjax.experiments.sparse import SparseExperiment, SparseReport, sparse_grid
 from qsjax.experiments.sparse.grid import COMPARED, SparseRow
+from qsjax.experiments.sparse.lines import lines
 from qsjax.experiments.sparse.plots import draw_sparse
 from qsjax.experiments.sparse.report import tables_text
 from qsjax.residual import POLICIES, Residual
@@ -55,15 +57,19 @@ def test_rows():
     main = select(rows, r"^float, svg, 15 %, shift 3/")
     assert {row.label for row in main} == set(POLICIES)
     assert main[0].label == "first"
-    elsewhere = {row.label for row in select(rows, r"^W4A8, topk, 40 %, shift 7/")}
+    elsewhere = {row.label for row in select(rows, r"^float, topk, 40 %, shift 7/")}
     assert elsewhere == set(COMPARED)
+    quantized = [row.name for row in select(rows, r"^W4A8, svg, 15 %, shift 3/")]
+    assert [
+        f"W4A8, svg, 15 %, shift 3/nearest, 1 dense, seed {seed}" in quantized for seed in range(4)
+    ] == [True] * 3 + [False]
     assert [row.sparse.interval for row in main if row.label in ("first", "none")] == [5, 0]
     by_name = {row.name: row for row in rows}
     # The same experiment in two tables is run once.
     ours = by_name["float, svg, 15 %, shift 3/recall-following"]
     for other in ("baselines, float, 15 %, shift 3/ours", "together, svg, 15 %, shift 3/sparse"):
         assert by_name[other].key == ours.key
-    assert by_name["together with outliers, svg, 15 %, shift 3/both"].key != ours.key
+    assert by_name["together with outliers, svg, 15 %, shift 3/both, seed 0"].key != ours.key
 
 
 def test_dense_attention_is_equal_and_less_is_not(finished):
@@ -90,7 +96,7 @@ def test_a_second_run_repeats_nothing(pipeline, finished):
     again = experiment(pipeline, folder)
     after = again.run(ROWS)
     assert not again._references
-    assert tables_text(after) == tables_text(before)
+    assert tables_text(lines(after)) == tables_text(lines(before))
 
 
 def test_captions_of_another_part_of_the_stream(pipeline, finished, tmp_path):
@@ -148,20 +154,20 @@ def test_a_line_for_settings_that_have_all_policies(finished):
         for group, count in (("all", 5), ("two", 2))
         for label, gain in list(zip(COMPARED, (0.0, -9.0, 1.0, 2.5, 3.5), strict=True))[:count]
     ]
-    head, _, line = tables_text(some).split("### all")[0].strip().splitlines()[-3:]
+    head, _, line = tables_text(lines(some)).split("### all")[0].strip().splitlines()[-3:]
     assert line.startswith("| all ")
     assert [cell.split()[0] for cell in line.split("|")[-5:-1]] == [
         *("-9.00", "+1.00", "+2.50", "+3.50")
     ]
     assert head.count("over first") == 4
-    assert "### policies" not in tables_text(some[5:])
+    assert "### policies" not in tables_text(lines(some[5:]))
 
 
 def test_plots_over_density_and_bars(finished, tmp_path):
     outcomes = finished[2]
     first, none = outcomes[0], outcomes[1]
     group = "float, topk, {} %, shift 3"
-    lines = [
+    by_density = [
         one._replace(row=replace(one.row, group=group.format(density), sparse=sparse))
         for density in (15, 25)
         for one in (first, none)
@@ -169,7 +175,7 @@ def test_plots_over_density_and_bars(finished, tmp_path):
     ]
     alone = "baselines, float, 15 %, shift 3"
     others = [one._replace(row=replace(one.row, group=alone)) for one in (first, none)]
-    files = draw_sparse([*outcomes, *lines, *others], tmp_path)
+    files = draw_sparse(lines([*outcomes, *by_density, *others]), tmp_path)
     bars = {"policies-psnr.png", "baselines-float-15-shift-3-psnr.png"}
     assert {path.name for path in files} == {*bars, "float-topk-shift-3.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
@@ -184,7 +190,9 @@ def test_errors_that_add_up(finished):
         for label, latents in zip(("W4A8", "sparse", "both"), parts, strict=True)
     ]
     # 1 and 0.5 clip by clip; 0.25 over 0.15 + 0.2 of the means.
-    assert "sum of the parts: 0.75 +- 0.25 clip by clip, 0.71 of the means" in tables_text(made)
+    assert "sum of the parts: 0.75 +- 0.25 clip by clip, 0.71 of the means" in tables_text(
+        lines(made)
+    )
 
 
 def test_latent_errors_of_placements_clip_by_clip(finished):
@@ -195,8 +203,39 @@ def test_latent_errors_of_placements_clip_by_clip(finished):
         for label, latents in (("now", np.array([0.1, 0.4])), ("then", np.array([0.1, 0.2])))
     ]
     # 0 and -0.2; log 1 and log 1/2.
-    text = tables_text(made)
+    text = tables_text(lines(made))
     assert [cell.strip() for cell in text.split("| then |")[2].splitlines()[0].split("|")[:2]] == [
         "-0.1000 +- 0.1000",
         "-0.35 +- 0.35",
     ]
+
+
+def test_lines_of_several_calibrations_are_paired_seed_by_seed(finished):
+    one, tuned = finished[2][0], METHODS["tuned"]
+
+    def outcome(label, seed, method, *psnr):
+        row = replace(one.row, group="W4A8", label=label, method=method, seed=seed)
+        return one._replace(row=row, psnr=np.array(psnr))
+
+    nearest, better, dense = lines(
+        [
+            *(outcome("nearest", seed, tuned, 20.0 + seed, 30.0) for seed in range(3)),
+            *(outcome("better", seed, tuned, 24.0 + seed, 34.0) for seed in (0, 2)),
+            outcome("dense", 0, None, 40.0, 41.0),
+        ]
+    )
+    assert (nearest.seeds, better.seeds, dense.seeds) == ((0, 1, 2), (0, 2), (0,))
+    assert nearest.estimate("psnr").mean == 25.5
+    # The same four decibels everywhere, over the seeds that both have.
+    assert better.paired("psnr", nearest)[:2] == (4.0, 0.0)
+    # What is not calibrated is that of all seeds.
+    assert dense.paired("psnr", nearest).mean == 15
+    assert nearest.paired("psnr", dense).mean == -15
+    (other,) = lines([outcome("other", 5, tuned, 1.0, 1.0)])
+    assert other.paired("psnr", nearest) is None
+    text = tables_text([nearest, better, dense])
+    assert [
+        line.split("|")[-2].strip()
+        for line in text.splitlines()
+        if line[:3] in ("| n", "| b", "| d")
+    ] == ["3", "2", "1"]

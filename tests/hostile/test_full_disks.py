@@ -61,7 +61,10 @@ WRITERS = {
     "bytes": ("a.bin", lambda place: write_atomically(place, bytes(500_000))),
     "video": ("a.mp4", lambda place: write_video(NOISE, place)),
     "sheet": ("a.png", lambda place: write_contact_sheet([NOISE], ["noise"], place)),
-    "plot": ("a.png", lambda place: bars({f"row {n}": np.arange(5.0) for n in range(90)}, place)),
+    "plot": (
+        "a.png",
+        lambda place: bars({f"row {n}": np.arange(5.0)[None] for n in range(90)}, place),
+    ),
     "results": ("a", results),
     "samples": ("a", samples),
     "state of tuning": ("a", tuning),

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from qsjax.calibration import Samples, SettingsChanges, Trajectories, calibrate_module, walk
-from qsjax.dit import DiT
+from qsjax.calibration import SettingsChanges
 from qsjax.errors import QsjaxError
 from qsjax.evaluate.captions import caption_scores
 from qsjax.evaluate.compare import Comparison, compare
@@ -16,12 +15,10 @@ from qsjax.evaluate.perceptual import lpips
 from qsjax.evaluate.reference import Reference
 from qsjax.evaluate.statistics import Estimate, estimate
 from qsjax.evaluate.tables import FULL, shown
-from qsjax.experiments.experiment import SHOWN, Experiment
+from qsjax.experiments.experiment import SHOWN, BlockReports, Experiment
 from qsjax.experiments.quantization.grid import QuantizationRow
 from qsjax.pipeline import Pipeline
 from qsjax.versions import EVALUATION, versions
-
-BlockReports = Sequence[Mapping[str, Any]]
 
 
 class QuantizationOutcome(NamedTuple):
@@ -94,7 +91,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         progress: bool = False,
         **settings: Unpack[SettingsChanges],
     ) -> None:
-        self._lpips, self._runs = lpips, dict[int, Trajectories]()
+        self._lpips = lpips
         super().__init__(
             pipeline,
             folder,
@@ -141,13 +138,14 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         )
 
     def _measure(self, row: QuantizationRow) -> QuantizationOutcome:
-        # Before the clock starts: else the first row would be charged for both. The samples are the same with outliers, since
-        # the model with them is the same function.
-        samples, reference = self.samples(row.seed), self.reference(row)
+        # Before the clock starts: else the first row would be charged for both.
+        _, reference = self.samples(row.seed), self.reference(row)
         seconds: dict[str, float] = {}
         try:
             start = time.perf_counter()
-            dit, blocks = self._calibrate(row, samples)
+            dit, blocks = self.calibrated(
+                row.recipe, row.method, outliers=row.outliers, seed=row.seed
+            )
             seconds["calibrate"] = round(time.perf_counter() - start, 1)
             start = time.perf_counter()
             comparison = compare(
@@ -169,29 +167,6 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
 
     def _judge(self, frames: np.ndarray, first: int) -> np.ndarray:
         return caption_scores(frames, self.clips.scenes[first : first + len(frames)])
-
-    def _calibrate(self, row: QuantizationRow, samples: Samples) -> tuple[DiT, BlockReports]:
-        """The row's quantized model, and the calibration's report of each block."""
-        return calibrate_module(
-            self.dit_with_outliers if row.outliers else self._pipeline.dit,
-            samples,
-            row.recipe,
-            row.method,
-            trajectories=self._trajectories(row.seed) if row.method.tune_steps else None,
-            seed=self.clips.calibration_noise(row.seed),
-            progress=self._progress,
-        )
-
-    def _trajectories(self, seed: int) -> Trajectories:
-        """The runs of which `samples` are moments; those of one seed at a time."""
-        if seed not in self._runs:
-            captions = self.clips.calibration_captions(self._sample_count, seed)
-            noise = self.clips.calibration_noise(seed)
-            runs = walk(
-                self._pipeline, captions, seed=noise, progress=self._progress, **self._settings
-            )
-            self._runs = {seed: runs}
-        return self._runs[seed]
 
 
 def attention_shift(blocks: BlockReports) -> tuple[float, float] | None:

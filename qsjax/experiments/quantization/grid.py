@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from qsjax.calibration import METHODS, Method
-from qsjax.config import to_mapping
-from qsjax.experiments.row import Row
+from qsjax.experiments.row import Outliers, Row, nameless
 from qsjax.quant import Precision, Recipe
 from qsjax.quant.quantizer import UNQUANTIZED
 
@@ -44,14 +43,14 @@ class QuantizationRow(Row):
     Attributes:
         recipe: bits.
         method: how transforms and clips are found.
-        outliers: whether the model has outlier channels (`qsjax.tiny.outliers`), as large models have.
+        outliers: of the model; large models have some.
         seed: of the calibration: its captions, noise, moments and their order.
         rank: rows of a lower one are measured first.
     """
 
     recipe: Recipe
     method: Method
-    outliers: bool = False
+    outliers: Outliers = "none"
     seed: int = 0
     rank: Rank = Rank.REST
 
@@ -70,7 +69,7 @@ class QuantizationRow(Row):
         """Everything but rank and the names of recipe and method."""
         content: dict[str, object] = {"outliers": self.outliers, "seed": self.seed}
         for part, config in (("recipe", self.recipe), ("method", self.method)):
-            content[part] = {k: v for k, v in to_mapping(config).items() if k != "name"}
+            content[part] = nameless(config)
         return content
 
 
@@ -82,7 +81,8 @@ def quantization_grid() -> tuple[QuantizationRow, ...]:
         *_methods("w6a6", rest=Rank.BITS, nearest=("rtn",)),
         *_methods("w4a4", rest=Rank.METHODS),
         *_methods("w3a8", rest=Rank.BITS, nearest=("rtn",), promised=False),
-        *_outliers(),
+        *_outliers("channels"),
+        *_outliers("spikes"),
         *_modulation(),
     )
 
@@ -141,8 +141,8 @@ def _ablation() -> list[QuantizationRow]:
     return _with_seeds(rows, ranks)
 
 
-def _outliers() -> list[QuantizationRow]:
-    """W4A8 of the model with outlier channels."""
+def _outliers(kind: Outliers) -> list[QuantizationRow]:
+    """W4A8 of the model with outliers."""
     methods = dict(
         [
             *(variant(name) for name in ("rtn", "smoothquant", "quarot", "gptq")),
@@ -151,7 +151,7 @@ def _outliers() -> list[QuantizationRow]:
         ]
     )
     recipe, ranks = Recipe.load("w4a8"), dict.fromkeys(methods, Rank.REST)
-    return _table("W4A8 with outliers", recipe, methods, ranks, outliers=True)
+    return _table(f"W4A8 with outliers, {kind}", recipe, methods, ranks, outliers=kind)
 
 
 def _modulation() -> list[QuantizationRow]:
@@ -179,7 +179,7 @@ def _table(
     methods: Mapping[str, Method],
     ranks: Mapping[str, Rank],
     *,
-    outliers: bool = False,
+    outliers: Outliers = "none",
 ) -> list[QuantizationRow]:
     """A row a method, by label."""
     return [

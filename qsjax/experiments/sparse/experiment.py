@@ -1,7 +1,7 @@
 """Running the grid of sparse attention: sample, then compare with full precision and dense attention."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from qsjax.calibration import METHODS, SettingsChanges, calibrate_module
+from qsjax.calibration import SettingsChanges
 from qsjax.dit import DiT
 from qsjax.errors import CheckpointError
 from qsjax.evaluate.metrics import psnr, ssim
@@ -21,7 +21,7 @@ from qsjax.experiments.sparse.sampling import sampled, without_numbers
 from qsjax.pipeline import Pipeline, to_uint8
 from qsjax.progress import Progress
 from qsjax.quant import Recipe
-from qsjax.sample import Heads, Skip, SparsePlan, executed_kinds, heads_of
+from qsjax.sample import Heads, executed_kinds, heads_of
 from qsjax.sample.state import Memory
 from qsjax.settings import SPARSE
 from qsjax.versions import EVALUATION, versions
@@ -108,13 +108,13 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
             progress=progress,
             **settings,
         )
-        self._models: dict[str, DiT] = {"float": pipeline.dit}
+        self._models: dict[Hashable, DiT] = {}
 
     def _order(self, rows: Sequence[SparseRow]) -> Sequence[SparseRow]:
         """Rows of the same programs one after the other."""
-        together: dict[tuple[str, SparsePlan | None, Skip | None], list[SparseRow]] = {}
+        together: dict[Hashable, list[SparseRow]] = {}
         for row in rows:
-            programs = row.weights, row.sparse and without_numbers(row.sparse), row.skip
+            programs = _weights(row), row.sparse and without_numbers(row.sparse), row.skip
             together.setdefault(programs, []).append(row)
         return list(chain.from_iterable(together.values()))
 
@@ -136,7 +136,7 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
             raise CheckpointError(f"{self._results.path}: a row is damaged ({error})") from error
 
     def _measure(self, row: SparseRow) -> SparseOutcome:
-        reference, dit = self.reference(row), self._model(row.weights)
+        reference, dit = self.reference(row), self._model(row)
         start = time.perf_counter()
         plan = replace(reference.settings.plan(), sparse=row.sparse, skip=row.skip)
         figures: dict[str, list[np.ndarray]] = {name: [] for name in _FIGURES}
@@ -175,23 +175,23 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
             seconds=round(time.perf_counter() - start, 1),
         )
 
-    def _model(self, weights: str) -> DiT:
-        """Full precision or calibrated W4A8 (the whole recipe), with outlier channels or without; made when first needed."""
-        if weights not in self._models:
-            base, _, outliers = weights.partition(" ")
-            dit = self.dit_with_outliers if outliers else self._pipeline.dit
-            if base != "float":
-                recipe, method = Recipe.load("w4a8"), METHODS["msad"]
-                dit, _ = calibrate_module(
-                    dit,
-                    self.samples(self._seed),
-                    recipe,
-                    method,
-                    seed=self.clips.calibration_noise(self._seed),
-                    progress=self._progress,
-                )
-            self._models[weights] = dit
-        return self._models[weights]
+    def _model(self, row: SparseRow) -> DiT:
+        """Full precision, or W4A8 by the row's method (the whole recipe); made when first needed."""
+        if row.method is None:
+            return self.float_model(row.outliers)
+        if _weights(row) not in self._models:
+            self._models[_weights(row)], _ = self.calibrated(
+                Recipe.load("w4a8"),
+                row.method,
+                outliers=row.outliers,
+                seed=self._seed + row.seed,
+            )
+        return self._models[_weights(row)]
+
+
+def _weights(row: SparseRow) -> Hashable:
+    """Rows of the same weights have the same of it."""
+    return row.method, row.outliers, row.seed
 
 
 def _density(kinds: Sequence[str], heads: Sequence[Heads]) -> float:

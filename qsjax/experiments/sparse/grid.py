@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from qsjax.config import to_mapping
-from qsjax.experiments.row import Row
+from qsjax.calibration import METHODS, Method
+from qsjax.experiments.row import Outliers, Row, nameless
 from qsjax.residual import Residual
 from qsjax.sample import Skip, SparsePlan
 from qsjax.settings import PolicyName
@@ -41,6 +41,13 @@ PLACED: dict[float, dict[str, dict[str, Any]]] = {
 }
 """Placements of the full passes by shift: as the recipes have them, eight in thirty steps and fourteen in fifty (`--steps 50`), and
 tables of five and nine."""
+WEIGHTS = {
+    "nearest": replace(METHODS["tuned"], rounding="nearest", tune_steps=0),
+    "tuned": METHODS["tuned"],
+}
+"""Of W4A8: the same training of blocks with each integer the nearest and no tuning, and the default of `qsjax calibrate`."""
+SEEDS = (0, 1, 2)
+"""Of calibrations, where rows have several."""
 SKIPPED = (0.05, 0.1, 0.2)
 """Thresholds of step skipping."""
 FLOATS = Residual(store="float32", rank=16)
@@ -53,16 +60,25 @@ class SparseRow(Row):
     """One experiment.
 
     Attributes:
-        weights: "float", "W4A8", or either "with outliers".
+        method: how the W4A8 weights are made; None is full precision.
+        outliers: of the model.
+        seed: of the calibration, counted from the run's.
         shift: of the schedule.
         sparse: None is dense attention.
         skip: None leaves out no step.
     """
 
-    weights: str = "float"
+    method: Method | None = None
+    outliers: Outliers = "none"
+    seed: int = 0
     shift: float = 3.0
     sparse: SparsePlan | None = None
     skip: Skip | None = None
+
+    @property
+    def name(self) -> str:
+        """Group and label, and the seed where there is a calibration."""
+        return super().name if self.method is None else f"{super().name}, seed {self.seed}"
 
     @property
     def reference_name(self) -> str:
@@ -70,29 +86,27 @@ class SparseRow(Row):
         return f"reference-{self.shift:g}"
 
     def content(self) -> dict[str, object]:
-        """Everything but group and label."""
-        parts = {"sparse": self.sparse, "skip": self.skip}
+        """Everything but group, label and the method's name."""
+        parts = {"method": self.method, "sparse": self.sparse, "skip": self.skip}
         return {
-            "weights": self.weights,
+            "outliers": self.outliers,
+            "seed": self.seed,
             "shift": self.shift,
-            **{name: part and to_mapping(part) for name, part in parts.items()},
+            **{name: None if part is None else nameless(part) for name, part in parts.items()},
         }
 
 
 def sparse_grid() -> tuple[SparseRow, ...]:
     """All experiments; the first row of a table is what its others are paired with."""
     rows: list[SparseRow] = []
-    for shift, density, (mask, sparsity), weights in product(
-        SHIFTS, DENSITIES, MASKS.items(), ("float", "W4A8")
-    ):
-        group = f"{weights}, {mask}, {100 * density:.0f} %, shift {shift:g}"
+    for shift, density, (mask, sparsity) in product(SHIFTS, DENSITIES, MASKS.items()):
+        group = f"float, {mask}, {100 * density:.0f} %, shift {shift:g}"
         for policy in ALL if (density, shift) == (DENSITIES[0], SHIFTS[0]) else COMPARED:
             plan = _plan(replace(sparsity, density=density), replace(FLOATS, policy=policy))
-            rows.append(
-                SparseRow(group=group, label=policy, weights=weights, shift=shift, sparse=plan)
-            )
+            rows.append(SparseRow(group=group, label=policy, shift=shift, sparse=plan))
     return (
         *rows,
+        *_quantized(),
         *_sweeps(),
         *_schedules(),
         *_placements(),
@@ -106,6 +120,38 @@ def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
     """One dense step first, a refresh in every fifth; without a cache nothing is refreshed."""
     interval = 0 if residual.policy == "none" else 5
     return SparsePlan(sparsity=sparsity, residual=residual, interval=interval, dense_steps=1)
+
+
+def _quantized() -> list[SparseRow]:
+    """W4A8 and sparse attention, rounded to nearest and tuned; at the lowest density and the default shift with several seeds, more
+    dense steps and other policies."""
+    rows = []
+    for shift, density, (mask, sparsity) in product(SHIFTS, DENSITIES, MASKS.items()):
+        if shift != SHIFTS[0] and (mask, density) != ("svg", DENSITIES[0]):
+            continue
+        group = f"W4A8, {mask}, {100 * density:.0f} %, shift {shift:g}"
+        most = (mask, density, shift) == ("svg", DENSITIES[0], SHIFTS[0])
+        following = _plan(replace(sparsity, density=density), FLOATS)
+        plans = {f"{count} dense": replace(following, dense_steps=count) for count in (1, 3)}
+        cases = [(weights, label) for label in plans for weights in WEIGHTS]
+        if most:
+            for policy in ("first", "none"):
+                plans[policy] = _plan(following.sparsity, replace(FLOATS, policy=policy))
+                cases.append(("tuned", policy))
+        for seed in SEEDS if most else SEEDS[:1]:
+            rows += [
+                SparseRow(
+                    group=group,
+                    label=f"{weights}, {label}",
+                    method=WEIGHTS[weights],
+                    seed=seed,
+                    shift=shift,
+                    sparse=plans[label],
+                )
+                for weights, label in cases
+                if seed == 0 or label.endswith("dense")
+            ]
+    return rows
 
 
 def _sweeps() -> list[SparseRow]:
@@ -212,11 +258,13 @@ def _interaction() -> list[SparseRow]:
     """Errors of quantization, of sparsity and of both, with and without outlier channels."""
     rows = []
     plan = _plan(replace(MASKS["svg"], density=0.15), FLOATS)
-    for outliers in ("", " with outliers"):
-        group = f"together{outliers}, svg, 15 %, shift 3"
+    models: dict[str, Outliers] = {"": "none", " with outliers": "channels"}
+    for title, outliers in models.items():
+        row = SparseRow(group=f"together{title}, svg, 15 %, shift 3", label="", outliers=outliers)
+        tuned = WEIGHTS["tuned"]
         rows += [
-            SparseRow(group=group, label="W4A8", weights=f"W4A8{outliers}"),
-            SparseRow(group=group, label="sparse", weights=f"float{outliers}", sparse=plan),
-            SparseRow(group=group, label="both", weights=f"W4A8{outliers}", sparse=plan),
+            replace(row, label="W4A8", method=tuned),
+            replace(row, label="sparse", sparse=plan),
+            replace(row, label="both", method=tuned, sparse=plan),
         ]
     return rows

@@ -7,31 +7,30 @@ from pathlib import Path
 import numpy as np
 
 from qsjax.evaluate.plots import bars, figure_for, save
-from qsjax.evaluate.statistics import estimate
 from qsjax.experiments.report import file_name, groups
-from qsjax.experiments.sparse.experiment import SparseOutcome
+from qsjax.experiments.sparse.lines import SparseLine
 
 _BY_DENSITY = re.compile(r"^(?P<weights>float|W4A8), (?P<mask>[^,]+), \d+ %, shift (?P<shift>\S+)$")
 """Groups of the grid that differ in density only."""
 
 
-def draw_sparse(outcomes: Sequence[SparseOutcome], folder: Path) -> list[Path]:
+def draw_sparse(lines: Sequence[SparseLine], folder: Path) -> list[Path]:
     """A plot over densities for all groups that differ in density only, bars for each of the others.
 
     Args:
-        outcomes: of the grid, tables one after the other.
+        lines: of the grid, tables one after the other.
         folder: for the PNGs.
 
     Raises:
         InputError: matplotlib is missing, or a place that cannot be written.
     """
     written, over_density = [], {}
-    for group, members in groups(outcomes):
+    for group, members in groups(lines):
         if settings := _BY_DENSITY.match(group):
             over_density.setdefault(settings.groups(), []).extend(members)
         else:
             path = folder / f"{file_name(group)}-psnr.png"
-            values = {outcome.row.label: outcome.psnr for outcome in members}
+            values = {one.row.label: one.psnr for one in members}
             written.append(bars(values, path, title=group))
     for (weights, mask, shift), members in over_density.items():
         title = f"{weights}, {mask}, shift {shift}"
@@ -39,24 +38,24 @@ def draw_sparse(outcomes: Sequence[SparseOutcome], folder: Path) -> list[Path]:
     return written
 
 
-def plot_densities(outcomes: Sequence[SparseOutcome], path: Path, *, title: str = "") -> Path:
+def plot_densities(lines: Sequence[SparseLine], path: Path, *, title: str = "") -> Path:
     """PSNR over the density that is asked for: a line a policy, the mean over clips with its standard error.
 
     Args:
-        outcomes: sparse rows; those of one label are one line.
+        lines: sparse rows; those of one label are one line.
         path: PNG to write.
         title: of the picture.
 
     Raises:
         InputError: nothing to draw, matplotlib is missing, or a place that cannot be written.
     """
-    figure, axes = figure_for(len(outcomes) // 2, path)
-    for label in dict.fromkeys(outcome.row.label for outcome in outcomes):
+    figure, axes = figure_for(len(lines) // 2, path)
+    for label in dict.fromkeys(one.row.label for one in lines):
         line = sorted(
             (
-                (outcome.row.sparse.sparsity.density, estimate(outcome.psnr))
-                for outcome in outcomes
-                if outcome.row.label == label and outcome.row.sparse is not None
+                (one.row.sparse.sparsity.density, one.estimate("psnr"))
+                for one in lines
+                if one.row.label == label and one.row.sparse is not None
             ),
             key=lambda point: point[0],
         )
