@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qsjax.dit import DiT
 from qsjax.sample.state import Cache
@@ -58,6 +58,6 @@ def denoise(
         yield StepResult(index, kind, latents, cache)
 
 
-def step_at(numbers: Step, index: int) -> Step:
+def step_at(numbers: Step, index: int | Int[Array, ""]) -> Step:
     """Select the numbers of one step from those of all steps."""
     return jax.tree.map(lambda leaf: leaf[index], numbers)

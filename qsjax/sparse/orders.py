@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Shaped
 
 from pallas_kernels import HeadLayout
@@ -110,15 +111,17 @@ def followed(
     return jnp.where(first, _padded(x, 0, length - x.shape[1]), _padded(rest, start, 0))
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def permuted(
     x: Shaped[Array, "N L D"],
     wanted: Bool[Array, " N"],
     permutation: Callable[[Array], Array],
     tokens: int,
 ) -> Shaped[Array, "N L D"]:
-    """Permute the first tokens of the heads that want it.
+    """Permute the first tokens of the heads that want it; differentiable in x.
 
-    The others are not touched: the loop is as long as the number of heads that want it, and writes in place.
+    The others are not touched: the loop is as long as the number of heads that want it, and writes in place. JAX cannot
+    differentiate a loop of traced length, so the backward pass is a loop of its own, with the inverse permutation.
 
     Args:
         x: tokens of all heads of all samples.
@@ -134,6 +137,24 @@ def permuted(
         return jax.lax.dynamic_update_slice(x, permutation(head), start)
 
     return jax.lax.fori_loop(0, wanted.sum(dtype=jnp.int32), step, x)
+
+
+def _permuted_forward(
+    x: Array, wanted: Array, permutation: Callable[[Array], Array], tokens: int
+) -> tuple[Array, Array]:
+    return permuted(x, wanted, permutation, tokens), wanted
+
+
+def _permuted_backward(
+    permutation: Callable[[Array], Array], tokens: int, wanted: Array, cotangent: Array
+) -> tuple[Array, np.ndarray]:
+    head = jax.ShapeDtypeStruct((1, tokens, cotangent.shape[-1]), cotangent.dtype)
+    transposed = jax.linear_transpose(permutation, head)
+    dx = permuted(cotangent, wanted, lambda y: transposed(y)[0], tokens)
+    return dx, np.zeros(wanted.shape, jax.dtypes.float0)
+
+
+permuted.defvjp(_permuted_forward, _permuted_backward)
 
 
 def _padded(x: Array, before: int, after: int) -> Array:

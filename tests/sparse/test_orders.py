@@ -57,3 +57,33 @@ def test_what_follows_stands_where_it_should(rows, start):
     x, rest = jnp.arange(1, rows + 1)[None], -jnp.arange(1, 3)[None]
     found = followed(x, 4, rest, start)
     assert found[0].tolist() == [1, 2, 3, 4, *[0] * (start - 4), -1, -2]
+
+
+def test_gradients_go_back_the_way_that_tokens_came():
+    orders, x = orders_for("two", SIZES["equal"]), tokens()
+    second = jnp.asarray([[1, 0, 1], [0, 1, 0]], jnp.bool_)
+    random = np.random.default_rng(1)
+
+    def weighted(x, weights, choice):
+        back = orders.restore(jnp.tanh(orders.queries(x, choice)), x[:, :, VIDEO:], choice)
+        return (back * weights).sum()
+
+    weights = jnp.asarray(random.standard_normal(x.shape), jnp.float32)
+    found = jax.jit(jax.grad(weighted))(x, weights, second)
+    # There and back again, whatever the order: each token's gradient is its own.
+    exact = weights * jnp.where(
+        np.arange(VIDEO + TEXT)[None, None, :, None] < VIDEO, 1 - jnp.tanh(x) ** 2, 1.0
+    )
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6)
+
+    def asymmetric(x):
+        rows = jnp.arange(orders.layouts[0].slots, dtype=jnp.float32)[None, None, :, None]
+        return (orders.queries(x, second) * rows).sum()
+
+    # The weight of a token is the place that its head's order has it at.
+    found = jax.grad(asymmetric)(x)
+    for sample, head in np.ndindex(2, 3):
+        layout = orders.layouts[int(second[sample, head])]
+        places = np.zeros(VIDEO)
+        places[layout.order[layout.order >= 0]] = np.flatnonzero(layout.order >= 0)
+        np.testing.assert_array_equal(found[sample, head, :VIDEO, 0], places)
