@@ -13,37 +13,25 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from qsjax.calibration import (
-    Method,
-    Samples,
-    SettingsChanges,
-    Trajectories,
-    calibrate_module,
-    collect,
-    walk,
-)
+from qsjax.calibration import SettingsChanges
 from qsjax.config import to_mapping
 from qsjax.disk import replacing, writing
 from qsjax.dit import DiT
 from qsjax.errors import InputError
 from qsjax.evaluate.mappings import forget_programs
 from qsjax.evaluate.reference import Reference, reference_run
+from qsjax.experiments.calibrations import Calibrations
 from qsjax.experiments.clips import Clips
 from qsjax.experiments.hours import Hours
 from qsjax.experiments.results import Results
-from qsjax.experiments.row import Outliers, Row, RowT
+from qsjax.experiments.row import Row, RowT
 from qsjax.pipeline import Pipeline, to_uint8
-from qsjax.quant import Recipe
-from qsjax.tiny.outliers import inject
-from qsjax.tiny.spikes import spiked
 from qsjax.untrusted.arrays import map_array
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 2
 """Clips of each row that are kept to look at."""
-BlockReports = Sequence[Mapping[str, Any]]
-"""What a calibration says of each block."""
 
 
 @runtime_checkable
@@ -89,6 +77,7 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
 
     Attributes:
         clips: captions and noise of the evaluation.
+        calibrations: of the model, by seed.
         facts: plain data that says which run this is.
 
     Raises:
@@ -113,12 +102,12 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         self.clips = Clips.take(captions, stream=stream, seed=seed, first=first_caption)
         self._pipeline, self._folder, self._progress = pipeline, folder, progress
         self._sample_count, self._seed, self._settings = samples, seed, settings
+        self.calibrations = Calibrations(
+            pipeline, self.clips, samples, progress=progress, **settings
+        )
         self.facts = self._facts()
         self._results = Results(folder, self.facts)
         self._references: dict[str, Reference] = {}
-        self._samples: dict[int, Samples] = {}
-        self._runs: dict[int, Trajectories] = {}
-        self._floats: dict[Outliers, DiT] = {"none": pipeline.dit}
 
     def run(self, rows: Sequence[RowT]) -> list[OutcomeT]:
         """Measure the rows that are not finished, and return the outcomes of all of them, in their order.
@@ -169,45 +158,6 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
             self._references[name] = reference
         return self._references[name]
 
-    def samples(self, seed: int) -> Samples:
-        """Calibration samples of captions that no evaluation has.
-
-        Args:
-            seed: of the calibration; those of a stream share neither captions nor noise with another seed's.
-        """
-        if seed not in self._samples:
-            captions = self.clips.calibration_captions(self._sample_count, seed)
-            self._samples[seed] = self._collect(captions, self.clips.calibration_noise(seed))
-        return self._samples[seed]
-
-    def float_model(self, outliers: Outliers) -> DiT:
-        """Full precision; the same function with or without outliers."""
-        if outliers not in self._floats:
-            make = {"channels": inject, "spikes": spiked}[outliers]
-            self._floats[outliers] = make(self._pipeline.dit)
-        return self._floats[outliers]
-
-    def calibrated(
-        self, recipe: Recipe, method: Method, *, outliers: Outliers = "none", seed: int = 0
-    ) -> tuple[DiT, BlockReports]:
-        """A quantized model, and the calibration's report of each block.
-
-        Args:
-            recipe: bits.
-            method: how transforms, clips and integers are found.
-            outliers: of the model.
-            seed: of the calibration. Samples are the same with outliers, since the model with them is the same function.
-        """
-        return calibrate_module(
-            self.float_model(outliers),
-            self.samples(seed),
-            recipe,
-            method,
-            trajectories=self._trajectories(seed) if method.tune_steps else None,
-            seed=self.clips.calibration_noise(seed),
-            progress=self._progress,
-        )
-
     @abstractmethod
     def _measure(self, row: RowT) -> OutcomeT:
         """Do a row, and keep its videos."""
@@ -243,22 +193,6 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
             **self.clips.facts(),
             "settings": {name: value for name, value in resolved.items() if value is not None},
         }
-
-    def _trajectories(self, seed: int) -> Trajectories:
-        """The runs of which `samples` are moments; those of one seed at a time."""
-        if seed not in self._runs:
-            captions = self.clips.calibration_captions(self._sample_count, seed)
-            noise = self.clips.calibration_noise(seed)
-            runs = walk(
-                self._pipeline, captions, seed=noise, progress=self._progress, **self._settings
-            )
-            self._runs = {seed: runs}
-        return self._runs[seed]
-
-    def _collect(self, captions: Sequence[str], seed: int) -> Samples:
-        return collect(
-            self._pipeline, captions, samples=self._sample_count, seed=seed, **self._settings
-        )
 
     def _outcome(self, row: RowT, number: str) -> OutcomeT:
         record = self._results.get(row.key)

@@ -14,7 +14,8 @@ import qsjax
 from qsjax.calibration import Samples, Trajectories
 from qsjax.errors import CheckpointError, InputError
 from qsjax.evaluate.captions import caption_scores
-from qsjax.experiments import experiment
+from qsjax.experiments import calibrations
+from qsjax.experiments.calibrations import Calibrations
 from qsjax.experiments.clips import calibration_captions
 from qsjax.experiments.hours import Hours
 from qsjax.experiments.quantization import (
@@ -38,20 +39,19 @@ def pipeline(tiny_checkpoint):
 FAKE = ("latents", "timestep", "text", "mask", "pooled", "guidance")
 
 
-class Rounding(QuantizationExperiment):
-    """Its calibration only rounds: weights in the recipe's bits, in two more with error feedback, in one more for every seed.
-    Counts what it was asked."""
+class Rounded(Calibrations):
+    """Only rounds: weights in the recipe's bits, in two more with error feedback, in one more for every seed. Counts what it was
+    asked."""
 
-    def __init__(self, pipeline, folder, *, broken=(), **changes):
-        options = {"captions": 2, "samples": 3, **SMALL, **changes}
-        super().__init__(pipeline, folder, **options)
+    def __init__(self, *arguments, broken, **settings):
+        super().__init__(*arguments, **settings)
         self.collected, self.done, self.broken = {}, [], broken
 
     def _collect(self, captions, seed):
         self.collected[seed] = captions
         return Samples(*FAKE)
 
-    def calibrated(self, recipe, method, *, outliers="none", seed=0):
+    def quantized(self, recipe, method, *, outliers="none", seed=0):
         assert self.samples(seed) == FAKE
         self.done.append((recipe, method, outliers, seed))
         if method.name in self.broken:
@@ -60,11 +60,20 @@ class Rounding(QuantizationExperiment):
         bits = recipe.blocks.weights + 2 * (method.rounding == "gptq") + seed
         return rounded(self.float_model(outliers), bits), blocks
 
+
+class Rounding(QuantizationExperiment):
+    """With such calibrations."""
+
+    def __init__(self, pipeline, folder, *, broken=(), **changes):
+        options = {"captions": 2, "samples": 3, **SMALL, **changes}
+        super().__init__(pipeline, folder, **options)
+        self.calibrations = Rounded(pipeline, self.clips, 3, broken=broken, **SMALL)
+
     @property
-    def names(self):
-        """Of the rows that were calibrated."""
+    def done(self):
+        """Names of the rows that were calibrated."""
         rows = {(r.recipe, r.method, r.outliers, r.seed): r.name for r in quantization_grid()}
-        return [rows[one] for one in self.done]
+        return [rows[one] for one in self.calibrations.done]
 
 
 ROWS = select(quantization_grid(), "^W(4A8|6A6)( with outliers, channels)?/(rtn|gptq), seed [01]$")
@@ -150,8 +159,8 @@ def test_outcomes(finished):
 def test_what_matters_most_comes_first(finished):
     made = finished[1]
     first = [f"{bits}/{name}, seed 0" for bits in ("W4A8", "W6A6") for name in ("rtn", "gptq")]
-    assert made.names[:6] == [*first, "W4A8/gptq, seed 1", "W6A6/gptq, seed 1"]
-    assert made.names[-2:] == [
+    assert made.done[:6] == [*first, "W4A8/gptq, seed 1", "W6A6/gptq, seed 1"]
+    assert made.done[-2:] == [
         f"W4A8 with outliers, channels/{name}, seed 0" for name in ("rtn", "gptq")
     ]
     # Nothing that a table promises waits for the ablation, and one seed of a table's rows for none of the next.
@@ -163,8 +172,8 @@ def test_what_matters_most_comes_first(finished):
 
 def test_calibrations_share_neither_captions_nor_noise(finished):
     made = finished[1]
-    first, second = made.collected.values()
-    assert set(made.collected) == {0, 1000}
+    first, second = made.calibrations.collected.values()
+    assert set(made.calibrations.collected) == {0, 1000}
     assert len({*first, *second, *made.clips.captions}) == 2 * 3 + 2
     assert made.reference(ROWS[0]).seed == STREAMS["report"].noise
 
@@ -188,17 +197,19 @@ def test_a_second_run_repeats_nothing(pipeline, finished):
 
 
 def test_an_interrupted_run_goes_on(pipeline, tmp_path):
-    class Interrupted(Rounding):
-        def calibrated(self, recipe, method, **options):
+    class Interrupted(Rounded):
+        def quantized(self, recipe, method, **options):
             if self.done:
                 raise KeyboardInterrupt
-            return super().calibrated(recipe, method, **options)
+            return super().quantized(recipe, method, **options)
 
+    made = Rounding(pipeline, tmp_path)
+    made.calibrations = Interrupted(pipeline, made.clips, 3, broken=(), **SMALL)
     with pytest.raises(KeyboardInterrupt):
-        Interrupted(pipeline, tmp_path).run(ROWS[:2])
+        made.run(ROWS[:2])
     again = Rounding(pipeline, tmp_path)
     outcomes = again.run(ROWS[:2])
-    assert again.names == ["W4A8/gptq, seed 0"]
+    assert again.done == ["W4A8/gptq, seed 0"]
     assert len(outcomes) == 2
 
 
@@ -212,7 +223,7 @@ def test_a_row_that_fails_is_reported_and_tried_again(pipeline, tmp_path):
     assert [row.get("failure") for row in report.plain()["rows"]] == ["rtn is broken", None]
     again = Rounding(pipeline, tmp_path)
     outcomes = again.run(rows)
-    assert again.names == ["W4A8/rtn, seed 0"]
+    assert again.done == ["W4A8/rtn, seed 0"]
     assert all(outcome.failure is None for outcome in outcomes)
 
 
@@ -357,12 +368,12 @@ def test_a_tuned_row_gets_the_runs_of_its_samples(pipeline, tmp_path, monkeypatc
         given.append((trajectories is not None, seed))
         return dit, []
 
-    monkeypatch.setattr(experiment, "walk", walk)
-    monkeypatch.setattr(experiment, "calibrate_module", calibrate)
-    monkeypatch.setattr(experiment, "collect", lambda *_, **options: Samples(*FAKE))
+    monkeypatch.setattr(calibrations, "walk", walk)
+    monkeypatch.setattr(calibrations, "calibrate_module", calibrate)
+    monkeypatch.setattr(calibrations, "collect", lambda *_, **options: Samples(*FAKE))
     made = QuantizationExperiment(pipeline, tmp_path, captions=1, samples=2, **SMALL)
     for row in select(quantization_grid(), "^W4A8/(tuned|rtn), seed [01]$"):
-        made.calibrated(row.recipe, row.method, seed=row.seed)
+        made.calibrations.quantized(row.recipe, row.method, seed=row.seed)
     noise = [made.clips.calibration_noise(seed) for seed in (0, 1)]
     assert given == [(False, noise[0]), (True, noise[0]), (True, noise[1])]
     assert walked == [(made.clips.calibration_captions(2, seed), noise[seed]) for seed in (0, 1)]

@@ -15,7 +15,8 @@ from qsjax.evaluate.perceptual import lpips
 from qsjax.evaluate.reference import Reference
 from qsjax.evaluate.statistics import Estimate, estimate
 from qsjax.evaluate.tables import FULL, shown
-from qsjax.experiments.experiment import SHOWN, BlockReports, Experiment
+from qsjax.experiments.calibrations import BlockReports
+from qsjax.experiments.experiment import SHOWN, Experiment
 from qsjax.experiments.quantization.grid import QuantizationRow
 from qsjax.pipeline import Pipeline
 from qsjax.versions import EVALUATION, versions
@@ -139,11 +140,11 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
 
     def _measure(self, row: QuantizationRow) -> QuantizationOutcome:
         # Before the clock starts: else the first row would be charged for both.
-        _, reference = self.samples(row.seed), self.reference(row)
+        _, reference = self.calibrations.samples(row.seed), self.reference(row)
         seconds: dict[str, float] = {}
         try:
             start = time.perf_counter()
-            dit, blocks = self.calibrated(
+            dit, blocks = self.calibrations.quantized(
                 row.recipe, row.method, outliers=row.outliers, seed=row.seed
             )
             seconds["calibrate"] = round(time.perf_counter() - start, 1)

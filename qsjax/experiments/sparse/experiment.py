@@ -178,9 +178,9 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
     def _model(self, row: SparseRow) -> DiT:
         """Full precision, or W4A8 by the row's method (the whole recipe); made when first needed."""
         if row.method is None:
-            return self.float_model(row.outliers)
+            return self.calibrations.float_model(row.outliers)
         if _weights(row) not in self._models:
-            self._models[_weights(row)], _ = self.calibrated(
+            self._models[_weights(row)], _ = self.calibrations.quantized(
                 Recipe.load("w4a8"),
                 row.method,
                 outliers=row.outliers,
