@@ -13,8 +13,8 @@ from qsjax.errors import InputError, QsjaxError, on_command_line
 _PARTS = {
     "transformer": "DiT weights: a .safetensors or .pt file, or a folder",
     "vae": "VAE weights: a .safetensors or .pt file, or a folder",
-    "text_encoder": "LLaMA or LLaVA folder with config.json",
-    "text_encoder_2": "CLIP folder with config.json",
+    "text_encoder": "LLaMA or LLaVA: a folder with config.json, or a .safetensors file",
+    "text_encoder_2": "CLIP: a folder with config.json, or a .safetensors file",
     "tokenizer": "LLaMA's tokenizer folder (default: beside the text encoder)",
     "tokenizer_2": "CLIP's tokenizer folder (default: beside the text encoder)",
     "config": "sizes of a DiT whose weights carry no config.json: a TOML preset or diffusers' config.json "

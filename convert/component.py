@@ -22,6 +22,8 @@ from qsjax.errors import CheckpointError
 from qsjax.untrusted import shown
 
 _STORED = ("float32", "bfloat16", "float16")
+_CHUNK = 16 << 20
+"""Bytes of a tensor that is cast, at once."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Component:
         """The dtype in which a leaf is stored."""
         if self.dtype is not None:
             return self.dtype
-        return self.source.tensors[next(iter(row.sources))].dtype
+        return self.source.stored_dtype(next(iter(row.sources)))
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """A tensor of the source, or a range of its rows.
@@ -66,13 +68,32 @@ class Component:
         )
         return array
 
+    def read_stored(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """A tensor in the dtype in which it is stored.
+
+        One that the source gives more precisely than it is kept is made in ranges of rows, so that its float32 is never held whole.
+
+        Raises:
+            CheckpointError: it holds values that are NaN or infinite.
+        """
+        info, stored = self.source.tensors[name], self.source.stored_dtype(name)
+        kept = stored if self.dtype is None else self.dtype
+        if info.dtype in (stored, kept) or not info.shape:
+            return self.read(name, rows).astype(kept, copy=False)
+        start, stop = (0, info.shape[0]) if rows is None else rows
+        array = np.empty((stop - start, *info.shape[1:]), kept)
+        step = max(1, _CHUNK // max(1, info.nbytes // max(1, info.shape[0])))
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            array[first - start : last - start] = self.read(name, (first, last))
+        return array
+
     def leaf(self, row: Row, rows: tuple[int, int] | None = None) -> np.ndarray:
         """A leaf as it is stored, or a range of rows of one that is not rearranged."""
         if rows is None:
-            return row.to_leaf(self.read, self.dtype)
+            return row.to_leaf(self.read_stored)
         (name,) = row.sources
-        part = self.read(name, rows)
-        return part if self.dtype is None else part.astype(self.dtype, copy=False)
+        return self.read_stored(name, rows)
 
     def outputs(self, row: Row) -> dict[str, TensorInfo]:
         """The leaves that are stored of a row, before any tensor is read."""
@@ -84,11 +105,11 @@ class Component:
         Raises:
             CheckpointError: the source holds values that are NaN or infinite, or too large for the stored dtype.
         """
-        read = self.source.tensors[next(iter(row.sources))].dtype
+        read = {self.source.tensors[name].dtype for name in row.sources}
         with np.errstate(over="ignore", invalid="ignore"):
             leaves = self.make(row, rows)
         for leaf, array in leaves.items():
-            if array.dtype != read or len(leaves) > 1:  # else they are what was read
+            if {array.dtype} != read or len(leaves) > 1:  # else they are what was read
                 require_finite(
                     array, f"{self.path}: {leaf} in {array.dtype}", "name another `dtype`"
                 )

@@ -77,7 +77,8 @@ def convert(
             Hugging Face hub, which is downloaded; None takes the parts that are named.
         out: checkpoint folder to write.
         transformer, vae: weights, a .safetensors or .pt file, or a folder, in place of the source's.
-        text_encoder, text_encoder_2: folders of LLaMA or LLaVA and of CLIP, with config.json.
+        text_encoder, text_encoder_2: LLaMA or LLaVA and CLIP, folders with config.json, or .safetensors files; without a config.json
+            they are HunyuanVideo's if their shapes are.
         tokenizer, tokenizer_2: their folders; None is beside the text encoders.
         config, vae_config: sizes where weights carry none: a TOML preset or diffusers' config.json; None is HunyuanVideo's.
         prompt_template: JSON file {"template", "crop_start", "max_length"}; None is the source's, else HunyuanVideo's.

@@ -33,8 +33,8 @@ class Sources:
     Attributes:
         transformer: DiT weights, a file or a folder.
         vae: VAE weights, a file or a folder.
-        text_encoder: LLaMA (or LLaVA) folder with config.json.
-        text_encoder_2: CLIP folder with config.json.
+        text_encoder: LLaMA (or LLaVA), a folder with config.json or a file; without one it is HunyuanVideo's if its shapes are.
+        text_encoder_2: CLIP, the same.
         tokenizer: folder of LLaMA's tokenizer.
         tokenizer_2: folder of CLIP's tokenizer.
         scheduler: folder with scheduler_config.json, for the shift.

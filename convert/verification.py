@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from convert.component import Component, open_components
 from convert.containers.listing import first_few
 from convert.quantized import Quantization, with_quantization
 from convert.sources import Sources
+from convert.stream import DTYPES
 from convert.text_storage import TEXT_ENCODERS, stored_text_storage, with_text_storage
 from qsjax.checkpoint import Manifest, digest, load_item
 from qsjax.checkpoint.schema import leaf_bytes
@@ -100,19 +102,22 @@ class _Remade:
     """The leaves of a component, made from the source once more; those of one row are held."""
 
     def __init__(self, part: Component) -> None:
-        self._part = part
         self._rows = {leaf: row for row in part.rows for leaf in part.outputs(row)}
+        # As it was asked for: a source may give its tensors more precisely than it keeps them.
+        self._parts = {name: replace(part, dtype=np.dtype(name)) for name in DTYPES}
+        self._part = part
         self._held: tuple[Any, dict[str, np.ndarray]] = (None, {})
 
     def agrees(self, leaf: str, spec: Mapping[str, Any]) -> bool:
         if leaf not in self._rows:
             return False
-        row, bounds = self._rows[leaf], spec.get("rows")
+        row, bounds, dtype = self._rows[leaf], spec.get("rows"), spec["dtype"]
         if self._held[0] != (row.leaf, bounds):
             self._held = (None, {})
-            again = self._part.made(row, None if bounds is None else (bounds[0], bounds[1]))
+            part = self._parts.get(dtype, self._part)
+            again = part.made(row, None if bounds is None else (bounds[0], bounds[1]))
             self._held = ((row.leaf, bounds), again)
-        again = self._held[1][leaf].astype(np.dtype(spec["dtype"]), copy=False)
+        again = self._held[1][leaf].astype(np.dtype(dtype), copy=False)
         return digest(again) == spec["sha256"]
 
 
