@@ -4,20 +4,24 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from convert.checkpoint_source import CheckpointSource
 from convert.configuration import configuration
 from convert.containers import Source, TensorInfo, open_source
 from convert.containers.listing import first_few
 from convert.finite import require_finite
 from convert.keymaps import Row, check, detect
 from convert.keymaps.detect import TITLES, ComponentConfig, Layout
+from convert.lora.merged import with_lora
 from convert.sources import Sources
+from qsjax.checkpoint import MANIFEST, Manifest
 from qsjax.config import to_mapping
+from qsjax.dit.config import DiTConfig
 from qsjax.errors import CheckpointError
 from qsjax.untrusted import shown
 
@@ -132,6 +136,7 @@ class Component:
             [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.source.files
         ]
         content = [self.name, files, tensors, to_mapping(self.config), str(self.dtype)]
+        content += self.source.lora
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -149,16 +154,25 @@ def open_components(sources: Sources, dtype: np.dtype | None) -> Iterator[dict[s
     """
     configs = {"dit": sources.config, "vae": sources.vae_config}
     with ExitStack() as stack:
-        yield {
+        parts = {
             name: _open(stack, name, path, configs.get(name), dtype)
             for name, path in sources.components().items()
         }
+        if sources.lora:
+            dit = parts["dit"]
+            assert isinstance(dit.config, DiTConfig)
+            merged = with_lora(dit.source, dit.config, dit.rows, sources.lora)
+            parts["dit"] = replace(dit, source=stack.enter_context(merged))
+        yield parts
 
 
 def _open(
     stack: ExitStack, name: str, path: Path, config_path: Path | None, dtype: np.dtype | None
 ) -> Component:
-    source = stack.enter_context(open_source(path, name))
+    if (path / MANIFEST).is_file():
+        source: Source = stack.enter_context(CheckpointSource(Manifest.read(path), name))
+    else:
+        source = stack.enter_context(open_source(path, name))
     config, origin = configuration(name, path, source, config_path)
     shapes = {tensor: tuple(info.shape) for tensor, info in source.tensors.items()}
     place = f"{path} (sizes: {origin})"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.checkpoint_source import CheckpointSource
 from convert.containers import Source
 from convert.keymaps.detect import TITLES, ComponentConfig
 from convert.known_text_encoders import PRESET, known_text_encoder
@@ -52,6 +53,8 @@ def configuration(
     """
     if named is not None:
         return _read(component, named), named.name
+    if isinstance(source, CheckpointSource):
+        return source.component_config, "its manifest"
     if source.config is not None:
         return _from_json(component, source.config, str(path)), "config.json"
     if component == "dit":

@@ -1,6 +1,6 @@
 """Reading a checkpoint back and comparing every leaf with its checksum, and with the source."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,9 @@ from convert.stream import DTYPES
 from convert.text_storage import TEXT_ENCODERS, stored_text_storage, with_text_storage
 from qsjax.checkpoint import Manifest, digest, load_item
 from qsjax.checkpoint.schema import leaf_bytes
-from qsjax.errors import CheckpointError
+from qsjax.errors import CheckpointError, InputError
 from qsjax.progress import Progress
+from qsjax.untrusted import shown
 
 
 class Verified(NamedTuple):
@@ -59,6 +60,8 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
             parts = with_quantization(opened, _quantization(manifest, opened))
             if set(TEXT_ENCODERS) & set(parts):
                 parts = with_text_storage(parts, stored_text_storage(manifest))
+        if "dit" in parts and "dit" in manifest.components:
+            _require_same_lora(manifest, parts["dit"])
         if absent := sorted(set(parts) - set(manifest.components)):
             raise CheckpointError(
                 f"{checkpoint}: has no {', '.join(absent)}, which the sources have; convert them with `overwrite=True`"
@@ -91,6 +94,25 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
             f"convert the sources again with `overwrite=True`"
         )
     return Verified(leaves, from_source, nbytes, len(files))
+
+
+def _require_same_lora(manifest: Manifest, part: Component) -> None:
+    stored = manifest.components["dit"].source.get("lora", [])
+    if stored != list(part.source.lora):
+        raise InputError(
+            f"{manifest.directory}: its transformer has {_named(stored)} merged, and the sources have {_named(part.source.lora)}; "
+            f"give `lora` as it was given, or verify the checkpoint without sources"
+        )
+
+
+def _named(records: Sequence[object]) -> str:
+    """Merged LoRA files and their strengths, for a message."""
+    named = (
+        f"{shown(record.get('name'))} with strength {shown(record.get('strength'), 20)}"
+        for record in records
+        if isinstance(record, Mapping)
+    )
+    return first_few(named) or "no LoRA"
 
 
 def _quantization(manifest: Manifest, opened: Mapping[str, Component]) -> Quantization | None:

@@ -49,6 +49,7 @@ class Source(abc.ABC):
         config: the `config.json` beside the weights, or None.
         ignored: entries of the container that are no part of the weights (a step counter).
         metadata: strings beside the tensors.
+        lora: what the manifest says of each LoRA file that is merged into the tensors.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -57,6 +58,7 @@ class Source(abc.ABC):
     config: dict[str, Any] | None = None
     ignored: tuple[str, ...] = ()
     metadata: Mapping[str, str] = MappingProxyType({})
+    lora: tuple[dict[str, Any], ...] = ()
 
     def stored_dtype(self, name: str) -> np.dtype:
         """The dtype in which the tensor `name` is kept if none is asked for; `read` may give it more precisely."""
