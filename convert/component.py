@@ -19,7 +19,7 @@ from convert.keymaps import Row, check, detect
 from convert.keymaps.detect import TITLES, ComponentConfig, Layout
 from convert.lora.merged import with_lora
 from convert.sources import Sources
-from qsjax.checkpoint import MANIFEST, Manifest
+from qsjax.checkpoint import Manifest
 from qsjax.config import to_mapping
 from qsjax.dit.config import DiTConfig
 from qsjax.errors import CheckpointError
@@ -155,7 +155,7 @@ def open_components(sources: Sources, dtype: np.dtype | None) -> Iterator[dict[s
     configs = {"dit": sources.config, "vae": sources.vae_config}
     with ExitStack() as stack:
         parts = {
-            name: _open(stack, name, path, configs.get(name), dtype)
+            name: _open(stack, name, path, configs.get(name), dtype, path == sources.checkpoint)
             for name, path in sources.components().items()
         }
         if sources.lora:
@@ -167,9 +167,14 @@ def open_components(sources: Sources, dtype: np.dtype | None) -> Iterator[dict[s
 
 
 def _open(
-    stack: ExitStack, name: str, path: Path, config_path: Path | None, dtype: np.dtype | None
+    stack: ExitStack,
+    name: str,
+    path: Path,
+    config_path: Path | None,
+    dtype: np.dtype | None,
+    ours: bool,
 ) -> Component:
-    if (path / MANIFEST).is_file():
+    if ours:
         source: Source = stack.enter_context(CheckpointSource(Manifest.read(path), name))
     else:
         source = stack.enter_context(open_source(path, name))

@@ -44,7 +44,7 @@ class Sources:
         vae_config: config.json of the VAE, where its weights carry none.
         prompt_template: JSON file with template, crop_start and max_length.
         generation: JSON file with the model's sampling settings (`qsjax.settings.Settings`).
-        checkpoint: one of ours, for settings that no file says.
+        checkpoint: one of ours; the parts that name it are read from it, and so are settings that no file says.
         lora: LoRA files to merge into the transformer.
     """
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.containers import SafetensorsFile, TensorInfo
+from convert.containers import SafetensorsFile
 from convert.containers.listing import first_few
 from convert.finite import require_finite
 from convert.lora.modules import Place, underscored
 from convert.lora.names import Key, other_kind, parse_key
+from convert.lora.pieces import pieces_of
 from convert.lora.request import Lora
 from convert.lora.scaling import Scaling, require_alpha
 from convert.origin import require_listed
@@ -20,7 +21,7 @@ from qsjax.errors import CheckpointError, InputError
 from qsjax.untrusted import shown
 from qsjax.untrusted.files import shown_path
 
-_DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 _LARGEST = 1e30
 """Of a change's numbers, as far as those of up and down bound them."""
 _HASH_BLOCK = 8 << 20
@@ -115,7 +116,7 @@ class LoraFile:
         for place, parts in found.items():
             title = shown(next(iter(parts.values()))[0], 120)
             alpha = self._alpha(path, parts.pop(("alpha", None), None))
-            pieces, problem = _pieces(place, parts, tensors)
+            pieces, problem = pieces_of(place, parts, tensors)
             if problem:
                 problems.append(f"{title}: {problem}")
             for piece, up, (down, key) in pieces:
@@ -154,37 +155,6 @@ class LoraFile:
                 raise CheckpointError(
                     f"{path}: {shown(update.up)} times {shown(update.down)} is more than {_LARGEST:g}; get the file again from its source"
                 )
-
-
-def _pieces(
-    place: Place,
-    parts: Mapping[tuple[str, int | None], tuple[str, Key]],
-    tensors: Mapping[str, TensorInfo],
-) -> tuple[list[tuple[Place, str, tuple[str, Key]]], str]:
-    """The parts of a layer, each with its up and its down; and what is wrong with them, or ""."""
-    numbers = list(dict.fromkeys(number for _, number in parts))
-    if not numbers:
-        return [], "it has no matrices"
-    split = numbers != [None]
-    if split and (
-        sorted(numbers, key=str) != list(range(len(numbers))) or "modulation" in place.leaf
-    ):
-        return [], "it is not whole, and its parts are not those of a joined layer"
-    pieces, start = [], place.start
-    for number in range(len(numbers)) if split else (None,):
-        up, down = parts.get(("up", number)), parts.get(("down", number))
-        if up is None or down is None:
-            return [], f"its {'up (lora_B)' if up is None else 'down (lora_A)'} is not there"
-        above, below = tensors[up[0]].shape, tensors[down[0]].shape
-        rows, rank = (shape[0] if shape else 0 for shape in (above, below))
-        ones = (1,) * len(place.shape[2:])
-        if rank < 1 or above != (rows, rank, *ones) or below != (rank, *place.shape[1:]):
-            return [], f"{list(above)} times {list(below)} does not make {list(place.shape)}"
-        pieces.append((place._replace(start=start, shape=(rows, *place.shape[1:])), up[0], down))
-        start += rows
-    if start - place.start != place.shape[0]:
-        return [], f"it has {start - place.start} rows, and the layer {place.shape[0]}"
-    return pieces, ""
 
 
 def _weights(path: Path) -> Path:

@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 _DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
-_UNDERSCORED = ("lora_unet_", "lora_transformer_", "Hunyuan_video_I2V_lora_")
+_UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_", "Hunyuan_video_I2V_lora_")
 _TEXT = ("lora_te", "text_encoder", "lora_text_encoder", "clip_l.", "llama.")
 _PARTS = {
     **dict.fromkeys(("lora_A.weight", "lora_A.default.weight", "lora_down.weight", "lora.down.weight"), "down"),

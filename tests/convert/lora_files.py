@@ -18,7 +18,7 @@ _JOINED = {"self_attn_qkv": (32, 32, 32), "img_attn_qkv": (32, 32, 32), "linear1
 def matrices(layer, rows=None, seed=0, base=None):
     """Down and up of a layer of the small transformer."""
     weight = (models.tencent(torch.float32) if base is None else base)[f"{layer}.weight"]
-    generator = torch.Generator().manual_seed(seed + hash(layer) % 1000 if seed < 0 else seed)
+    generator = torch.Generator().manual_seed(seed)
     ones = (1,) * (weight.ndim - 2)
     down = torch.randn((RANK, *weight.shape[1:]), generator=generator)
     up = torch.randn((weight.shape[0] if rows is None else rows, RANK, *ones), generator=generator)
