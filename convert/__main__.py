@@ -13,8 +13,8 @@ from qsjax.errors import InputError, QsjaxError, on_command_line
 _PARTS = {
     "transformer": "DiT weights: a .safetensors or .pt file, or a folder",
     "vae": "VAE weights: a .safetensors or .pt file, or a folder",
-    "text_encoder": "LLaMA or LLaVA folder with config.json",
-    "text_encoder_2": "CLIP folder with config.json",
+    "text_encoder": "LLaMA or LLaVA: a folder with config.json, or a .safetensors file",
+    "text_encoder_2": "CLIP: a folder with config.json, or a .safetensors file",
     "tokenizer": "LLaMA's tokenizer folder (default: beside the text encoder)",
     "tokenizer_2": "CLIP's tokenizer folder (default: beside the text encoder)",
     "config": "sizes of a DiT whose weights carry no config.json: a TOML preset or diffusers' config.json "
@@ -34,12 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         # An optional positional cannot be absent; the empty format keeps "default: None" out of the help.
         help="diffusers folder, folder of Tencent's files, or transformer file; or hf://OWNER/NAME[/FOLDER][@REVISION] of the "
-        "Hugging Face hub, which is downloaded; with --export a checkpoint%(default).0s",
+        "Hugging Face hub, which is downloaded; with --export or --lora also a checkpoint%(default).0s",
     )
     parser.add_argument("destination", metavar="DST", type=Path, help="folder to write")
     for name, text in _PARTS.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, metavar="PATH", type=Path, default=absent, help=text)
+    parser.add_argument(
+        "--lora",
+        metavar="FILE[:STRENGTH]",
+        action="append",
+        default=absent,
+        help="merge a LoRA (.safetensors) into the transformer, before anything is quantized; may be repeated (default strength: 1)",
+    )
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
@@ -126,6 +133,7 @@ def _convert(args: argparse.Namespace) -> int:
         args.source,
         args.destination,
         **_given(args),
+        lora=getattr(args, "lora", ()),
         dtype=getattr(args, "dtype", None),
         quantize=getattr(args, "quantize", None),
         text_storage=getattr(args, "text_storage", None),
@@ -144,7 +152,7 @@ def _export(args: argparse.Namespace) -> int:
         raise InputError("--export needs a checkpoint and a folder; give SRC and DST")
     surplus = [
         *_given(args),
-        *(name for name in ("dtype", "quantize", "text_storage") if hasattr(args, name)),
+        *(name for name in ("lora", "dtype", "quantize", "text_storage") if hasattr(args, name)),
         *(["verify"] if args.verify else []),
     ]
     if surplus:

@@ -4,24 +4,30 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from convert.checkpoint_source import CheckpointSource
 from convert.configuration import configuration
 from convert.containers import Source, TensorInfo, open_source
 from convert.containers.listing import first_few
 from convert.finite import require_finite
 from convert.keymaps import Row, check, detect
 from convert.keymaps.detect import TITLES, ComponentConfig, Layout
+from convert.lora.merged import with_lora
 from convert.sources import Sources
+from qsjax.checkpoint import Manifest
 from qsjax.config import to_mapping
+from qsjax.dit.config import DiTConfig
 from qsjax.errors import CheckpointError
 from qsjax.untrusted import shown
 
 _STORED = ("float32", "bfloat16", "float16")
+_CHUNK = 16 << 20
+"""Bytes of a tensor that is cast, at once."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Component:
         """The dtype in which a leaf is stored."""
         if self.dtype is not None:
             return self.dtype
-        return self.source.tensors[next(iter(row.sources))].dtype
+        return self.source.stored_dtype(next(iter(row.sources)))
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """A tensor of the source, or a range of its rows.
@@ -66,13 +72,32 @@ class Component:
         )
         return array
 
+    def read_stored(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """A tensor in the dtype in which it is stored.
+
+        One that the source gives more precisely than it is kept is made in ranges of rows, so that its float32 is never held whole.
+
+        Raises:
+            CheckpointError: it holds values that are NaN or infinite.
+        """
+        info, stored = self.source.tensors[name], self.source.stored_dtype(name)
+        kept = stored if self.dtype is None else self.dtype
+        if info.dtype in (stored, kept) or not info.shape:
+            return self.read(name, rows).astype(kept, copy=False)
+        start, stop = (0, info.shape[0]) if rows is None else rows
+        array = np.empty((stop - start, *info.shape[1:]), kept)
+        step = max(1, _CHUNK // max(1, info.nbytes // max(1, info.shape[0])))
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            array[first - start : last - start] = self.read(name, (first, last))
+        return array
+
     def leaf(self, row: Row, rows: tuple[int, int] | None = None) -> np.ndarray:
         """A leaf as it is stored, or a range of rows of one that is not rearranged."""
         if rows is None:
-            return row.to_leaf(self.read, self.dtype)
+            return row.to_leaf(self.read_stored)
         (name,) = row.sources
-        part = self.read(name, rows)
-        return part if self.dtype is None else part.astype(self.dtype, copy=False)
+        return self.read_stored(name, rows)
 
     def outputs(self, row: Row) -> dict[str, TensorInfo]:
         """The leaves that are stored of a row, before any tensor is read."""
@@ -84,11 +109,11 @@ class Component:
         Raises:
             CheckpointError: the source holds values that are NaN or infinite, or too large for the stored dtype.
         """
-        read = self.source.tensors[next(iter(row.sources))].dtype
+        read = {self.source.tensors[name].dtype for name in row.sources}
         with np.errstate(over="ignore", invalid="ignore"):
             leaves = self.make(row, rows)
         for leaf, array in leaves.items():
-            if array.dtype != read or len(leaves) > 1:  # else they are what was read
+            if {array.dtype} != read or len(leaves) > 1:  # else they are what was read
                 require_finite(
                     array, f"{self.path}: {leaf} in {array.dtype}", "name another `dtype`"
                 )
@@ -111,6 +136,7 @@ class Component:
             [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.source.files
         ]
         content = [self.name, files, tensors, to_mapping(self.config), str(self.dtype)]
+        content += self.source.lora
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -128,16 +154,30 @@ def open_components(sources: Sources, dtype: np.dtype | None) -> Iterator[dict[s
     """
     configs = {"dit": sources.config, "vae": sources.vae_config}
     with ExitStack() as stack:
-        yield {
-            name: _open(stack, name, path, configs.get(name), dtype)
+        parts = {
+            name: _open(stack, name, path, configs.get(name), dtype, path == sources.checkpoint)
             for name, path in sources.components().items()
         }
+        if sources.lora:
+            dit = parts["dit"]
+            assert isinstance(dit.config, DiTConfig)
+            merged = with_lora(dit.source, dit.config, dit.rows, sources.lora)
+            parts["dit"] = replace(dit, source=stack.enter_context(merged))
+        yield parts
 
 
 def _open(
-    stack: ExitStack, name: str, path: Path, config_path: Path | None, dtype: np.dtype | None
+    stack: ExitStack,
+    name: str,
+    path: Path,
+    config_path: Path | None,
+    dtype: np.dtype | None,
+    ours: bool,
 ) -> Component:
-    source = stack.enter_context(open_source(path, name))
+    if ours:
+        source: Source = stack.enter_context(CheckpointSource(Manifest.read(path), name))
+    else:
+        source = stack.enter_context(open_source(path, name))
     config, origin = configuration(name, path, source, config_path)
     shapes = {tensor: tuple(info.shape) for tensor, info in source.tensors.items()}
     place = f"{path} (sizes: {origin})"

@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.checkpoint_source import CheckpointSource
 from convert.containers import Source
 from convert.keymaps.detect import TITLES, ComponentConfig
+from convert.known_text_encoders import PRESET, known_text_encoder
 from convert.sources import read_json
 from qsjax.config import from_mapping, load_toml, to_mapping
 from qsjax.dit.config import DiTConfig
 from qsjax.errors import InputError
 from qsjax.text.config import ClipConfig, LlamaConfig
 from qsjax.vae.config import VAEConfig
-
-PRESET = "hunyuan-video-13b"
 
 _KINDS: Mapping[str, type[ComponentConfig]] = {
     "dit": DiTConfig,
@@ -53,18 +53,24 @@ def configuration(
     """
     if named is not None:
         return _read(component, named), named.name
+    if isinstance(source, CheckpointSource):
+        return source.component_config, "its manifest"
     if source.config is not None:
         return _from_json(component, source.config, str(path)), "config.json"
     if component == "dit":
         # Tencent's model without guidance distillation differs from the preset in nothing else.
         distilled = any("guidance" in tensor for tensor in source.tensors)
-        preset = to_mapping(DiTConfig.preset(PRESET)) | {"guidance_embeds": distilled}
-        return from_mapping(DiTConfig, preset, source=PRESET), f"preset {PRESET}"
+        values = to_mapping(DiTConfig.preset(PRESET)) | {"guidance_embeds": distilled}
+        return from_mapping(DiTConfig, values, source=PRESET), f"preset {PRESET}"
     if component == "vae":
         return VAEConfig(), "HunyuanVideo's"
-    raise InputError(
-        f"{path}: has no config.json beside the weights of the {TITLES[component]}; put it there"
-    )
+    found = known_text_encoder(component, source.tensors)
+    if found is None:
+        raise InputError(
+            f"{path}: has no config.json beside the weights of the {TITLES[component]}, and its tensors are not those of "
+            f"HunyuanVideo's; put the config.json there that belongs to it"
+        )
+    return found, "HunyuanVideo's"
 
 
 def _read(component: str, path: Path) -> ComponentConfig:

@@ -1,10 +1,12 @@
 """From PyTorch files, or a model of the hub, to a checkpoint: what `qsjax convert` does, as a function."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from convert.lora.request import Lora, LoraLike, one_or_several, parse
 from convert.origin import local_source
 from convert.quantized import require
 from convert.report import as_text, describe
@@ -60,6 +62,7 @@ def convert(
     config: PathLike | None = None,
     vae_config: PathLike | None = None,
     prompt_template: PathLike | None = None,
+    lora: LoraLike | Sequence[LoraLike] = (),
     dtype: Literal["bfloat16", "float32"] | None = None,
     quantize: str | None = None,
     text_storage: Literal["int8"] | None = None,
@@ -74,13 +77,16 @@ def convert(
 
     Args:
         source: a diffusers folder, a folder of Tencent's files, a transformer file, or hf://OWNER/NAME[/FOLDER][@REVISION] of the
-            Hugging Face hub, which is downloaded; None takes the parts that are named.
+            Hugging Face hub, which is downloaded; None takes the parts that are named. With `lora` also a checkpoint in full precision.
         out: checkpoint folder to write.
         transformer, vae: weights, a .safetensors or .pt file, or a folder, in place of the source's.
-        text_encoder, text_encoder_2: folders of LLaMA or LLaVA and of CLIP, with config.json.
+        text_encoder, text_encoder_2: LLaMA or LLaVA and CLIP, folders with config.json, or .safetensors files; without a config.json
+            they are HunyuanVideo's if their shapes are.
         tokenizer, tokenizer_2: their folders; None is beside the text encoders.
         config, vae_config: sizes where weights carry none: a TOML preset or diffusers' config.json; None is HunyuanVideo's.
         prompt_template: JSON file {"template", "crop_start", "max_length"}; None is the source's, else HunyuanVideo's.
+        lora: LoRA files to merge into the transformer, one or several: a path, "FILE:STRENGTH" or (FILE, STRENGTH). They are added in float32
+            before anything is quantized.
         dtype: of all stored weights; None is the source's.
         quantize: METHOD-RECIPE stores the transformer quantized without calibration, as in "rtn-w4a8" or "quarot-w4a8".
         text_storage: "int8" stores the linear layers of the text encoders in 8 bits, which they then also have in memory.
@@ -107,16 +113,17 @@ def convert(
     named = {name: Path(path) for name, path in parts.items() if path is not None}
     address = None if source is None else os.fspath(source)
     folder, origin = local_source(address, offline=offline)
+    loras = tuple(_local_lora(one, offline=offline) for one in one_or_several(lora))
     destination, manifest, sources = Path(out), None, None
     if verify and not overwrite and (destination / MANIFEST).is_file():
-        if folder is not None or named:
-            sources = Sources.find(folder, **named)
+        if folder is not None or named or loras:
+            sources = Sources.find(folder, loras, **named)
         if quantize is not None:
             require(Manifest.read(destination), quantize)
         if text_storage is not None:
             require_text_storage(Manifest.read(destination), text_storage)
     else:
-        sources = Sources.find(folder, **named)
+        sources = Sources.find(folder, loras, **named)
         manifest = write_checkpoint(
             sources,
             destination,
@@ -129,3 +136,10 @@ def convert(
         )
     verified = verify_checkpoint(destination, sources, progress=progress) if verify else None
     return Conversion(checkpoint=destination, manifest=manifest, verified=verified)
+
+
+def _local_lora(given: LoraLike, *, offline: bool) -> Lora:
+    """A LoRA by its path, downloaded if it is an address of the hub."""
+    address, strength = parse(given)
+    path, _ = local_source(address, offline=offline and address.startswith("hf://"))
+    return Lora(Path(address) if path is None else path, strength)

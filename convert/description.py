@@ -12,6 +12,7 @@ from convert.component import Component
 from convert.prompt_template import find_prompt_template
 from convert.sources import Sources, read_json
 from convert.tokenizers import tokenizer_files
+from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, to_mapping
 from qsjax.dit.config import DiTConfig
 from qsjax.errors import InputError
@@ -36,10 +37,13 @@ def describe(
             vocabulary = to_mapping(components[component].config)["vocab_size"]
             for name, content in tokenizer_files(folder, vocabulary=vocabulary).items():
                 files[f"tokenizers/{component}/{name}"] = content
+    base = None if sources.checkpoint is None else Manifest.read(sources.checkpoint)
     data: dict[str, Any] = {
         "libraries": {name: known or "unknown" for name, known in versions(CONVERSION).items()},
         "components": {name: _component(part) for name, part in components.items()},
-        "scheduler": {"shift": _shift(sources.scheduler)},
+        "scheduler": {"shift": _shift(sources.scheduler)}
+        if base is None
+        else dict(base.data.get("scheduler", {})),
         "files": {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             for name, content in files.items()
@@ -47,11 +51,14 @@ def describe(
     }
     if sources.generation is not None:
         data["generation"] = _generation(sources.generation, components)
+    elif base is not None and "generation" in base.data:
+        data["generation"] = base.data["generation"]
     if "vae" in components:
         # What is None is left to the device that decodes.
         data["tiling"] = {k: v for k, v in to_mapping(Tiling()).items() if v is not None}
     if "llama" in components:
-        data["prompt"] = to_mapping(find_prompt_template(sources.prompt_template))
+        known = None if base is None or sources.prompt_template is not None else base.prompt
+        data["prompt"] = known or to_mapping(find_prompt_template(sources.prompt_template))
     return data, files
 
 
@@ -72,6 +79,7 @@ def _component(part: Component) -> dict[str, Any]:
             "bytes": sum(path.stat().st_size for path in part.source.files),
             "used": len(used),
             "ignored": [*part.ignored, *part.source.ignored],
+            **({"lora": list(part.source.lora)} if part.source.lora else {}),
         },
     }
 

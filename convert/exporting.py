@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.containers import TensorInfo, write_sharded
-from convert.keymaps import Row, expand
-from qsjax.checkpoint import Manifest, load_item
-from qsjax.config import from_mapping, to_mapping
+from convert.checkpoint_source import CheckpointSource
+from convert.containers import write_sharded
+from qsjax.checkpoint import Manifest
+from qsjax.config import to_mapping
 from qsjax.disk import (
     beside,
     put_aside,
@@ -30,10 +30,8 @@ from qsjax.progress import Progress
 from qsjax.untrusted import inside, read_object
 from qsjax.vae.config import VAEConfig
 
-FOLDERS = {"dit": ("transformer", "diffusers"), "vae": ("vae", "hunyuan")}
-"""Component -> (folder of a diffusers pipeline, layout). The text encoders lack the layers that are not used."""
-
-_CONFIGS: Mapping[str, type[DiTConfig] | type[VAEConfig]] = {"dit": DiTConfig, "vae": VAEConfig}
+FOLDERS = {"dit": "transformer", "vae": "vae"}
+"""Component -> folder of a diffusers pipeline. The text encoders lack the layers that are not used."""
 
 logger = logging.getLogger("qsjax.export")
 
@@ -155,7 +153,7 @@ def _write(
     total = sum(reader.nbytes for reader in readers.values())
     with Progress(total, "export", unit="B", enabled=progress) as bar:
         for name, reader in readers.items():
-            part = folder / FOLDERS[name][0]
+            part = folder / FOLDERS[name]
             with writing(part):
                 part.mkdir()
             reader.bar = bar
@@ -163,61 +161,30 @@ def _write(
                 part, _STEM, reader.infos, reader.read, shard_bytes=shard_bytes
             )
             written.append(part / "config.json")
+            assert isinstance(reader.config, DiTConfig | VAEConfig)
             content = json.dumps(reader.config.to_diffusers(), indent=2) + "\n"
             write_atomically(written[-1], content.encode())
     return written
 
 
 class _Tensors:
-    """The PyTorch tensors of a component, made from its leaves; one item and one leaf are held at a time."""
+    """The PyTorch tensors of a component, with a bar."""
 
     def __init__(self, manifest: Manifest, component: str) -> None:
-        self.config = from_mapping(
-            _CONFIGS[component],
-            manifest.config(component),
-            source=f"{manifest.directory}: {component} config",
-        )
-        self.bar: Progress | None = None
-        self._manifest, self._component = manifest, component
-        rows = {row.leaf: row for row in expand(component, self.config, FOLDERS[component][1])}
-        self._items: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-        for item, leaf, spec in manifest.leaves(component):
-            self._items.setdefault(leaf, []).append((item, spec))
-        if set(self._items) != set(rows):
-            raise CheckpointError(
-                f"{manifest.directory}: {component} holds other leaves than its PyTorch original (it is quantized); "
-                f"export the checkpoint it was made from"
-            )
-        self._row_of: dict[str, Row] = {}
-        self.infos: dict[str, TensorInfo] = {}
-        for leaf, places in self._items.items():  # as stored, so that each item is loaded once
-            for name, shape in rows[leaf].sources.items():
-                self._row_of[name] = rows[leaf]
-                self.infos[name] = TensorInfo(shape, np.dtype(places[0][1]["dtype"]))
+        self._source = CheckpointSource(manifest, component)
+        self.config = self._source.component_config
+        self.infos = self._source.tensors
         self.nbytes = sum(info.nbytes for info in self.infos.values())
         self.digests = [
             [item, leaf, spec["sha256"]] for item, leaf, spec in manifest.leaves(component)
         ] + [to_mapping(self.config)]
-        self._item: tuple[str, dict[str, Any]] = ("", {})
-        self._tensors: tuple[str, dict[str, np.ndarray]] = ("", {})
+        self.bar: Progress | None = None
 
     def read(self, name: str) -> np.ndarray:
         """One tensor; cheap if its neighbours were read before."""
-        row = self._row_of[name]
-        if self._tensors[0] != row.leaf:
-            self._tensors = ("", {})
-            parts = [self._load(item)[row.leaf] for item, _ in self._items[row.leaf]]
-            whole = np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
-            self._tensors = (row.leaf, row.to_torch(whole))
         if self.bar is not None:
             self.bar.advance(self.infos[name].nbytes)
-        return self._tensors[1][name]
-
-    def _load(self, item: str) -> dict[str, Any]:
-        if self._item[0] != item:
-            self._item = ("", {})
-            self._item = (item, load_item(self._manifest, self._component, item))
-        return self._item[1]
+        return self._source.read(name)
 
 
 def _is_export(folder: Path) -> bool:

@@ -70,6 +70,8 @@ def as_text(report: dict[str, Any]) -> str:
     for name, part in report["components"].items():
         if part["ignored"]:
             text.append(f"not used by {name}: {first_few(_folded(part['ignored']), 40)}")
+        if part.get("lora"):
+            text.append(f"{name} has merged: {first_few(map(_lora, part['lora']), 40)}")
         if "recipe" in part:
             text.append(
                 f"{name} is quantized: {part['method']}, recipe {_printable(str(part['recipe'].get('name')))}"
@@ -92,6 +94,12 @@ def _folded(names: list[str]) -> list[str]:
         _printable(members[0]) if len(members) == 1 else f"{_printable(group)}.* ({len(members)})"
         for group, members in groups.items()
     ]
+
+
+def _lora(record: object) -> str:
+    """A LoRA file and its strength, as a manifest says it."""
+    values = record if isinstance(record, dict) else {}
+    return f"{_printable(str(values.get('name')))} (strength {values.get('strength')})"
 
 
 def _printable(name: str) -> str:

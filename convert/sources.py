@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from convert.lora.request import Lora
+from qsjax.checkpoint import MANIFEST, Manifest
 from qsjax.errors import InputError
 from qsjax.settings.video import FILE
 from qsjax.untrusted import read_object, shown
@@ -33,8 +35,8 @@ class Sources:
     Attributes:
         transformer: DiT weights, a file or a folder.
         vae: VAE weights, a file or a folder.
-        text_encoder: LLaMA (or LLaVA) folder with config.json.
-        text_encoder_2: CLIP folder with config.json.
+        text_encoder: LLaMA (or LLaVA), a folder with config.json or a file; without one it is HunyuanVideo's if its shapes are.
+        text_encoder_2: CLIP, the same.
         tokenizer: folder of LLaMA's tokenizer.
         tokenizer_2: folder of CLIP's tokenizer.
         scheduler: folder with scheduler_config.json, for the shift.
@@ -42,6 +44,8 @@ class Sources:
         vae_config: config.json of the VAE, where its weights carry none.
         prompt_template: JSON file with template, crop_start and max_length.
         generation: JSON file with the model's sampling settings (`qsjax.settings.Settings`).
+        checkpoint: one of ours; the parts that name it are read from it, and so are settings that no file says.
+        lora: LoRA files to merge into the transformer.
     """
 
     transformer: Path | None = None
@@ -55,9 +59,13 @@ class Sources:
     vae_config: Path | None = None
     prompt_template: Path | None = None
     generation: Path | None = None
+    checkpoint: Path | None = None
+    lora: tuple[Lora, ...] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
+            if field.name == "lora":
+                continue
             path = getattr(self, field.name)
             # A name that is too long for the file system is none; `Path.exists` would raise.
             if path is not None and not os.path.exists(path):
@@ -68,6 +76,15 @@ class Sources:
             raise InputError(
                 "nothing to convert; give a diffusers folder, a transformer file, or one of "
                 "`transformer`, `vae`, `text_encoder`, `text_encoder_2`"
+            )
+        for lora in self.lora or ():
+            if not os.path.exists(lora.path):
+                raise InputError(
+                    f"{shown_path(lora.path)}: does not exist; give an existing file for `lora`"
+                )
+        if self.lora and self.transformer is None:
+            raise InputError(
+                "`lora` is for the transformer, and none is to be converted; name one with `transformer`"
             )
         for config, part in (("config", "transformer"), ("vae_config", "vae")):
             if getattr(self, config) is not None and getattr(self, part) is None:
@@ -82,20 +99,26 @@ class Sources:
                 )
 
     @classmethod
-    def find(cls, source: Path | None = None, **given: Path | None) -> "Sources":
+    def find(
+        cls, source: Path | None = None, lora: tuple[Lora, ...] = (), /, **given: Path | None
+    ) -> "Sources":
         """The sources inside `source`, with those named in `given` taking precedence.
 
         Args:
             source: a diffusers folder (model_index.json), a folder as Tencent publishes it (transformers/, vae/),
-                one component's folder, or a transformer file. None takes `given` alone.
+                one component's folder, or a transformer file. None takes `given` alone. With `lora` also a checkpoint of ours.
+            lora: LoRA files to merge into the transformer.
             given: fields of `Sources`.
 
         Raises:
             InputError: `source` does not exist or is none of these, or a part it announces is absent.
         """
         named: dict[str, Any] = {name: path for name, path in given.items() if path is not None}
-        parts = {} if source is None else _look_into(source, frozenset(named))
-        merged = {**parts, **named}
+        if source is not None and lora and os.path.isfile(source / MANIFEST):
+            parts = checkpoint_parts(source)
+        else:
+            parts = {} if source is None else _look_into(source, frozenset(named))
+        merged: dict[str, Any] = {**parts, **named, "lora": lora}
         for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
             folder = merged.get(part)
             if tokenizer not in merged and folder is not None and has_tokenizer(folder):
@@ -109,6 +132,21 @@ class Sources:
             for part, component in PARTS.items()
             if getattr(self, part) is not None
         }
+
+
+def checkpoint_parts(checkpoint: Path) -> dict[str, Path]:
+    """The fields of `Sources` that a checkpoint of ours fills.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    components = Manifest.read(checkpoint).components
+    parts = {part: checkpoint for part, component in PARTS.items() if component in components}
+    for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+        folder = checkpoint / "tokenizers" / PARTS[part]
+        if part in parts and folder.is_dir():
+            parts[tokenizer] = folder
+    return {**parts, "checkpoint": checkpoint}
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -138,7 +176,7 @@ def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
         return _diffusers(source, named)
     if (source / "manifest.json").is_file():
         raise InputError(
-            f"{source}: is a converted checkpoint already; write PyTorch files from it with `export`"
+            f"{source}: is a converted checkpoint already; write PyTorch files from it with `export`, or merge a `lora` into it"
         )
     tencent = {part: source / path for part, path in _TENCENT.items() if (source / path).is_file()}
     if tencent:

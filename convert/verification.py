@@ -1,7 +1,8 @@
 """Reading a checkpoint back and comparing every leaf with its checksum, and with the source."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,13 @@ from convert.component import Component, open_components
 from convert.containers.listing import first_few
 from convert.quantized import Quantization, with_quantization
 from convert.sources import Sources
+from convert.stream import DTYPES
 from convert.text_storage import TEXT_ENCODERS, stored_text_storage, with_text_storage
 from qsjax.checkpoint import Manifest, digest, load_item
 from qsjax.checkpoint.schema import leaf_bytes
-from qsjax.errors import CheckpointError
+from qsjax.errors import CheckpointError, InputError
 from qsjax.progress import Progress
+from qsjax.untrusted import shown
 
 
 class Verified(NamedTuple):
@@ -57,6 +60,8 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
             parts = with_quantization(opened, _quantization(manifest, opened))
             if set(TEXT_ENCODERS) & set(parts):
                 parts = with_text_storage(parts, stored_text_storage(manifest))
+        if "dit" in parts and "dit" in manifest.components:
+            _require_same_lora(manifest, parts["dit"])
         if absent := sorted(set(parts) - set(manifest.components)):
             raise CheckpointError(
                 f"{checkpoint}: has no {', '.join(absent)}, which the sources have; convert them with `overwrite=True`"
@@ -91,6 +96,25 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
     return Verified(leaves, from_source, nbytes, len(files))
 
 
+def _require_same_lora(manifest: Manifest, part: Component) -> None:
+    stored = manifest.components["dit"].source.get("lora", [])
+    if stored != list(part.source.lora):
+        raise InputError(
+            f"{manifest.directory}: its transformer has {_named(stored)} merged, and the sources have {_named(part.source.lora)}; "
+            f"give `lora` as it was given, or verify the checkpoint without sources"
+        )
+
+
+def _named(records: Sequence[object]) -> str:
+    """Merged LoRA files and their strengths, for a message."""
+    named = (
+        f"{shown(record.get('name'))} with strength {shown(record.get('strength'), 20)}"
+        for record in records
+        if isinstance(record, Mapping)
+    )
+    return first_few(named) or "no LoRA"
+
+
 def _quantization(manifest: Manifest, opened: Mapping[str, Component]) -> Quantization | None:
     stored = manifest.components.get("dit") if "dit" in opened else None
     return None if stored is None else Quantization.stored(stored, str(manifest.directory))
@@ -100,19 +124,22 @@ class _Remade:
     """The leaves of a component, made from the source once more; those of one row are held."""
 
     def __init__(self, part: Component) -> None:
-        self._part = part
         self._rows = {leaf: row for row in part.rows for leaf in part.outputs(row)}
+        # As it was asked for: a source may give its tensors more precisely than it keeps them.
+        self._parts = {name: replace(part, dtype=np.dtype(name)) for name in DTYPES}
+        self._part = part
         self._held: tuple[Any, dict[str, np.ndarray]] = (None, {})
 
     def agrees(self, leaf: str, spec: Mapping[str, Any]) -> bool:
         if leaf not in self._rows:
             return False
-        row, bounds = self._rows[leaf], spec.get("rows")
+        row, bounds, dtype = self._rows[leaf], spec.get("rows"), spec["dtype"]
         if self._held[0] != (row.leaf, bounds):
             self._held = (None, {})
-            again = self._part.made(row, None if bounds is None else (bounds[0], bounds[1]))
+            part = self._parts.get(dtype, self._part)
+            again = part.made(row, None if bounds is None else (bounds[0], bounds[1]))
             self._held = ((row.leaf, bounds), again)
-        again = self._held[1][leaf].astype(np.dtype(spec["dtype"]), copy=False)
+        again = self._held[1][leaf].astype(np.dtype(dtype), copy=False)
         return digest(again) == spec["sha256"]
 
 

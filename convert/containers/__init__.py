@@ -4,9 +4,9 @@
     write_safetensors(...)          one file, tensor by tensor, whole or not at all
     write_sharded(...)              the hub's numbered shards with their index
 
-Read are: a safetensors file, sharded safetensors with an index, a PyTorch `.pt` (bare, or under `model`,
-`module`, `state_dict` or `ema`), HunyuanVideo's float8 `.pt` with its map of scales, and a folder that holds
-one of these. Sources are untrusted: everything a file says is checked against the file before memory is
+Read are: a safetensors file, sharded safetensors with an index, also of float8 with or without scales, a PyTorch
+`.pt` (bare, or under `model`, `module`, `state_dict` or `ema`), HunyuanVideo's float8 `.pt` with its map of scales,
+and a folder that holds one of these. Sources are untrusted: everything a file says is checked against the file before memory is
 allocated for it, and no pickle is ever executed.
 """
 

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.containers.float8 import float8_names
+from convert.containers.float8_safetensors import with_float8
 from convert.containers.folder import INDEX, SHARD, TORCH_SUFFIXES, find_weights
-from convert.containers.listing import first_few
 from convert.containers.safetensors_file import SafetensorsFile
-from convert.containers.scaled_fp8 import ScaledFp8, float8_names
+from convert.containers.scaled_fp8 import ScaledFp8
 from convert.containers.sharded import ShardedSafetensors
 from convert.containers.source import Source
 from convert.containers.torch_file import TorchFile
-from qsjax.errors import CheckpointError, InputError
+from qsjax.errors import InputError
 from qsjax.untrusted import read_object
 from qsjax.untrusted.files import SMALL
 
@@ -26,7 +27,7 @@ def open_source(path: str | os.PathLike[str], component: str) -> Source:
             searched, and for "vae" that a leading `vae.` is stripped from the names.
 
     Returns:
-        The open source; close it, or use it as a context manager. Float8 weights with scales show as bfloat16.
+        The open source; close it, or use it as a context manager. Float8 weights show as what they stand for, bfloat16 or float32.
 
     Raises:
         InputError: nothing usable is there, or more than one thing; or a `.pt` and no PyTorch.
@@ -56,23 +57,15 @@ def _open(path: Path) -> Source:
     if SHARD.search(path.name) and not path.name.endswith("-00001-of-00001.safetensors"):
         raise InputError(f"{path}: is one shard of several; name the folder {path.parent} instead")
     if INDEX.search(path.name):
-        source: Source = ShardedSafetensors(path)
-    elif path.suffix == ".safetensors":
-        source = SafetensorsFile(path)
-    elif path.suffix in TORCH_SUFFIXES:
+        return with_float8(ShardedSafetensors(path))
+    if path.suffix == ".safetensors":
+        return with_float8(SafetensorsFile(path))
+    if path.suffix in TORCH_SUFFIXES:
         file = TorchFile(path)
         return ScaledFp8(file) if float8_names(file) else file
-    else:
-        raise InputError(
-            f"{path}: files of this kind are not read; name .safetensors, .safetensors.index.json, {', '.join(TORCH_SUFFIXES)} or a folder"
-        )
-    unscaled = float8_names(source)
-    if unscaled:
-        source.close()
-        raise CheckpointError(
-            f"{path}: holds {len(unscaled)} float8 tensors ({first_few(unscaled, 2)}) whose scales are not known; use a bfloat16 or float16 file, or HunyuanVideo's fp8 .pt with its map"
-        )
-    return source
+    raise InputError(
+        f"{path}: files of this kind are not read; name .safetensors, .safetensors.index.json, {', '.join(TORCH_SUFFIXES)} or a folder"
+    )
 
 
 class _VaePart(Source):
@@ -88,6 +81,10 @@ class _VaePart(Source):
         }
         others = (name for name in whole.tensors if not name.startswith("vae."))
         self.ignored = (*whole.ignored, *others)
+
+    def stored_dtype(self, name: str) -> np.dtype:
+        """See `Source.stored_dtype`."""
+        return self._whole.stored_dtype(f"vae.{name}")
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """See `Source.read`."""

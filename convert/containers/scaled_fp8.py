@@ -6,25 +6,13 @@ weight is fp8.to(bfloat16) * scale.to(bfloat16) in bfloat16 (Tencent's `fp8_acti
 
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
+from convert.containers.float8 import BFLOAT16, FLOAT8, SCALES, dequantize, float8_names
 from convert.containers.listing import first_few
 from convert.containers.source import Source, TensorInfo
 from convert.containers.torch_file import TorchFile
 from qsjax.errors import CheckpointError
-from qsjax.untrusted import Between
-
-FLOAT8 = {np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)}
-_SCALES = Between(1e-30, 1e30)
-"""With these every float8 number is a normal or zero in bfloat16."""
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_CHUNK = 1 << 20  # table look-ups widen their indices to 8 bytes; this bounds them to 8 MB
-
-
-def float8_names(source: Source) -> list[str]:
-    """The tensors that mean nothing without a scale."""
-    return [name for name, info in source.tensors.items() if info.dtype in FLOAT8]
 
 
 class ScaledFp8(Source):
@@ -56,7 +44,7 @@ class ScaledFp8(Source):
         self.files = (path, beside)
         self.ignored = weights.ignored
         self.tensors = {
-            name: TensorInfo(info.shape, _BFLOAT16) if name in self._scales else info
+            name: TensorInfo(info.shape, BFLOAT16) if name in self._scales else info
             for name, info in weights.tensors.items()
         }
 
@@ -68,22 +56,6 @@ class ScaledFp8(Source):
     def close(self) -> None:
         """Close the weights."""
         self._weights.close()
-
-
-def dequantize(stored: np.ndarray, scale: float) -> np.ndarray:
-    """`stored` (float8, any shape) times `scale`, both rounded to bfloat16 first, in bfloat16.
-
-    There are only 256 different products, so they are computed once and looked up.
-    """
-    factor = np.asarray(scale, np.float32).astype(_BFLOAT16)  # torch goes by way of float32 too
-    codes = np.arange(256, dtype=np.uint8).view(stored.dtype)
-    with np.errstate(over="ignore", invalid="ignore"):
-        table = np.multiply(codes.astype(_BFLOAT16), factor)
-    result = np.empty(stored.shape, _BFLOAT16)
-    indices, flat = stored.reshape(-1).view(np.uint8), result.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        flat[start : start + _CHUNK] = table[indices[start : start + _CHUNK]]
-    return result
 
 
 def _scales(path: Path, names: list[str], scales: Source) -> dict[str, float]:
@@ -98,7 +70,7 @@ def _scales(path: Path, names: list[str], scales: Source) -> dict[str, float]:
             problems.append(f"the scale of {name!r} is {info.dtype} {info.shape}")
         else:
             factors[name] = float(scales.read(module).reshape(()).astype(np.float32))
-            if factors[name] not in _SCALES:
+            if factors[name] not in SCALES:
                 problems.append(f"the scale of {name!r} is {factors[name]}")
     modules = {name.removesuffix(".weight") for name in names}
     problems += [

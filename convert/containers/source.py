@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class Source(abc.ABC):
         files: every file the tensors and the configuration come from.
         config: the `config.json` beside the weights, or None.
         ignored: entries of the container that are no part of the weights (a step counter).
+        metadata: strings beside the tensors.
+        lora: what the manifest says of each LoRA file that is merged into the tensors.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -55,6 +57,12 @@ class Source(abc.ABC):
     files: tuple[Path, ...]
     config: dict[str, Any] | None = None
     ignored: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = MappingProxyType({})
+    lora: tuple[dict[str, Any], ...] = ()
+
+    def stored_dtype(self, name: str) -> np.dtype:
+        """The dtype in which the tensor `name` is kept if none is asked for; `read` may give it more precisely."""
+        return self.tensors[name].dtype
 
     @abc.abstractmethod
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:

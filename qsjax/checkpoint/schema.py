@@ -29,7 +29,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SOURCE: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "container", "layout", "prefix"), str),
     **dict.fromkeys(("tensors", "bytes", "used"), int),
-    "ignored": list,
+    **dict.fromkeys(("ignored", "lora"), list),
     "sha256": dict,
 }
 

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from convert import Sources, convert, export, exporting
+from convert import Sources, checkpoint_source, convert, export
 from qsjax.checkpoint import sealed
 from qsjax.errors import CheckpointError, InputError
 
@@ -77,13 +77,13 @@ def test_diffusers_loads_the_export(exported):
 
 
 def test_shards_while_each_item_is_loaded_once(checkpoint, tmp_path, monkeypatch):
-    loaded, load_item = [], exporting.load_item
+    loaded, load_item = [], checkpoint_source.load_item
 
     def count(manifest, component, item):
         loaded.append((component, item))
         return load_item(manifest, component, item)
 
-    monkeypatch.setattr(exporting, "load_item", count)
+    monkeypatch.setattr(checkpoint_source, "load_item", count)
     files = export(checkpoint, tmp_path / "out", progress=False, shard_bytes=60_000)
     assert all(path.is_file() for path in files)
     index = tmp_path / "out/transformer/diffusion_pytorch_model.safetensors.index.json"
@@ -96,7 +96,7 @@ def test_nothing_appears_when_it_fails(checkpoint, tmp_path, monkeypatch):
     def fail(*_):
         raise CheckpointError("damaged")
 
-    monkeypatch.setattr(exporting, "load_item", fail)
+    monkeypatch.setattr(checkpoint_source, "load_item", fail)
     with pytest.raises(CheckpointError, match="damaged"):
         export(checkpoint, tmp_path / "out", progress=False)
     assert not list(tmp_path.iterdir())

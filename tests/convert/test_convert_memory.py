@@ -1,5 +1,6 @@
-"""Conversion in bounded memory: the peak of a process does not grow with the number of blocks, plain or quantized."""
+"""Conversion in bounded memory: the peak of a process does not grow with the number of blocks, plain, quantized or of float8."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,51 @@ def test_peak_memory_does_not_grow_with_the_number_of_blocks(tmp_path):
     # What quantizes costs more than all of a plain conversion, or nothing would be seen of its growth.
     assert few_quantized > many + 50e6
     assert many_quantized - few_quantized < 30e6
+
+
+# HunyuanVideo's width, sparse files: the peak of one conversion, in a process of its own.
+PEAK = """
+import dataclasses, json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import convert_models as models
+from convert import Sources, convert
+from convert.keymaps import expand
+from convert.memory import peak_memory
+from qsjax.dit.config import DiTConfig
+folder, kind, double = Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+config = dataclasses.replace(DiTConfig.preset("hunyuan-video-13b"), num_double_blocks=double, num_single_blocks=2 * double)
+shapes = {n: s for row in expand("dit", config, "tencent") for n, s in row.sources.items()}
+scaled = [n for n, s in shapes.items() if kind == "fp8" and len(s) == 2]
+header, edge = {}, 0
+for name in [n.removesuffix("weight") + "scale_weight" for n in scaled] + list(shapes):
+    shape = shapes.get(name, ())
+    dtype, size = ("F32", 4) if name not in shapes else ("F8_E4M3", 1) if name in scaled else ("BF16", 2)
+    for length in shape:
+        size *= length
+    header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [edge, edge + size]}
+    edge += size
+content = json.dumps(header).encode()
+folder.mkdir()
+path = folder / "a.safetensors"
+with path.open("wb") as file:
+    file.write(len(content).to_bytes(8, "little") + content + len(scaled) * b"\\x00\\x00\\x80\\x3f")
+    file.truncate(8 + len(content) + edge)
+sources = Sources(transformer=path, config=models.config_file(folder, config))
+convert(sources, folder / "out", progress=False)
+print(edge, peak_memory())
+"""
+
+
+@pytest.mark.slow
+def test_five_gigabytes_of_float8_take_the_memory_of_bfloat16_and_two_tensors(tmp_path):
+    """More blocks take no more, and the largest tensor (linear1 of a single block) has 132 MB in bfloat16."""
+    found = {}
+    for kind, double in (("bf16", 1), ("fp8", 8)):
+        folder = tmp_path / kind
+        command = [sys.executable, "-c", PEAK, str(Path(__file__).parent), str(folder), kind, str(double)]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[kind] = tuple(map(int, result.stdout.split()))
+        shutil.rmtree(folder)
+    assert found["fp8"][0] > 5e9
+    assert found["fp8"][1] < found["bf16"][1] + 2 * 21_504 * 3072 * 2

@@ -1,8 +1,12 @@
 """Every test here is `hostile`; the usual suite runs a part of the cases, `pytest -m hostile` all of them."""
 
+import sys
 from pathlib import Path
 
 import pytest
+
+# Small models and files are made there; the folder has the name of our package, and cannot be imported as one.
+sys.path.append(str(Path(__file__).parent.parent / "convert"))
 
 SHARE = 8
 """One case in so many is in the usual suite."""

@@ -1,0 +1,106 @@
+"""Alpha, where a file says it elsewhere than in tensors: diffusers in the header, PEFT in adapter_config.json beside it.
+
+Without any, alpha is the rank.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qsjax.errors import CheckpointError
+from qsjax.untrusted import Between, parse_object, read_object, shown
+from qsjax.untrusted.files import SMALL
+
+ALPHAS = Between(1e-6, 1e6)
+_HEADER = "lora_adapter_metadata"
+_PREFIX = "transformer."
+_ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_SPECIAL = frozenset("\\()[]{}|*+?$")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What a configuration says of alpha.
+
+    Attributes:
+        alpha: of all layers; None is each layer's rank.
+        patterns: layer, or the end of its name -> its own alpha.
+        stabilized: whether the root of the rank divides, as in rank-stabilized LoRA.
+    """
+
+    alpha: float | None = None
+    patterns: Mapping[str, float] = field(default_factory=dict)
+    stabilized: bool = False
+
+    def factor(self, layer: str, rank: int, alpha: float | None) -> float:
+        """What up @ down is multiplied by.
+
+        Args:
+            layer: its name in the file, without the prefix.
+            rank: of the layer's LoRA.
+            alpha: of the layer's own tensor, which comes before everything else.
+        """
+        if alpha is None:
+            of_its_own = (
+                value
+                for pattern, value in self.patterns.items()
+                if layer == pattern.removeprefix("^")
+                or (not pattern.startswith("^") and layer.endswith(f".{pattern}"))
+            )
+            alpha = next(of_its_own, self.alpha)
+        alpha = float(rank) if alpha is None else alpha
+        return alpha / (rank**0.5 if self.stabilized else rank)
+
+    @classmethod
+    def find(cls, path: Path, metadata: Mapping[str, str]) -> "Scaling":
+        """What a LoRA file's header says, or the adapter_config.json beside a PEFT adapter.
+
+        Raises:
+            InputError: adapter_config.json cannot be read.
+            CheckpointError: it is no JSON object, a value cannot be, or it describes a DoRA.
+        """
+        if _HEADER in metadata:
+            what = f"{path}: {_HEADER}"
+            values = parse_object(metadata[_HEADER].encode(), what)
+            return cls._of(
+                {k.removeprefix(_PREFIX): v for k, v in values.items() if k.startswith(_PREFIX)}
+                or values,
+                what,
+            )
+        beside = path.with_name(_CONFIG)
+        if path.name == _ADAPTER and beside.exists():
+            return cls._of(read_object(beside, SMALL), str(beside))
+        return cls()
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any], what: str) -> "Scaling":
+        if values.get("use_dora"):
+            raise CheckpointError(f"{what} describes a DoRA, which is not merged; use a plain LoRA")
+        patterns = values.get("alpha_pattern") or {}
+        if not isinstance(patterns, Mapping) or any(_SPECIAL & set(key) for key in patterns):
+            raise CheckpointError(
+                f"{what} has alpha_pattern {shown(patterns)}, and only plain names of layers are read; save the LoRA with alpha tensors"
+            )
+        alpha = values.get("lora_alpha")
+        return cls(
+            None if alpha is None else require_alpha(alpha, f"{what}: lora_alpha"),
+            {
+                key: require_alpha(value, f"{what}: alpha_pattern")
+                for key, value in patterns.items()
+            },
+            bool(values.get("use_rslora")),
+        )
+
+
+def require_alpha(value: object, what: str) -> float:
+    """An alpha that is a number above 0.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in ALPHAS:
+        raise CheckpointError(
+            f"{what} is {shown(value)}; a LoRA has an alpha from {ALPHAS}, get the file again from its source"
+        )
+    return float(value)
