@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -28,9 +29,10 @@ from qsjax.sample import (
     initial_noise,
     within_budget,
 )
-from qsjax.settings import RecipeLike, Settings, choose_settings
+from qsjax.settings import RecipeLike, SamplingPlan, Settings, choose_settings
 from qsjax.settings.video import check_size
 from qsjax.text import EncodedPrompt, abstract_prompt
+from qsjax.untrusted import shown
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ class Pipeline(OpenCheckpoint):
 
         Args:
             prompt: a text; several texts or an encoded prompt give a batch.
-            negative_prompt: what true guidance moves away from; used with true_cfg > 1.
+            negative_prompt: what true guidance moves away from; only with true_cfg > 1.
             frames: number of video frames, 4k + 1.
             height, width: pixels, multiples of 16 for HunyuanVideo.
             steps: Euler steps.
@@ -111,8 +113,8 @@ class Pipeline(OpenCheckpoint):
             A `Result`, whose frames are uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
 
         Raises:
-            InputError: an empty prompt, a size the model cannot make, latents of the wrong shape, a recipe for other weights, or
-                sparse attention on a number of devices that does not divide the number of heads.
+            InputError: an empty prompt, a size the model cannot make, latents of the wrong shape, a recipe for other weights, a
+                negative prompt that the guidance does not use, or sparse attention on a number of devices that does not divide the number of heads.
             Cancelled: the callback returned False; the exception carries the latents.
         """
         self.timings = {}
@@ -139,6 +141,11 @@ class Pipeline(OpenCheckpoint):
             _texts(prompt)
         if isinstance(negative_prompt, EncodedPrompt):
             self._require_fits(negative_prompt)
+        if negative_prompt:
+            require_use(plan)
+            if isinstance(negative_prompt, str):
+                _require_unicode(negative_prompt)
+                chosen = replace(chosen, negative_prompt=negative_prompt)
         self._compile_ahead(chosen, prompt, negative_prompt)
         encoded = self.encode(prompt)
         negative = None
@@ -290,6 +297,8 @@ class Pipeline(OpenCheckpoint):
             raise InputError(
                 f"{negative.pooled.shape[0]} negative prompts were given for {prompt.pooled.shape[0]} prompts; give one for each"
             )
+        if negative is not None:
+            require_use(settings)
         self._require_room(settings, encodes=False)
         shape, text = self.latent_shape(settings, prompt.pooled.shape[0]), prompt.text.shape[1]
         if latents is None:
@@ -381,11 +390,36 @@ class Pipeline(OpenCheckpoint):
         return encoded
 
 
+def require_use(plan: SamplingPlan) -> None:
+    """Refuse a negative prompt that would change nothing.
+
+    Raises:
+        InputError: the plan has no true guidance.
+    """
+    if not plan.uses_negative:
+        raise InputError(
+            f"a negative prompt was given, and `true_cfg={plan.true_cfg:g}` does not use it; pass `true_cfg` above 1, or leave"
+            " `negative_prompt` out"
+        )
+
+
 def _texts(prompt: str | Sequence[str]) -> list[str]:
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not texts or not all(text.strip() for text in texts):
         raise InputError("the prompt is empty; describe the video in a few words")
+    for text in texts:
+        _require_unicode(text)
     return texts
+
+
+def _require_unicode(text: str) -> None:
+    """Refuse what a terminal with another encoding makes of some characters; tokenizers take none of it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the prompt {shown(text)} is not Unicode at character {error.start}; type it in UTF-8"
+        ) from error
 
 
 def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:

@@ -89,6 +89,18 @@ class Manifest:
             raise CheckpointError(str(error)) from error
 
     @property
+    def content_digest(self) -> str:
+        """sha256 of what the models compute with: configurations, weights, tokenizers, template, tiles.
+
+        Unlike `digest` it is the same for two conversions of the same files.
+        """
+        parts = {
+            name: [part.config, part.items, part.recipe, part.clipped, part.storage]
+            for name, part in self.components.items()
+        }
+        return _digest({"components": parts, "files": self.files, "prompt": self.prompt, "tiling": self.tiling})  # fmt: skip
+
+    @property
     def generation(self) -> Mapping[str, Any]:
         """How the model is best sampled: fields of `qsjax.sample.Settings`."""
         return {**self.data.get("scheduler", {}), **self.data.get("generation", {})}
