@@ -131,9 +131,7 @@ class Pipeline(OpenCheckpoint):
             skip=skip,
         )
         plan = chosen.plan()
-        if self.mesh is not None and plan.sparse is not None:
-            check_heads(self.mesh, self.dit_config.num_heads)
-        self._require_room(chosen, encodes=not isinstance(prompt, EncodedPrompt))
+        self.require_runnable(chosen, encodes=not isinstance(prompt, EncodedPrompt))
         if isinstance(prompt, EncodedPrompt):
             self._require_fits(prompt)
         else:
@@ -144,9 +142,9 @@ class Pipeline(OpenCheckpoint):
         if negative_prompt:
             require_use(plan)
             if isinstance(negative_prompt, str):
-                _require_unicode(negative_prompt)
+                require_unicode(negative_prompt)
                 chosen = replace(chosen, negative_prompt=negative_prompt)
-        self._compile_ahead(chosen, prompt, negative_prompt)
+        self.compile_ahead(chosen, prompt, negative_prompt)
         encoded = self.encode(prompt)
         negative = None
         if plan.uses_negative:
@@ -226,6 +224,20 @@ class Pipeline(OpenCheckpoint):
             spatial=self.vae_config.spatial_compression_ratio * self.dit_config.patch_size[1],
         )
         return chosen
+
+    def require_runnable(self, settings: Settings, *, encodes: bool = True) -> None:
+        """Refuse a run that these devices cannot do, before anything is loaded.
+
+        Args:
+            settings: of the run.
+            encodes: its prompt is a text.
+
+        Raises:
+            InputError: sparse attention on a number of devices that does not divide the number of heads, or too little memory.
+        """
+        if self.mesh is not None and settings.sparse is not None:
+            check_heads(self.mesh, self.dit_config.num_heads)
+        self._require_room(settings, encodes=encodes)
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Encode one or several texts; an encoded prompt passes through.
@@ -341,11 +353,13 @@ class Pipeline(OpenCheckpoint):
                 settings.sparse, self.dit_config, last.latents.shape, prompt.text.shape[1], slot
             )
 
-    def decode(self, latents: Float[Array, "B C T H W"]) -> Float[np.ndarray, "B F Y X 3"]:
+    def decode(
+        self, latents: Float[Array | np.ndarray, "B C T H W"]
+    ) -> Float[np.ndarray, "B F Y X 3"]:
         """Decode the latents of `sample` to float32 frames in [0, 1]."""
         return self._decoder(latents, self.tiling)
 
-    def _compile_ahead(
+    def compile_ahead(
         self, settings: Settings, prompt: Prompt, negative: str | EncodedPrompt | None
     ) -> None:
         """Begin to compile the run's programs in threads, in the order in which they are needed, before a model is loaded.
@@ -408,12 +422,16 @@ def _texts(prompt: str | Sequence[str]) -> list[str]:
     if not texts or not all(text.strip() for text in texts):
         raise InputError("the prompt is empty; describe the video in a few words")
     for text in texts:
-        _require_unicode(text)
+        require_unicode(text)
     return texts
 
 
-def _require_unicode(text: str) -> None:
-    """Refuse what a terminal with another encoding makes of some characters; tokenizers take none of it."""
+def require_unicode(text: str) -> None:
+    """Refuse what a terminal with another encoding makes of some characters; tokenizers take none of it.
+
+    Raises:
+        InputError: it is not Unicode.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -3,6 +3,7 @@
 import argparse
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from qsjax.cli.kernels import add_kernels, given_kernels
 from qsjax.cli.like import say_differences, take_over
 from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, add_config, add_no_verify, with_config
+from qsjax.cli.prompts import check_options, run_prompts
 from qsjax.cli.sample_report import describe, print_report
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError
@@ -33,6 +35,13 @@ def add_arguments(options: Options) -> None:
     options.add_argument("--prompt", default="", help="what the video shows")
     options.add_argument(
         "--negative-prompt", help="with --true-cfg above 1 (default: the checkpoint's)"
+    )
+    options.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help="many videos into the folder --out: a prompt a line, or JSON lines (FILE.jsonl) with prompt and, where they differ,"
+        " out, seed, negative_prompt, guidance, steps, frames, ...; goes on where it stopped",
     )
     options.add_argument(
         "--like",
@@ -83,19 +92,28 @@ def add_arguments(options: Options) -> None:
     add_no_verify(options)
     add_sparse_options(options)
     add_kernels(options)
-    options.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
+    options.add_argument(
+        "--out",
+        type=Path,
+        help="mp4 file to write (default: out.mp4); with --prompts, the folder of all",
+    )
     options.add_argument("--overwrite", action="store_true", help="replace the output file")
     options.add_argument("--json", action="store_true", help="print a report as JSON on stdout")
     add_config(options)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sample one video, or save an encoded prompt.
+    """Sample a video, or one for every line of a file, or save an encoded prompt; the exit status is 1 if a line has none.
 
     Raises:
         QsjaxError: an error that the user can fix.
     """
     args = with_config(args.options, args)
+    if args.prompts is not None:
+        check_options(args)
+        settings = {name: getattr(args, name) for name in _SETTINGS}
+        return run_prompts(args, partial(_open, args, progress=True), settings)
+    args.out = args.out or Path("out.mp4")
     made = None
     if args.like is not None:
         from qsjax.provenance import read_provenance
@@ -103,7 +121,9 @@ def run(args: argparse.Namespace) -> int:
         made = read_provenance(args.like)
         take_over(args, made, _SETTINGS)
     if bool(args.prompt.strip()) == (args.encoded_prompt is not None):
-        raise InputError("give either --prompt (not empty), --encoded-prompt FILE or --like VIDEO")
+        raise InputError(
+            "give either --prompt (not empty), --prompts FILE, --encoded-prompt FILE or --like VIDEO"
+        )
     if args.save_prompt is not None and args.negative_prompt:
         raise InputError("--save-prompt saves --prompt alone; leave --negative-prompt out")
     from qsjax.sample import check_seed
