@@ -19,6 +19,7 @@ from qsjax.errors import Cancelled, InputError
 from qsjax.generation import Result, same_arguments
 from qsjax.opened import OpenCheckpoint
 from qsjax.parallel import check_heads, gathered
+from qsjax.preview import Colours, colours_of
 from qsjax.sample import (
     Heads,
     Skip,
@@ -27,6 +28,7 @@ from qsjax.sample import (
     executed_kinds,
     heads_of,
     initial_noise,
+    sigmas,
     within_budget,
 )
 from qsjax.settings import RecipeLike, SamplingPlan, Settings, choose_settings
@@ -37,8 +39,8 @@ from qsjax.untrusted import shown
 logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[str] | EncodedPrompt
-Callback = Callable[[int, Array], bool | None]
-"""Called after each step with its number, from 1, and its latents; False cancels the run."""
+Callback = Callable[..., bool | None]
+"""Called after each step with its number, from 1, and its latents, and with `preview` also with frames or None; False cancels the run."""
 
 
 class Pipeline(OpenCheckpoint):
@@ -67,6 +69,12 @@ class Pipeline(OpenCheckpoint):
             self._models, self.vae_config, self.mesh, progress=self._progress, add=self._add
         )
 
+    @cached_property
+    def _colours(self) -> Colours:
+        """The map of previews; the autoencoder is loaded for it where the cache does not have it."""
+        digest = self._manifest.component_digest("vae")
+        return colours_of(self.vae_config, digest, lambda: self.vae, progress=self._progress)
+
     def generate(
         self,
         prompt: Prompt,
@@ -85,6 +93,7 @@ class Pipeline(OpenCheckpoint):
         sparse: SparsePlan | Literal[False] | None = None,
         skip: Skip | Literal[False] | None = None,
         callback: Callback | None = None,
+        preview: int = 0,
     ) -> Result:
         """Sample a video and return it together with the latents, settings, timings and statistics of the run.
 
@@ -108,13 +117,15 @@ class Pipeline(OpenCheckpoint):
             sparse: sparse attention, in place of the recipe's; False is dense attention.
             skip: rule for skipping steps, in place of the recipe's; False computes all steps.
             callback: called after each step with its number (from 1) and its latents, which stay readable; False cancels.
+            preview: every so many steps, and after the last, the callback gets a third argument: uint8 frames [B, T', H', W', 3] of what
+                the video will be, as far as it is known, one pixel a latent cell; None after other steps. 0 is off.
 
         Returns:
             A `Result`, whose frames are uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
 
         Raises:
             InputError: an empty prompt, a size the model cannot make, latents of the wrong shape, a recipe for other weights, a
-                negative prompt that the guidance does not use, or sparse attention on a number of devices that does not divide the number of heads.
+                negative prompt that the guidance does not use, previews without a callback, or sparse attention on a number of devices that does not divide the number of heads.
             Cancelled: the callback returned False; the exception carries the latents.
         """
         self.timings = {}
@@ -144,6 +155,7 @@ class Pipeline(OpenCheckpoint):
             if isinstance(negative_prompt, str):
                 require_unicode(negative_prompt)
                 chosen = replace(chosen, negative_prompt=negative_prompt)
+        self._check_preview(preview, callback)
         self.compile_ahead(chosen, prompt, negative_prompt)
         encoded = self.encode(prompt)
         negative = None
@@ -157,6 +169,7 @@ class Pipeline(OpenCheckpoint):
             seed=seed,
             latents=latents,
             callback=callback,
+            preview=preview,
         )
         videos = to_uint8(self.decode(sampled))
         return Result(
@@ -263,6 +276,7 @@ class Pipeline(OpenCheckpoint):
         seed: int = 0,
         latents: Float[Array, "B C T H W"] | np.ndarray | None = None,
         callback: Callback | None = None,
+        preview: int = 0,
     ) -> Float[Array, "B C T H W"]:
         """Denoise, one jitted step at a time; the arguments are those of `generate`.
 
@@ -270,6 +284,10 @@ class Pipeline(OpenCheckpoint):
             float32 latents as the DiT sees them (multiplied by the VAE's scaling factor).
         """
         settings = self.settings if settings is None else settings
+        self._check_preview(preview, callback)
+        before = latents
+        if preview and before is None:
+            before = initial_noise(seed, self.latent_shape(settings, prompt.pooled.shape[0]))
         steps = self.denoise(
             prompt, settings=settings, negative=negative, seed=seed, latents=latents
         )
@@ -277,7 +295,12 @@ class Pipeline(OpenCheckpoint):
         with closing(steps):
             for last in steps:
                 number = last.index + 1
-                if callback is not None and callback(number, last.latents) is False:
+                extra: tuple[object, ...] = ()
+                if preview:
+                    due = number % preview == 0 or number == settings.steps
+                    extra = (self._preview(settings, last, before) if due else None,)
+                    before = last.latents
+                if callback is not None and callback(number, last.latents, *extra) is False:
                     raise Cancelled(
                         f"sampling was cancelled after step {number} of {settings.steps}",
                         step=number,
@@ -286,6 +309,27 @@ class Pipeline(OpenCheckpoint):
         assert last is not None  # a plan has at least one step
         self._record_statistics(settings, prompt, last)
         return last.latents if self.mesh is None else gathered(self.mesh, last.latents)
+
+    def prepare_preview(self) -> None:
+        """Have the map of previews at hand before other models are loaded; it is fitted at first use."""
+        _ = self._colours
+
+    def _check_preview(self, preview: int, callback: Callback | None) -> None:
+        if preview < 0:
+            raise InputError(f"`preview={preview}`: give a number of steps, or 0 for none")
+        if preview and callback is None:
+            raise InputError("`preview` gives frames to a callback, and there is none; pass one")
+        if preview:
+            self.prepare_preview()
+
+    def _preview(
+        self, settings: Settings, last: StepResult, before: Array | np.ndarray | None
+    ) -> UInt8[np.ndarray, "B T h w 3"]:
+        """Frames of the clean latents that a step's velocity leads to: x' - sigma' v, v = (x' - x) / (sigma' - sigma)."""
+        pair = (before, last.latents)
+        x, after = map(np.asarray, pair if self.mesh is None else gathered(self.mesh, pair))
+        now, then = sigmas(settings.steps, settings.shift)[last.index : last.index + 2]
+        return self._colours(after - then / (then - now) * (after - x))
 
     def denoise(
         self,

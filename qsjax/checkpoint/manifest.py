@@ -94,10 +94,7 @@ class Manifest:
 
         Unlike `digest` it is the same for two conversions of the same files.
         """
-        parts = {
-            name: [part.config, part.items, part.recipe, part.clipped, part.storage]
-            for name, part in self.components.items()
-        }
+        parts = {name: self.component_digest(name) for name in self.components}
         return _digest({"components": parts, "files": self.files, "prompt": self.prompt, "tiling": self.tiling})  # fmt: skip
 
     @property
@@ -154,6 +151,15 @@ class Manifest:
                 f" convert again with its source"
             )
         return self.components[name]
+
+    def component_digest(self, name: str) -> str:
+        """sha256 of a model's configuration and weights.
+
+        Raises:
+            CheckpointError: the checkpoint has no such component.
+        """
+        part = self.component(name)
+        return _digest({"config": part.config, "items": part.items, "recipe": part.recipe, "clipped": part.clipped, "storage": part.storage})  # fmt: skip
 
     def config(self, component: str) -> Mapping[str, Any]:
         """The stored configuration of a component.

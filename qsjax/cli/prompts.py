@@ -78,7 +78,14 @@ def run_prompts(
     for one in refused:
         say(one)
     try:
-        done = sample_jobs(pipeline, jobs, args.out, overwrite=args.overwrite, failed=say)
+        done = sample_jobs(
+            pipeline,
+            jobs,
+            args.out,
+            overwrite=args.overwrite,
+            preview=args.preview or 0,
+            failed=say,
+        )
     except KeyboardInterrupt:
         print("the same command goes on where it stopped", file=sys.stderr)
         raise

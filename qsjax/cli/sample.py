@@ -97,6 +97,13 @@ def add_arguments(options: Options) -> None:
         type=Path,
         help="mp4 file to write (default: out.mp4); with --prompts, the folder of all",
     )
+    options.add_argument(
+        "--preview",
+        metavar="STEPS",
+        type=whole(1, 10_000),
+        help="every so many steps, show in OUT.preview.png what the video will be; the first preview of a model encodes a few"
+        " synthetic clips",
+    )
     options.add_argument("--overwrite", action="store_true", help="replace the output file")
     options.add_argument("--json", action="store_true", help="print a report as JSON on stdout")
     add_config(options)
@@ -126,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.save_prompt is not None and args.negative_prompt:
         raise InputError("--save-prompt saves --prompt alone; leave --negative-prompt out")
+    from qsjax.preview import PreviewSheet
     from qsjax.sample import check_seed
     from qsjax.text import save_prompts
     from qsjax.video import check_fps, check_writable, write_video
@@ -161,7 +169,15 @@ def run(args: argparse.Namespace) -> int:
     )
     differences = None if made is None else say_differences(made, here)
     start = time.perf_counter()
-    result = pipeline.generate(prompt, negative_prompt=args.negative_prompt, seed=seed, **changes)
+    preview = PreviewSheet(args.out, settings.steps) if args.preview and first else None
+    result = pipeline.generate(
+        prompt,
+        negative_prompt=args.negative_prompt,
+        seed=seed,
+        callback=preview or (lambda *_: None),
+        preview=args.preview or 0,
+        **changes,
+    )
     if not first:
         return 0
     video = result.frames[0] if result.frames.ndim == 5 else result.frames
@@ -170,6 +186,8 @@ def run(args: argparse.Namespace) -> int:
     report["seconds"]["all"] = time.perf_counter() - start
     if differences is not None:
         report["differences"] = differences
+    if preview is not None:
+        report["preview"] = str(preview.path)
     print_report(args, report)
     return 0
 

@@ -51,3 +51,5 @@ def print_report(args: argparse.Namespace, report: dict[str, Any]) -> None:
         refreshes = ", ".join(map(str, report["refreshes"]))
         print(f"{report['dense_steps']} steps were dense; refreshes were steps {refreshes}")
     print(f"wrote {report['out']} ({size}{steps}{stages})")
+    if "preview" in report:
+        print(f"wrote {report['preview']}")

@@ -18,6 +18,7 @@ from qsjax.jobs.planning import Job, is_there
 from qsjax.jobs.work import FOLDER, Work
 from qsjax.locks import lock
 from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.preview import PreviewSheet
 from qsjax.progress import Progress
 from qsjax.video import write_video
 
@@ -48,6 +49,7 @@ def sample_jobs(
     folder: Path,
     *,
     overwrite: bool = False,
+    preview: int = 0,
     progress: bool = True,
     failed: Callable[[Refused], None] = lambda refused: None,
 ) -> Done:
@@ -60,6 +62,7 @@ def sample_jobs(
         jobs: the jobs.
         folder: of all videos.
         overwrite: replace files of the jobs' names that were made otherwise.
+        preview: every so many steps, a picture beside the video to be (`qsjax.preview.PreviewSheet`); 0 is none.
         progress: show a bar a stage.
         failed: called with every job that fails, at once.
 
@@ -72,7 +75,7 @@ def sample_jobs(
     identity = hashlib.sha256(names.encode()).hexdigest()
     work = Work(folder / FOLDER)
     with lock(work.folder, doing="sample", identity=identity):
-        return _Stages(pipeline, work, progress, failed).run(jobs, overwrite)
+        return _Stages(pipeline, work, preview, progress, failed).run(jobs, overwrite)
 
 
 class _Stages:
@@ -80,10 +83,12 @@ class _Stages:
         self,
         pipeline: Pipeline,
         work: Work,
+        preview: int,
         progress: bool,
         failed: Callable[[Refused], None],
     ) -> None:
-        self._pipeline, self._work, self._progress = pipeline, work, progress
+        self._pipeline, self._work = pipeline, work
+        self._preview, self._progress = preview, progress
         self._say_failed, self._done = failed, Done()
         self._seconds: dict[int, dict[str, float]] = {}
         self._failed: set[int] = set()
@@ -98,6 +103,8 @@ class _Stages:
                 else:
                     left.append(job)
         undenoised = [job for job in left if not self._work.latents(job).exists()]
+        if undenoised and self._preview:
+            self._pipeline.prepare_preview()
         for first in undenoised[:1]:
             self._pipeline.compile_ahead(first.settings, first.made.prompt, first.negative)
         for label, unit, stage, wanted in (
@@ -141,6 +148,8 @@ class _Stages:
             settings=job.settings,
             negative=negative[0] if negative else None,
             seed=job.made.seed,
+            callback=PreviewSheet(job.out, job.settings.steps),
+            preview=self._preview,
         )
         self._work.save_latents(job, np.asarray(latents))
 
