@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from qsjax.dit.kernels import checked_kernels
 from qsjax.errors import CheckpointError, InputError
 from qsjax.models import Models, device_room, host_memory
 from qsjax.parallel import make_mesh
+from qsjax.provenance import Provenance
 from qsjax.settings import MODULATION_WEIGHTS, ModulationWeights, Settings
 from qsjax.text import TextEncoder
 from qsjax.untrusted import shown
@@ -73,6 +75,7 @@ class OpenCheckpoint:
             )
         self.mesh = make_mesh(devices) if devices != 1 else None
         self._shard_weights = shard_weights
+        self._kernels = checked_kernels(kernels)
         self.settings = Settings.stored(manifest.generation)
         self.tiling: Tiling | None = from_mapping(
             Tiling, manifest.tiling, source=f"{source}: tiling"
@@ -85,7 +88,7 @@ class OpenCheckpoint:
             staged=staged,
             mesh=self.mesh,
             shard_weights=shard_weights,
-            kernels=checked_kernels(kernels),
+            kernels=self._kernels,
             progress=progress,
             verify=verify,
             add=self._add,
@@ -197,6 +200,42 @@ class OpenCheckpoint:
         """Shape [B, C, T, H, W] of a video's latents."""
         latents = self.vae_config.latent_shape(settings.frames, settings.height, settings.width)
         return (batch, self.dit_config.in_channels, *latents)
+
+    @cached_property
+    def content_digest(self) -> str:
+        """sha256 of what the models compute with (`Manifest.content_digest`)."""
+        return self._manifest.content_digest
+
+    def provenance(
+        self, prompt: str, settings: Settings, *, seed: int, recipe: str = "", encoded: bool = False
+    ) -> Provenance:
+        """What makes a video of this checkpoint again; its `to_json()` is the comment of a file.
+
+        >>> result = pipeline.generate("a red circle moves left", seed=3)
+        >>> made = pipeline.provenance("a red circle moves left", result.settings, seed=3)
+        >>> qsjax.write_video(result.frames, "out.mp4", comment=made.to_json())
+
+        Args:
+            prompt: the text.
+            settings: of the run, with its negative prompt.
+            seed: of the noise.
+            recipe: name of the sampling recipe, for people.
+            encoded: the prompt came encoded.
+        """
+        return Provenance(
+            prompt=prompt,
+            seed=seed,
+            settings=settings,
+            recipe=recipe,
+            model=self.directory.resolve().name,
+            checkpoint=self.content_digest,
+            dtype=self._dtype.name,
+            text_storage=self._text_storage,
+            encoded=encoded,
+            devices=1 if self.mesh is None else self.mesh.size,
+            device=jax.local_devices()[0].device_kind,
+            kernels=self._kernels,
+        )
 
     def _require_room(self, settings: Settings, *, encodes: bool) -> None:
         """Raise `InputError` if the run cannot fit the device; skip the check if the device's memory is unknown.

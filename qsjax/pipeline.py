@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from qsjax.errors import Cancelled, InputError
 from qsjax.generation import Result, same_arguments
 from qsjax.opened import OpenCheckpoint
 from qsjax.parallel import check_heads, gathered
+from qsjax.preview import Colours, colours_of
 from qsjax.sample import (
     Heads,
     Skip,
@@ -26,17 +28,19 @@ from qsjax.sample import (
     executed_kinds,
     heads_of,
     initial_noise,
+    sigmas,
     within_budget,
 )
-from qsjax.settings import RecipeLike, Settings, choose_settings
+from qsjax.settings import RecipeLike, SamplingPlan, Settings, choose_settings
 from qsjax.settings.video import check_size
 from qsjax.text import EncodedPrompt, abstract_prompt
+from qsjax.untrusted import shown
 
 logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[str] | EncodedPrompt
-Callback = Callable[[int, Array], bool | None]
-"""Called after each step with its number, from 1, and its latents; False cancels the run."""
+Callback = Callable[..., bool | None]
+"""Called after each step with its number, from 1, and its latents, and with `preview` also with frames or None; False cancels the run."""
 
 
 class Pipeline(OpenCheckpoint):
@@ -65,6 +69,12 @@ class Pipeline(OpenCheckpoint):
             self._models, self.vae_config, self.mesh, progress=self._progress, add=self._add
         )
 
+    @cached_property
+    def _colours(self) -> Colours:
+        """The map of previews; the autoencoder is loaded for it where the cache does not have it."""
+        digest = self._manifest.component_digest("vae")
+        return colours_of(self.vae_config, digest, lambda: self.vae, progress=self._progress)
+
     def generate(
         self,
         prompt: Prompt,
@@ -83,6 +93,7 @@ class Pipeline(OpenCheckpoint):
         sparse: SparsePlan | Literal[False] | None = None,
         skip: Skip | Literal[False] | None = None,
         callback: Callback | None = None,
+        preview: int = 0,
     ) -> Result:
         """Sample a video and return it together with the latents, settings, timings and statistics of the run.
 
@@ -93,7 +104,7 @@ class Pipeline(OpenCheckpoint):
 
         Args:
             prompt: a text; several texts or an encoded prompt give a batch.
-            negative_prompt: what true guidance moves away from; used with true_cfg > 1.
+            negative_prompt: what true guidance moves away from; only with true_cfg > 1.
             frames: number of video frames, 4k + 1.
             height, width: pixels, multiples of 16 for HunyuanVideo.
             steps: Euler steps.
@@ -106,13 +117,15 @@ class Pipeline(OpenCheckpoint):
             sparse: sparse attention, in place of the recipe's; False is dense attention.
             skip: rule for skipping steps, in place of the recipe's; False computes all steps.
             callback: called after each step with its number (from 1) and its latents, which stay readable; False cancels.
+            preview: every so many steps, and after the last, the callback gets a third argument: uint8 frames [B, T', H', W', 3] of what
+                the video will be, as far as it is known, one pixel a latent cell; None after other steps. 0 is off.
 
         Returns:
             A `Result`, whose frames are uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
 
         Raises:
-            InputError: an empty prompt, a size the model cannot make, latents of the wrong shape, a recipe for other weights, or
-                sparse attention on a number of devices that does not divide the number of heads.
+            InputError: an empty prompt, a size the model cannot make, latents of the wrong shape, a recipe for other weights, a
+                negative prompt that the guidance does not use, previews without a callback, or sparse attention on a number of devices that does not divide the number of heads.
             Cancelled: the callback returned False; the exception carries the latents.
         """
         self.timings = {}
@@ -129,9 +142,7 @@ class Pipeline(OpenCheckpoint):
             skip=skip,
         )
         plan = chosen.plan()
-        if self.mesh is not None and plan.sparse is not None:
-            check_heads(self.mesh, self.dit_config.num_heads)
-        self._require_room(chosen, encodes=not isinstance(prompt, EncodedPrompt))
+        self.require_runnable(chosen, encodes=not isinstance(prompt, EncodedPrompt))
         if isinstance(prompt, EncodedPrompt):
             self._require_fits(prompt)
         else:
@@ -139,7 +150,13 @@ class Pipeline(OpenCheckpoint):
             _texts(prompt)
         if isinstance(negative_prompt, EncodedPrompt):
             self._require_fits(negative_prompt)
-        self._compile_ahead(chosen, prompt, negative_prompt)
+        if negative_prompt:
+            require_use(plan)
+            if isinstance(negative_prompt, str):
+                require_unicode(negative_prompt)
+                chosen = replace(chosen, negative_prompt=negative_prompt)
+        self._check_preview(preview, callback)
+        self.compile_ahead(chosen, prompt, negative_prompt)
         encoded = self.encode(prompt)
         negative = None
         if plan.uses_negative:
@@ -152,6 +169,7 @@ class Pipeline(OpenCheckpoint):
             seed=seed,
             latents=latents,
             callback=callback,
+            preview=preview,
         )
         videos = to_uint8(self.decode(sampled))
         return Result(
@@ -220,6 +238,20 @@ class Pipeline(OpenCheckpoint):
         )
         return chosen
 
+    def require_runnable(self, settings: Settings, *, encodes: bool = True) -> None:
+        """Refuse a run that these devices cannot do, before anything is loaded.
+
+        Args:
+            settings: of the run.
+            encodes: its prompt is a text.
+
+        Raises:
+            InputError: sparse attention on a number of devices that does not divide the number of heads, or too little memory.
+        """
+        if self.mesh is not None and settings.sparse is not None:
+            check_heads(self.mesh, self.dit_config.num_heads)
+        self._require_room(settings, encodes=encodes)
+
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Encode one or several texts; an encoded prompt passes through.
 
@@ -244,6 +276,7 @@ class Pipeline(OpenCheckpoint):
         seed: int = 0,
         latents: Float[Array, "B C T H W"] | np.ndarray | None = None,
         callback: Callback | None = None,
+        preview: int = 0,
     ) -> Float[Array, "B C T H W"]:
         """Denoise, one jitted step at a time; the arguments are those of `generate`.
 
@@ -251,6 +284,10 @@ class Pipeline(OpenCheckpoint):
             float32 latents as the DiT sees them (multiplied by the VAE's scaling factor).
         """
         settings = self.settings if settings is None else settings
+        self._check_preview(preview, callback)
+        before = latents
+        if preview and before is None:
+            before = initial_noise(seed, self.latent_shape(settings, prompt.pooled.shape[0]))
         steps = self.denoise(
             prompt, settings=settings, negative=negative, seed=seed, latents=latents
         )
@@ -258,7 +295,12 @@ class Pipeline(OpenCheckpoint):
         with closing(steps):
             for last in steps:
                 number = last.index + 1
-                if callback is not None and callback(number, last.latents) is False:
+                extra: tuple[object, ...] = ()
+                if preview:
+                    due = number % preview == 0 or number == settings.steps
+                    extra = (self._preview(settings, last, before) if due else None,)
+                    before = last.latents
+                if callback is not None and callback(number, last.latents, *extra) is False:
                     raise Cancelled(
                         f"sampling was cancelled after step {number} of {settings.steps}",
                         step=number,
@@ -267,6 +309,27 @@ class Pipeline(OpenCheckpoint):
         assert last is not None  # a plan has at least one step
         self._record_statistics(settings, prompt, last)
         return last.latents if self.mesh is None else gathered(self.mesh, last.latents)
+
+    def prepare_preview(self) -> None:
+        """Have the map of previews at hand before other models are loaded; it is fitted at first use."""
+        _ = self._colours
+
+    def _check_preview(self, preview: int, callback: Callback | None) -> None:
+        if preview < 0:
+            raise InputError(f"`preview={preview}`: give a number of steps, or 0 for none")
+        if preview and callback is None:
+            raise InputError("`preview` gives frames to a callback, and there is none; pass one")
+        if preview:
+            self.prepare_preview()
+
+    def _preview(
+        self, settings: Settings, last: StepResult, before: Array | np.ndarray | None
+    ) -> UInt8[np.ndarray, "B T h w 3"]:
+        """Frames of the clean latents that a step's velocity leads to: x' - sigma' v, v = (x' - x) / (sigma' - sigma)."""
+        pair = (before, last.latents)
+        x, after = map(np.asarray, pair if self.mesh is None else gathered(self.mesh, pair))
+        now, then = sigmas(settings.steps, settings.shift)[last.index : last.index + 2]
+        return self._colours(after - then / (then - now) * (after - x))
 
     def denoise(
         self,
@@ -290,6 +353,8 @@ class Pipeline(OpenCheckpoint):
             raise InputError(
                 f"{negative.pooled.shape[0]} negative prompts were given for {prompt.pooled.shape[0]} prompts; give one for each"
             )
+        if negative is not None:
+            require_use(settings)
         self._require_room(settings, encodes=False)
         shape, text = self.latent_shape(settings, prompt.pooled.shape[0]), prompt.text.shape[1]
         if latents is None:
@@ -332,11 +397,13 @@ class Pipeline(OpenCheckpoint):
                 settings.sparse, self.dit_config, last.latents.shape, prompt.text.shape[1], slot
             )
 
-    def decode(self, latents: Float[Array, "B C T H W"]) -> Float[np.ndarray, "B F Y X 3"]:
+    def decode(
+        self, latents: Float[Array | np.ndarray, "B C T H W"]
+    ) -> Float[np.ndarray, "B F Y X 3"]:
         """Decode the latents of `sample` to float32 frames in [0, 1]."""
         return self._decoder(latents, self.tiling)
 
-    def _compile_ahead(
+    def compile_ahead(
         self, settings: Settings, prompt: Prompt, negative: str | EncodedPrompt | None
     ) -> None:
         """Begin to compile the run's programs in threads, in the order in which they are needed, before a model is loaded.
@@ -381,11 +448,40 @@ class Pipeline(OpenCheckpoint):
         return encoded
 
 
+def require_use(plan: SamplingPlan) -> None:
+    """Refuse a negative prompt that would change nothing.
+
+    Raises:
+        InputError: the plan has no true guidance.
+    """
+    if not plan.uses_negative:
+        raise InputError(
+            f"a negative prompt was given, and `true_cfg={plan.true_cfg:g}` does not use it; pass `true_cfg` above 1, or leave"
+            " `negative_prompt` out"
+        )
+
+
 def _texts(prompt: str | Sequence[str]) -> list[str]:
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not texts or not all(text.strip() for text in texts):
         raise InputError("the prompt is empty; describe the video in a few words")
+    for text in texts:
+        require_unicode(text)
     return texts
+
+
+def require_unicode(text: str) -> None:
+    """Refuse what a terminal with another encoding makes of some characters; tokenizers take none of it.
+
+    Raises:
+        InputError: it is not Unicode.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the prompt {shown(text)} is not Unicode at character {error.start}; type it in UTF-8"
+        ) from error
 
 
 def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 EVALUATION = ("qsjax", "jax", "flax", "numpy")
 CALIBRATION = ("qsjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 CONVERSION = ("qsjax", "jax", "flax", "orbax-checkpoint", "numpy", "ml_dtypes")
+SAMPLING = ("qsjax", "jax", "jaxlib", "libtpu", "flax", "numpy", "ml_dtypes", "tokenizers", "av")
 KERNELS = ("qsjax", "jax", "jaxlib", "libtpu")
 EVERYTHING = (
     "qsjax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy", "ml_dtypes",

@@ -89,6 +89,15 @@ class Manifest:
             raise CheckpointError(str(error)) from error
 
     @property
+    def content_digest(self) -> str:
+        """sha256 of what the models compute with: configurations, weights, tokenizers, template, tiles.
+
+        Unlike `digest` it is the same for two conversions of the same files.
+        """
+        parts = {name: self.component_digest(name) for name in self.components}
+        return _digest({"components": parts, "files": self.files, "prompt": self.prompt, "tiling": self.tiling})  # fmt: skip
+
+    @property
     def generation(self) -> Mapping[str, Any]:
         """How the model is best sampled: fields of `qsjax.sample.Settings`."""
         return {**self.data.get("scheduler", {}), **self.data.get("generation", {})}
@@ -142,6 +151,15 @@ class Manifest:
                 f" convert again with its source"
             )
         return self.components[name]
+
+    def component_digest(self, name: str) -> str:
+        """sha256 of a model's configuration and weights.
+
+        Raises:
+            CheckpointError: the checkpoint has no such component.
+        """
+        part = self.component(name)
+        return _digest({"config": part.config, "items": part.items, "recipe": part.recipe, "clipped": part.clipped, "storage": part.storage})  # fmt: skip
 
     def config(self, component: str) -> Mapping[str, Any]:
         """The stored configuration of a component.

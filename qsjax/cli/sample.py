@@ -1,22 +1,27 @@
 """`qsjax sample`: a video from a prompt."""
 
 import argparse
-import json
-import os
-import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsjax.cli.fields import add_fields
+from qsjax.cli.hosts import add_hosts, join_hosts
 from qsjax.cli.kernels import add_kernels, given_kernels
+from qsjax.cli.like import say_differences, take_over
 from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, add_config, add_no_verify, with_config
+from qsjax.cli.prompts import check_options, run_prompts
+from qsjax.cli.sample_report import describe, print_report
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
-from qsjax.errors import InputError, QsjaxError, on_command_line
-from qsjax.settings import DENSE, MODULATION_WEIGHTS, REFRESH, Settings
+from qsjax.errors import InputError
+from qsjax.settings import MODULATION_WEIGHTS, SamplingRecipe, Settings
 
 if TYPE_CHECKING:
+    from qsjax.pipeline import Pipeline
+    from qsjax.provenance import Provenance
     from qsjax.text import EncodedPrompt
 
 _SETTINGS = ("frames", "height", "width", "steps", "shift", "guidance", "true_cfg", "fps")
@@ -32,6 +37,19 @@ def add_arguments(options: Options) -> None:
         "--negative-prompt", help="with --true-cfg above 1 (default: the checkpoint's)"
     )
     options.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help="many videos into the folder --out: a prompt a line, or JSON lines (FILE.jsonl) with prompt and, where they differ,"
+        " out, seed, negative_prompt, guidance, steps, frames, ...; goes on where it stopped",
+    )
+    options.add_argument(
+        "--like",
+        metavar="VIDEO",
+        type=Path,
+        help="make a video again that qsjax wrote: its prompt, seed and settings, unless they are typed here; says what differs",
+    )
+    options.add_argument(
         "--encoded-prompt",
         metavar="FILE",
         type=Path,
@@ -44,7 +62,7 @@ def add_arguments(options: Options) -> None:
         help="save the encoded prompt (safetensors) and stop before sampling",
     )
     add_fields(options, Settings, only=_SETTINGS, default="the checkpoint's")
-    options.add_argument("--seed", type=int, default=0, help="same seed, same video")
+    options.add_argument("--seed", type=int, help="same seed, same video (default: 0)")
     options.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
@@ -70,107 +88,139 @@ def add_arguments(options: Options) -> None:
         action="store_true",
         help="shard the transformer's weights over the devices too; without it each has all of them",
     )
-    options.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="to run on several hosts: address of the first host, or 'auto' on Cloud TPUs and under Slurm. Start the same command"
-        " on each host; --devices counts the devices of all hosts, and the first host writes the file",
-    )
-    options.add_argument(
-        "--hosts", type=whole(1, 65_536), help="with --coordinator HOST:PORT: number of hosts"
-    )
-    options.add_argument(
-        "--host",
-        type=whole(0, 65_535),
-        help="with --coordinator HOST:PORT: number of this host, from 0",
-    )
+    add_hosts(options)
     add_no_verify(options)
     add_sparse_options(options)
     add_kernels(options)
-    options.add_argument("--out", type=Path, default=Path("out.mp4"), help="mp4 file to write")
+    options.add_argument(
+        "--out",
+        type=Path,
+        help="mp4 file to write (default: out.mp4); with --prompts, the folder of all",
+    )
+    options.add_argument(
+        "--preview",
+        metavar="STEPS",
+        type=whole(1, 10_000),
+        help="every so many steps, show in OUT.preview.png what the video will be; the first preview of a model encodes a few"
+        " synthetic clips",
+    )
     options.add_argument("--overwrite", action="store_true", help="replace the output file")
     options.add_argument("--json", action="store_true", help="print a report as JSON on stdout")
     add_config(options)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sample one video, or save an encoded prompt.
+    """Sample a video, or one for every line of a file, or save an encoded prompt; the exit status is 1 if a line has none.
 
     Raises:
         QsjaxError: an error that the user can fix.
     """
     args = with_config(args.options, args)
+    if args.prompts is not None:
+        check_options(args)
+        settings = {name: getattr(args, name) for name in _SETTINGS}
+        return run_prompts(args, partial(_open, args, progress=True), settings)
+    args.out = args.out or Path("out.mp4")
+    made = None
+    if args.like is not None:
+        from qsjax.provenance import read_provenance
+
+        made = read_provenance(args.like)
+        take_over(args, made, _SETTINGS)
     if bool(args.prompt.strip()) == (args.encoded_prompt is not None):
-        raise InputError("give either --prompt (not empty) or --encoded-prompt FILE")
-    from qsjax.pipeline import Pipeline
+        raise InputError(
+            "give either --prompt (not empty), --prompts FILE, --encoded-prompt FILE or --like VIDEO"
+        )
+    if args.save_prompt is not None and args.negative_prompt:
+        raise InputError("--save-prompt saves --prompt alone; leave --negative-prompt out")
+    from qsjax.preview import PreviewSheet
     from qsjax.sample import check_seed
     from qsjax.text import save_prompts
     from qsjax.video import check_fps, check_writable, write_video
 
-    check_seed(args.seed)
-    first = _join_hosts(args)
-    storage = {
-        "dtype": args.dtype,
-        "text_storage": args.text_storage,
-        "modulation": args.modulation,
-        "devices": args.devices,
-        "shard_weights": args.shard_weights,
-        "kernels": given_kernels(args),
-        "staged": True,  # for a single video, each model is read only once anyway
-        "progress": first,
-        "verify": not args.no_verify,
-    }
-    pipeline = (
-        Pipeline.tiny(**storage)
-        if args.model == "tiny"
-        else Pipeline.from_checkpoint(args.model, **storage)
-    )
+    seed = args.seed or 0
+    check_seed(seed)
+    first = join_hosts(args, args.save_prompt or args.out)
+    pipeline = _open(args, progress=first)
     if args.save_prompt is not None:
         encoded = pipeline.encode(args.prompt)
         if first:
             save_prompts(args.save_prompt, encoded, [args.prompt])
-            _print(args, {"out": str(args.save_prompt), "seconds": pipeline.timings})
+            print_report(args, {"out": str(args.save_prompt), "seconds": pipeline.timings})
         return 0
+    stored = pipeline.settings if made is None else made.settings
     changes = {name: getattr(args, name) for name in _SETTINGS}
-    changes["recipe"] = chosen_recipe(args, pipeline.settings)
+    changes["recipe"] = chosen_recipe(args, stored)
+    if made is not None and changes["recipe"] is None:
+        changes["recipe"] = SamplingRecipe.of_plan(stored)
     settings = pipeline.resolve(**changes)
     fps, pixels = settings.fps, settings.frames * settings.height * settings.width
     check_fps(fps)
     if first:
         check_writable(args.out, overwrite=args.overwrite, pixels=pixels)
     del changes["fps"]
-    prompt = _encoded(args.encoded_prompt) if args.encoded_prompt else args.prompt
+    prompt, text = args.prompt, args.prompt
+    if args.encoded_prompt is not None:
+        prompt, text = _encoded(args.encoded_prompt)
+    if args.negative_prompt is not None:
+        settings = replace(settings, negative_prompt=args.negative_prompt)
+    here = pipeline.provenance(
+        text, settings, seed=seed, recipe=_name(args, made), encoded=prompt is not text
+    )
+    differences = None if made is None else say_differences(made, here)
     start = time.perf_counter()
+    preview = PreviewSheet(args.out, settings.steps) if args.preview and first else None
     result = pipeline.generate(
-        prompt, negative_prompt=args.negative_prompt, seed=args.seed, **changes
+        prompt,
+        negative_prompt=args.negative_prompt,
+        seed=seed,
+        callback=preview or (lambda *_: None),
+        preview=args.preview or 0,
+        **changes,
     )
     if not first:
         return 0
     video = result.frames[0] if result.frames.ndim == 5 else result.frames
-    steps = result.settings.steps
-    comment = f"qsjax {args.model}, seed {args.seed}, {steps} steps: {args.prompt}"
-    write_video(video, args.out, fps=fps, comment=comment)
-    report = {
-        "out": str(args.out),
-        "frames": video.shape[0],
-        "height": video.shape[1],
-        "width": video.shape[2],
-        "seed": args.seed,
-        "steps": steps,
-        "steps_left_out": result.skipped,
-        "seconds": {**result.timings, "all": time.perf_counter() - start},
-    }
-    if result.heads is not None:
-        report["attention"] = result.heads.plain()
-        refreshes = [step for step, kind in enumerate(result.kinds) if kind == REFRESH]
-        report["refreshes"], report["dense_steps"] = refreshes, result.kinds.count(DENSE)
-    _print(args, report)
+    write_video(video, args.out, fps=fps, comment=here.to_json())
+    report = describe(args, result, video)
+    report["seconds"]["all"] = time.perf_counter() - start
+    if differences is not None:
+        report["differences"] = differences
+    if preview is not None:
+        report["preview"] = str(preview.path)
+    print_report(args, report)
     return 0
 
 
-def _encoded(path: Path) -> "EncodedPrompt":
-    """The encoded prompt of a file, of which one video is made."""
-    from qsjax.text import load_prompts
+def _open(args: argparse.Namespace, *, progress: bool) -> "Pipeline":
+    from qsjax.pipeline import Pipeline
+
+    storage: dict[str, Any] = {
+        "dtype": args.dtype,
+        "text_storage": args.text_storage,
+        "modulation": args.modulation,
+        "devices": args.devices,
+        "shard_weights": args.shard_weights,
+        "kernels": given_kernels(args),
+        "staged": True,  # each model is read only once anyway
+        "progress": progress,
+        "verify": not args.no_verify,
+    }
+    if args.model == "tiny":
+        return Pipeline.tiny(**storage)
+    return Pipeline.from_checkpoint(args.model, **storage)
+
+
+def _name(args: argparse.Namespace, made: "Provenance | None") -> str:
+    """Of the sampling recipe; a file's without its folder."""
+    if args.recipe is not None:
+        return Path(args.recipe).name
+    return "" if made is None else made.recipe
+
+
+def _encoded(path: Path) -> "tuple[EncodedPrompt, str]":
+    """The encoded prompt of a file, of which one video is made, and its text."""
+    from qsjax.text import load_prompts, read_texts
 
     encoded = load_prompts(path)
     if (count := encoded.pooled.shape[0]) > 1:
@@ -178,59 +228,4 @@ def _encoded(path: Path) -> "EncodedPrompt":
             f"{path}: holds {count} prompts, and one video is written; encode the one you want with --prompt and --save-prompt,"
             f" or sample all of them in Python with `qsjax.Pipeline`"
         )
-    return encoded
-
-
-def _join_hosts(args: argparse.Namespace) -> bool:
-    """Join the other hosts, if there are any, and check that the first host can write its file.
-
-    Returns:
-        Whether this is the first host, which writes the file.
-    """
-    from qsjax.video import check_writable
-
-    target = args.save_prompt or args.out
-    if args.coordinator is None:
-        if args.hosts is not None or args.host is not None:
-            raise InputError("--hosts and --host go with --coordinator HOST:PORT; give all three")
-        check_writable(target, overwrite=args.overwrite)
-        return True
-    from qsjax.parallel import first_agrees, is_first, join
-
-    join(args.coordinator, args.hosts, args.host, give_up=_end)
-    problem = None
-    if is_first():
-        try:
-            check_writable(target, overwrite=args.overwrite)
-        except InputError as error:
-            problem = error
-    if not first_agrees(problem is None):
-        raise problem or InputError("the first host cannot write its file; its message says why")
-    return is_first()
-
-
-def _end(error: QsjaxError) -> None:
-    """Print an error and end the process at once: the main thread waits inside JAX, where no exception reaches it."""
-    print(f"error: {on_command_line(error)}", file=sys.stderr, flush=True)
-    os._exit(2)
-
-
-def _print(args: argparse.Namespace, report: dict) -> None:
-    if args.json:
-        print(json.dumps(report, indent=1))
-        return
-    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["seconds"].items())
-    size = (
-        f"{report['frames']}x{report['height']}x{report['width']}, " if "frames" in report else ""
-    )
-    skipped = report.get("steps_left_out", 0)
-    steps = f"{skipped} of {report['steps']} steps left out, " if skipped else ""
-    if (heads := report.get("attention")) is not None:
-        least = heads["least"]
-        print(
-            f"sparse steps computed {100 * heads['density']:.1f} % of the pairs, which hold {100 * heads['recall']:.1f} % of the"
-            f" attention mass; least in head {least['head']} of layer {least['layer']}, {100 * least['recall']:.1f} %"
-        )
-        refreshes = ", ".join(map(str, report["refreshes"]))
-        print(f"{report['dense_steps']} steps were dense; refreshes were steps {refreshes}")
-    print(f"wrote {report['out']} ({size}{steps}{stages})")
+    return encoded, read_texts(path)[0]

@@ -19,7 +19,7 @@ from convert.bundled import tiny_model_directory
 from qsjax.checkpoint import Manifest
 
 CUT = Path(__file__).with_name("cut.py")
-CUTS = {"conversion": 10, "calibration": 3, "four blocks": 20, "sampling": 10}
+CUTS = {"conversion": 10, "calibration": 3, "four blocks": 20, "sampling": 10, "prompts": 20}
 SMALL = ("--frames", "9", "--height", "32", "--width", "32", "--steps", "2")
 
 
@@ -46,10 +46,17 @@ def frames(video):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+def videos(folder):
+    """The bytes of all videos, and nothing else in their folder or beside it."""
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 WORK = {
     "conversion": ("out", contents, ("convert", "SOURCE", "OUT", "--quantize", "rtn-w4a8")),
     "calibration": ("out", contents, ("calibrate", "--model", "FLOAT", "--out", "OUT", "--samples", "2", "--epochs", "1", "--tune-steps", "4", *SMALL)),
     "four blocks": ("out", contents, ("four-blocks", "FOUR", "OUT")),
+    "prompts": ("out", videos, ("sample", "--model", "FLOAT", "--out", "OUT", "--prompts", "PROMPTS", *SMALL)),
     "sampling": ("out.mp4", frames, ("sample", "--model", "FLOAT", "--out", "OUT", "--prompt", "a red circle", *SMALL)),
 }  # fmt: skip
 
@@ -61,12 +68,15 @@ def test_power_cuts(kind, tiny_checkpoint, tmp_path):
     (tmp_path / "floats").mkdir()
     four = random_checkpoint(tmp_path / "floats") if "FOUR" in words else None
 
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square moves up\na green square\n")
+
     def run(folder, at):
         (tmp_path / folder).mkdir(exist_ok=True)
         places = {
             "SOURCE": tiny_model_directory(),
             "FLOAT": tiny_checkpoint,
             "FOUR": four,
+            "PROMPTS": tmp_path / "prompts.txt",
             "OUT": tmp_path / folder / name,
         }
         return start(at, tmp_path / folder, [places.get(word, word) for word in words])

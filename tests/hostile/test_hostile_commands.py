@@ -57,6 +57,7 @@ FILES = [
     *(_sample("--recipe", name) for name in (*NAMES, "{fifo}.toml", "nowhere.toml", LONG + ".toml")),
     *(_sample("--config", name) for name in NAMES),
     *(["sample", "--out", "{new}/out.mp4", "--encoded-prompt", name] for name in NAMES),
+    *(["sample", "--out", "{new}/d", "--prompts", name] for name in NAMES),
     *(["calibrate", "--out", "{new}/c", "--model", name] for name in NAMES),
     *(["calibrate", "--out", "{new}/c", "--captions", name] for name in NAMES),
     *(["convert", name, "{new}/c"] for name in NAMES),

@@ -103,7 +103,7 @@ def test_all_programs_are_compiled_ahead_and_a_second_start_reads_them(
         later = opened(
             tiny_checkpoint, **options
         )  # compiled when they are needed they are the same programs
-        monkeypatch.setattr(later, "_compile_ahead", lambda *arguments: None)
+        monkeypatch.setattr(later, "compile_ahead", lambda *arguments: None)
         np.testing.assert_array_equal(later(CAPTION, **wanted), found)
     finally:
         monitoring.clear_event_listeners()

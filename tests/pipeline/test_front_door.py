@@ -33,7 +33,9 @@ def w4a8(tmp_path_factory):
 def test_every_argument_is_shown_with_its_type():
     shown = inspect.signature(qsjax.Pipeline.__call__)
     names = ["self", "prompt", "negative_prompt", *Settings.__dataclass_fields__]
-    asked = {"seed", "latents", "recipe", "sparse", "skip", "callback"} | set(names) - {"fps"}
+    asked = {"seed", "latents", "recipe", "sparse", "skip", "callback", "preview"} | set(names) - {
+        "fps"
+    }
     assert set(shown.parameters) == asked
     for name, parameter in shown.parameters.items():
         assert name == "self" or parameter.annotation is not inspect.Parameter.empty, name

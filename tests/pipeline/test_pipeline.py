@@ -84,6 +84,16 @@ def test_an_encoded_prompt_of_another_model_is_refused(pipeline):
         next(pipeline.denoise(encoded, negative=pipeline.encode([CAPTION, OTHER])))
 
 
+def test_a_prompt_that_is_no_text_is_refused(pipeline):
+    for prompt, message in (
+        ("  ", "is empty"),
+        ([], "is empty"),
+        ("a\udcff", "not Unicode at character 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipeline.generate(prompt, **SIZE)
+
+
 def test_given_latents_replace_the_seed_and_are_not_consumed(pipeline, video):
     settings = pipeline.resolve(**SIZE)
     latents = qsjax.sample.initial_noise(1, pipeline.latent_shape(settings))
