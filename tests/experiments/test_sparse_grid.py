@@ -67,7 +67,12 @@ def test_rows():
     by_name = {row.name: row for row in rows}
     # The same experiment in two tables is run once.
     ours = by_name["float, svg, 15 %, shift 3/recall-following"]
-    for other in ("baselines, float, 15 %, shift 3/ours", "together, svg, 15 %, shift 3/sparse"):
+    elsewhere = (
+        "baselines, float, 15 %, shift 3/ours",
+        "together, svg, 15 %, shift 3/sparse",
+        "W4A8, svg, 15 %, shift 3/full precision, 1 dense",
+    )
+    for other in elsewhere:
         assert by_name[other].key == ours.key
     assert by_name["together with outliers, svg, 15 %, shift 3/both, seed 0"].key != ours.key
 

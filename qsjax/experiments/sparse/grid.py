@@ -123,8 +123,8 @@ def _plan(sparsity: Sparsity, residual: Residual) -> SparsePlan:
 
 
 def _quantized() -> list[SparseRow]:
-    """W4A8 and sparse attention, rounded to nearest and tuned; at the lowest density and the default shift with several seeds, more
-    dense steps and other policies."""
+    """W4A8 and sparse attention, rounded to nearest and tuned, beside full precision; at the lowest density and the default shift
+    with several seeds and other policies."""
     rows = []
     for shift, density, (mask, sparsity) in product(SHIFTS, DENSITIES, MASKS.items()):
         if shift != SHIFTS[0] and (mask, density) != ("svg", DENSITIES[0]):
@@ -151,6 +151,13 @@ def _quantized() -> list[SparseRow]:
                 for weights, label in cases
                 if seed == 0 or label.endswith("dense")
             ]
+        rows += [
+            SparseRow(
+                group=group, label=f"full precision, {label}", shift=shift, sparse=plans[label]
+            )
+            for label in plans
+            if label.endswith("dense")
+        ]
     return rows
 
 
