@@ -66,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=absent,
         help="store the text encoders' linear layers in 8 bits, with a scale for each output channel (default: as in the source)",
     )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        default=absent,
+        help="how the model is sampled by default: fast-hunyuan for FastVideo's FastHunyuan, 6 steps with shift 17 (default: the "
+        "source's, else HunyuanVideo's)",
+    )
     flags = {
         "verify": "re-read what was written and compare it with the source; if DST is a checkpoint already, only that",
         "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
@@ -137,6 +144,7 @@ def _convert(args: argparse.Namespace) -> int:
         dtype=getattr(args, "dtype", None),
         quantize=getattr(args, "quantize", None),
         text_storage=getattr(args, "text_storage", None),
+        preset=getattr(args, "preset", None),
         verify=args.verify,
         overwrite=args.overwrite,
         offline=args.offline,
@@ -152,7 +160,11 @@ def _export(args: argparse.Namespace) -> int:
         raise InputError("--export needs a checkpoint and a folder; give SRC and DST")
     surplus = [
         *_given(args),
-        *(name for name in ("lora", "dtype", "quantize", "text_storage") if hasattr(args, name)),
+        *(
+            name
+            for name in ("lora", "dtype", "quantize", "text_storage", "preset")
+            if hasattr(args, name)
+        ),
         *(["verify"] if args.verify else []),
     ]
     if surplus:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from convert.description import require_preset
 from convert.lora.request import Lora, LoraLike, one_or_several, parse
 from convert.origin import local_source
 from convert.quantized import require
@@ -66,6 +67,7 @@ def convert(
     dtype: Literal["bfloat16", "float32"] | None = None,
     quantize: str | None = None,
     text_storage: Literal["int8"] | None = None,
+    preset: str | None = None,
     verify: bool = False,
     overwrite: bool = False,
     offline: bool = False,
@@ -90,6 +92,8 @@ def convert(
         dtype: of all stored weights; None is the source's.
         quantize: METHOD-RECIPE stores the transformer quantized without calibration, as in "rtn-w4a8" or "quarot-w4a8".
         text_storage: "int8" stores the linear layers of the text encoders in 8 bits, which they then also have in memory.
+        preset: how the model is sampled unless a call says otherwise, of `configs/generation`: "fast-hunyuan" for FastVideo's distilled
+            transformer; None is the source's, else HunyuanVideo's.
         verify: re-read what was written and compare it with the source; if `out` is a checkpoint already, only that.
         overwrite: replace `out`, once the new one is whole.
         offline: of the hub, use what was downloaded and ask nobody.
@@ -122,6 +126,8 @@ def convert(
             require(Manifest.read(destination), quantize)
         if text_storage is not None:
             require_text_storage(Manifest.read(destination), text_storage)
+        if preset is not None:
+            require_preset(Manifest.read(destination), preset)
     else:
         sources = Sources.find(folder, loras, **named)
         manifest = write_checkpoint(
@@ -130,6 +136,7 @@ def convert(
             dtype=dtype,
             quantize=quantize,
             text_storage=text_storage,
+            preset=preset,
             origin=origin,
             overwrite=overwrite,
             progress=progress,

@@ -14,22 +14,29 @@ from convert.sources import Sources, read_json
 from convert.tokenizers import tokenizer_files
 from qsjax.checkpoint import Manifest
 from qsjax.config import from_mapping, to_mapping
+from qsjax.config import preset as preset_of
 from qsjax.dit.config import DiTConfig
 from qsjax.errors import InputError
 from qsjax.settings import Settings
 from qsjax.settings.video import check_size
+from qsjax.untrusted import shown
 from qsjax.vae import Tiling
 from qsjax.vae.config import VAEConfig
 from qsjax.versions import CONVERSION, versions
 
 
 def describe(
-    sources: Sources, components: Mapping[str, Component]
+    sources: Sources, components: Mapping[str, Component], preset: str | None = None
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest as far as it is known before any tensor is read, and the plain files by relative path.
 
+    Args:
+        sources: the PyTorch files.
+        components: what is converted.
+        preset: sampling settings of `configs/generation`, which win over the sources' own.
+
     Raises:
-        InputError: a tokenizer, the prompt template or the sampling settings are absent or not what they should be.
+        InputError: no such preset; a tokenizer, the prompt template or the sampling settings are absent or not what they should be.
     """
     files: dict[str, bytes] = {}
     for component, folder in (("llama", sources.tokenizer), ("clip", sources.tokenizer_2)):
@@ -49,10 +56,8 @@ def describe(
             for name, content in files.items()
         },
     }
-    if sources.generation is not None:
-        data["generation"] = _generation(sources.generation, components)
-    elif base is not None and "generation" in base.data:
-        data["generation"] = base.data["generation"]
+    if generation := _generation(sources.generation, base, preset, components):
+        data["generation"] = generation
     if "vae" in components:
         # What is None is left to the device that decodes.
         data["tiling"] = {k: v for k, v in to_mapping(Tiling()).items() if v is not None}
@@ -84,13 +89,32 @@ def _component(part: Component) -> dict[str, Any]:
     }
 
 
-def _generation(path: Path, components: Mapping[str, Component]) -> dict[str, Any]:
-    """The model's sampling settings; their video is one that the model can make."""
-    values = read_json(path)
-    settings = _settings(values, path)
+def _generation(
+    path: Path | None,
+    base: Manifest | None,
+    preset: str | None,
+    components: Mapping[str, Component],
+) -> dict[str, Any]:
+    """The model's sampling settings, of a file or of the checkpoint that is converted; those of a preset win over them.
+
+    Their video is one that the model can make.
+    """
+    if path is None and preset is None:
+        return {} if base is None else dict(base.data.get("generation", {}))
+    if preset is not None and "dit" not in components:
+        raise InputError(
+            f"`preset={preset!r}` says how a transformer is sampled, and none is to be converted; leave it out"
+        )
+    values, place = ({} if base is None else dict(base.data.get("generation", {}))), path
+    if path is not None:
+        values = read_json(path)
+        _settings(values, path)
+    if preset is not None:
+        values, place = values | preset_settings(preset), Path(preset)
+    settings = _settings(values, place)
     dit, vae = (components[name].config if name in components else None for name in ("dit", "vae"))
     if isinstance(dit, DiTConfig) and isinstance(vae, VAEConfig):
-        with _in(path):
+        with _in(place):
             check_size(
                 settings.frames,
                 settings.height,
@@ -99,6 +123,29 @@ def _generation(path: Path, components: Mapping[str, Component]) -> dict[str, An
                 spatial=vae.spatial_compression_ratio * dit.patch_size[1],
             )
     return values
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """The sampling settings of a preset: fields of `qsjax.settings.Settings`.
+
+    Raises:
+        InputError: no such preset.
+    """
+    return preset_of("generation", name)
+
+
+def require_preset(manifest: Manifest, name: str) -> None:
+    """Check that a checkpoint has the sampling settings of a preset.
+
+    Raises:
+        InputError: no such preset, or other settings.
+    """
+    stored = manifest.generation
+    for key, value in preset_settings(name).items():
+        if stored.get(key) != value:
+            raise InputError(
+                f"{manifest.directory}: has {key} {shown(stored.get(key))}, and `preset={name!r}` {value}; convert again with it"
+            )
 
 
 def _settings(values: Mapping[str, Any], path: Path | None) -> Settings:

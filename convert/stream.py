@@ -35,6 +35,7 @@ def convert(
     dtype: str | None = None,
     quantize: str | None = None,
     text_storage: str | None = None,
+    preset: str | None = None,
     origin: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -53,6 +54,7 @@ def convert(
         quantize: "rtn-RECIPE" or "quarot-RECIPE" stores the transformer quantized, RECIPE a preset or a TOML file (see
             `convert.quantized`); the other components stay as they are.
         text_storage: "int8" stores the linear layers of the text encoders in 8 bits (`convert.text_storage`); None as the source's.
+        preset: sampling settings of `configs/generation` for the manifest, in place of the sources' own; None takes those.
         origin: where the files were published, for the manifest.
         overwrite: replace an existing checkpoint, once the new one is whole.
         progress: show one bar over everything, in bytes.
@@ -71,7 +73,7 @@ def convert(
     quantization = None if quantize is None else Quantization.named(quantize)
     with open_components(sources, stored) as opened:
         components = with_text_storage(with_quantization(opened, quantization), text_storage)
-        data, files = describe(sources, components)
+        data, files = describe(sources, components, preset)
         plans = {name: plan_items(part, item_bytes) for name, part in components.items()}
         identity = _identity(components, data, item_bytes)
         if origin is not None:

@@ -239,7 +239,7 @@ class Pipeline(OpenCheckpoint):
         return chosen
 
     def require_runnable(self, settings: Settings, *, encodes: bool = True) -> None:
-        """Refuse a run that these devices cannot do, before anything is loaded.
+        """Refuse a run that these devices cannot do, before anything is loaded; warn of one whose sparse attention is none.
 
         Args:
             settings: of the run.
@@ -251,6 +251,12 @@ class Pipeline(OpenCheckpoint):
         if self.mesh is not None and settings.sparse is not None:
             check_heads(self.mesh, self.dit_config.num_heads)
         self._require_room(settings, encodes=encodes)
+        if settings.never_sparse:
+            logger.warning(
+                "all %d steps have full attention: dense steps and refreshes leave none to be sparse; give more steps, or a recipe"
+                " for few of them, as few-steps-6-d25",
+                settings.steps,
+            )
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Encode one or several texts; an encoded prompt passes through.

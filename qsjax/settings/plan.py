@@ -5,7 +5,7 @@ from typing import Annotated
 
 from qsjax.errors import InputError
 from qsjax.settings.skip import Skip
-from qsjax.settings.sparse import DENSE, SparsePlan
+from qsjax.settings.sparse import ADAPTIVE, DENSE, SPARSE, SparsePlan
 from qsjax.untrusted import Between, check_bounds
 
 SHIFT = 7.0
@@ -67,3 +67,8 @@ class SamplingPlan:
     def kinds(self) -> tuple[str, ...]:
         """The kind of every step: dense, refresh, sparse or adaptive."""
         return (DENSE,) * self.steps if self.sparse is None else self.sparse.kinds(self.steps)
+
+    @property
+    def never_sparse(self) -> bool:
+        """Whether sparse attention was asked for, and every step is full all the same."""
+        return self.sparse is not None and not {SPARSE, ADAPTIVE} & set(self.kinds)

@@ -8,6 +8,8 @@ import convert_models as models
 import pytest
 
 from convert.__main__ import main
+from qsjax.checkpoint import Manifest
+from qsjax.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +125,22 @@ def test_unknown_dtype_is_argparse_s(transformer, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main([str(transformer), str(tmp_path / "out"), "--dtype", "int8"])
     assert stop.value.code == 2
+
+
+def test_a_preset_is_how_the_model_is_sampled(transformer, tmp_path, capsys):
+    made, plain = tmp_path / "fast", tmp_path / "plain"
+    assert main([str(transformer), str(made), "--preset", "fast-hunyuan"]) == 0
+    settings = Settings.stored(Manifest.read(made).generation)
+    assert (settings.steps, settings.shift, settings.guidance) == (6, 17.0, 6.0)
+    assert (settings.frames, settings.height, settings.width) == (125, 720, 1280)
+    # The preset is a part of what is asked for: with another one it is another checkpoint.
+    assert main([str(transformer), str(plain)]) == 0
+    assert Settings.stored(Manifest.read(plain).generation) == Settings()
+    capsys.readouterr()
+    assert "exists already" in refused(capsys, transformer, plain, "--preset", "fast-hunyuan")
+    verify = [transformer, plain, "--verify", "--preset", "fast-hunyuan"]
+    assert "has steps None, and --preset fast-hunyuan 6" in refused(capsys, *verify)
+    assert main([str(transformer), str(made), "--verify", "--preset", "fast-hunyuan"]) == 0
+    capsys.readouterr()
+    assert "did you mean 'fast-hunyuan'" in refused(capsys, transformer, tmp_path / "x", "--preset", "fast-hunyan")  # fmt: skip
+    assert "run it without --preset" in refused(capsys, plain, tmp_path / "x", "--export", "--preset", "fast-hunyuan")  # fmt: skip

@@ -77,6 +77,22 @@ def test_rows():
     assert by_name["together with outliers, svg, 15 %, shift 3/both, seed 0"].key != ours.key
 
 
+def test_rows_of_few_steps_have_a_reference_of_as_many(pipeline, tmp_path):
+    rows = select(sparse_grid(), r"^few steps, float, svg, 15 %, 8 steps, shift 17/")
+    assert len({row.reference_name for row in rows}) == 1
+    assert {row.label: row.sparse.kinds(8).count("refresh") for row in rows} == {
+        **dict.fromkeys(("full at 0",), 1),
+        **dict.fromkeys((f"full at 0, {step}" for step in (1, 4, 6, 7)), 2),
+        **{"full at 0, 4, no cache": 2, "full at 0, 2, 5": 3},
+    }
+    settings = experiment(pipeline, tmp_path)._reference_settings(rows[0])
+    assert (settings["steps"], settings["shift"]) == (8, 17.0)
+    other = select(sparse_grid(), r"^few steps, float, svg, 15 %, 6 steps, shift 17/")[0]
+    assert other.key != rows[0].key
+    assert other.reference_name != rows[0].reference_name
+    assert "steps" not in ROWS[0].content()
+
+
 def test_dense_attention_is_equal_and_less_is_not(finished):
     psnr = {one.row.label: one.psnr for one in finished[2]}
     assert (psnr["dense"] == 100).all()

@@ -84,6 +84,16 @@ def test_an_encoded_prompt_of_another_model_is_refused(pipeline):
         next(pipeline.denoise(encoded, negative=pipeline.encode([CAPTION, OTHER])))
 
 
+def test_sparse_attention_that_no_step_has_is_said(pipeline, caplog):
+    for steps, said in ((3, True), (4, False)):
+        caplog.clear()
+        settings = pipeline.resolve(
+            **SIZE | {"steps": steps, "sparse": SparsePlan(dense_steps=3, interval=0)}
+        )
+        pipeline.require_runnable(settings)
+        assert ("all 3 steps have full attention" in caplog.text) == said
+
+
 def test_a_prompt_that_is_no_text_is_refused(pipeline):
     for prompt, message in (
         ("  ", "is empty"),

@@ -15,6 +15,8 @@ from qsjax.errors import InputError
 from qsjax.residual.store import BYTES
 from qsjax.settings import (
     FAMILIES,
+    REFRESH,
+    SPARSE,
     Residual,
     SamplingPlan,
     SamplingRecipe,
@@ -59,6 +61,26 @@ def test_a_preset_is_what_its_name_says(name):
     assert recipe.sparse.sparsity.density == int(name.rpartition("d")[2]) / 100
     assert recipe.weights in (name.split("-")[1] if name.startswith("quantsparse") else "", "")
     assert recipe.skip is None
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [("few-steps-4-d25", {0, 2}), ("few-steps-6-d25", {0, 3}), ("few-steps-8-d15", {0, 2, 5})],
+)
+def test_a_preset_for_few_steps_has_most_of_them_sparse(name, full):
+    steps = int(name.split("-")[2])
+    kinds = SamplingRecipe.load(name).sparse.kinds(steps)
+    assert {step for step, kind in enumerate(kinds) if kind == REFRESH} == full
+    assert set(kinds) == {REFRESH, SPARSE}
+
+
+def test_a_plan_knows_that_nothing_of_it_is_sparse():
+    full = SparsePlan(dense_steps=5)
+    assert SamplingPlan(steps=5, sparse=full).never_sparse
+    assert SamplingPlan(steps=2, sparse=SparsePlan(interval=1)).never_sparse
+    assert not SamplingPlan(steps=6, sparse=full).never_sparse
+    assert not SamplingPlan(steps=6, sparse=SparsePlan(drift=0.1)).never_sparse
+    assert not SamplingPlan(steps=1).never_sparse
 
 
 def test_a_preset_that_only_leaves_out_steps():

@@ -119,7 +119,10 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
         return list(chain.from_iterable(together.values()))
 
     def _reference_settings(self, row: SparseRow) -> SettingsChanges:
-        return {**self._settings, "shift": row.shift}
+        changes: SettingsChanges = {**self._settings, "shift": row.shift}
+        if row.steps is not None:
+            changes["steps"] = row.steps
+        return changes
 
     def _restore(self, row: SparseRow, record: Mapping[str, Any]) -> SparseOutcome:
         try:

@@ -48,6 +48,10 @@ WEIGHTS = {
 """Of W4A8: the same training of blocks with each integer the nearest and no tuning, and the default of `qsjax calibrate`."""
 SEEDS = (0, 1, 2)
 """Of calibrations, where rows have several."""
+FEW = (4, 6, 8)
+"""Steps of models that are distilled to few."""
+FEW_SHIFTS = (17.0, 7.0)
+"""FastHunyuan's, and HunyuanVideo's own."""
 SKIPPED = (0.05, 0.1, 0.2)
 """Thresholds of step skipping."""
 FLOATS = Residual(store="float32", rank=16)
@@ -64,6 +68,7 @@ class SparseRow(Row):
         outliers: of the model.
         seed: of the calibration, counted from the run's.
         shift: of the schedule.
+        steps: None is the experiment's.
         sparse: None is dense attention.
         skip: None leaves out no step.
     """
@@ -72,6 +77,7 @@ class SparseRow(Row):
     outliers: Outliers = "none"
     seed: int = 0
     shift: float = 3.0
+    steps: int | None = None
     sparse: SparsePlan | None = None
     skip: Skip | None = None
 
@@ -82,8 +88,9 @@ class SparseRow(Row):
 
     @property
     def reference_name(self) -> str:
-        """The full-precision run at its shift."""
-        return f"reference-{self.shift:g}"
+        """The full-precision run at its shift, with as many steps."""
+        steps = "" if self.steps is None else f"-{self.steps}"
+        return f"reference-{self.shift:g}{steps}"
 
     def content(self) -> dict[str, object]:
         """Everything but group, label and the method's name."""
@@ -92,6 +99,7 @@ class SparseRow(Row):
             "outliers": self.outliers,
             "seed": self.seed,
             "shift": self.shift,
+            **({} if self.steps is None else {"steps": self.steps}),
             **{name: None if part is None else nameless(part) for name, part in parts.items()},
         }
 
@@ -110,6 +118,7 @@ def sparse_grid() -> tuple[SparseRow, ...]:
         *_sweeps(),
         *_schedules(),
         *_placements(),
+        *_few_steps(),
         *_baselines(),
         *_skipping(),
         *_interaction(),
@@ -216,6 +225,27 @@ def _placements() -> list[SparseRow]:
         for shift, placements in PLACED.items()
         for label, changes in placements.items()
     ]
+
+
+def _few_steps() -> list[SparseRow]:
+    """Which of few steps may be sparse, against dense attention in as many; with the recipes' cache, and without one."""
+    rows = []
+    for shift, steps, density in product(FEW_SHIFTS, FEW, (0.15, 0.25)):
+        plan = _plan(replace(MASKS["svg"], density=density), Residual(store="int8"))
+        group = f"few steps, float, svg, {100 * density:.0f} %, {steps} steps, shift {shift:g}"
+        middle, last = steps // 2, steps - 1
+        two = ((0, second) for second in (middle, 1, last - 1, last))
+        thirds = (0, steps // 3, 2 * steps // 3)
+        for full in dict.fromkeys(((0,), *two, thirds)):
+            places = tuple(step / steps for step in full[1:])
+            label = f"full at {', '.join(map(str, full))}"
+            placed = replace(plan, interval=0, refresh_at=places)
+            row = SparseRow(group=group, label=label, shift=shift, steps=steps, sparse=placed)
+            rows.append(row)
+            if full == (0, middle):
+                bare = replace(placed, residual=Residual(policy="none"))
+                rows.append(replace(row, label=f"{label}, no cache", sparse=bare))
+    return rows
 
 
 def _baselines() -> list[SparseRow]:
