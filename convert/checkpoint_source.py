@@ -50,6 +50,8 @@ class CheckpointSource(Source):
             _CONFIGS[component], manifest.config(component), source=f"{place} config"
         )
         self.layout = _LAYOUTS[component]
+        merged = manifest.component(component).source.get("lora", [])
+        self.lora = tuple(record for record in merged if isinstance(record, dict))
         self.files = (manifest.directory / MANIFEST,)
         self._manifest, self._component = manifest, component
         rows = {row.leaf: row for row in expand(component, self.component_config, self.layout)}

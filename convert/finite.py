@@ -17,6 +17,10 @@ _INFINITY = {
 }
 
 
+class NotFiniteWeights(CheckpointError):
+    """Weights, or what is made of them, are no numbers: what was written of them so far is of no use."""
+
+
 def count_not_finite(array: np.ndarray) -> int:
     """How many elements are NaN or infinite; 0 for integers. `array` is C-contiguous."""
     if array.dtype not in _INFINITY or array.size == 0:
@@ -42,9 +46,9 @@ def require_finite(array: np.ndarray, what: str, cure: str) -> None:
         cure: what to do.
 
     Raises:
-        CheckpointError: it has some; the message says how many.
+        NotFiniteWeights: it has some; the message says how many.
     """
     if count := count_not_finite(array):
-        raise CheckpointError(
+        raise NotFiniteWeights(
             f"{what} has {count} of {array.size} values that are NaN or infinite; {cure}"
         )

@@ -11,6 +11,7 @@ import numpy as np
 
 from convert.component import Component, open_components
 from convert.description import describe
+from convert.finite import NotFiniteWeights
 from convert.items import ITEM_BYTES, Item, plan_items
 from convert.memory import peak_memory
 from convert.origin import require_listed
@@ -83,7 +84,11 @@ def convert(
             if made is not None:
                 return made
             writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
-            return _write_all(writer, destination, components, plans, data, files, progress)
+            try:
+                return _write_all(writer, destination, components, plans, data, files, progress)
+            except NotFiniteWeights:
+                writer.discard()  # with other weights it is another conversion
+                raise
 
 
 def _write_all(

@@ -4,8 +4,8 @@
     LAYER.weight_scale, LAYER.input_scale    ComfyUI's second, with `LAYER.comfy_quant` or a header that says the format
     LAYER.fp8_scale                          Kijai's, announced by a tensor `fp8_scale`
 
-The weight is LAYER.weight times its scale: one number, or one for each output channel as [O, 1]. Scales of inputs are for
-multiplying in float8, and are left out.
+The weight is LAYER.weight times its scale: one number, or one for each output channel as [O, 1]. Where one linear layer has a
+scale all have one; convolutions, norms and biases have none. Scales of inputs are for multiplying in float8, and are left out.
 """
 
 import numpy as np
@@ -122,7 +122,7 @@ def _scales(source: Source, formats: dict[str, str]) -> dict[str, np.ndarray]:
         problems += [
             f"no scale for {name!r}"
             for name in float8_names(source)
-            if name not in scales and len(source.tensors[name].shape) > 1
+            if name not in scales and len(source.tensors[name].shape) == 2
         ]
     if problems:
         raise CheckpointError(

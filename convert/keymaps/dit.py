@@ -1,13 +1,14 @@
 """HunyuanVideo's transformer: Tencent's, diffusers' and ComfyUI's names for the same 12.8 billion numbers.
 
 "tencent" is what Tencent's `.pt` files and ComfyUI's first layout hold, "diffusers" is
-`HunyuanVideoTransformer3DModel`, "comfy" is ComfyUI's second layout (prefix `model.model.`, names after Flux).
+`HunyuanVideoTransformer3DModel`, "comfy" is ComfyUI's second layout (names after Flux), which has a prefix most often.
 """
 
 from convert.keymaps.table import Entry, copied, linear
 from qsjax.dit.config import DiTConfig
 
-PREFIXES = {"tencent": ("",), "diffusers": ("",), "comfy": ("model.model.",)}
+_COMFY = ("model.model.", "model.diffusion_model.", "diffusion_model.")
+PREFIXES = {"tencent": ("", *_COMFY), "diffusers": ("",), "comfy": (*_COMFY, "")}
 _SINUSOID = 256  # width of the sinusoidal embedding of time and guidance, no option in the original
 _REFINER_MLP = 4  # the refiner's MLP ratio is fixed, whatever mlp_ratio says
 

@@ -46,7 +46,7 @@ class MergedSource(Source):
         self._source = source
         self.files, self.config, self.ignored = source.files, source.config, source.ignored
         self.metadata, self.container = source.metadata, source.container
-        self.lora = tuple(file.record for file in files)
+        self.lora = (*source.lora, *(file.record for file in files))
         self._parts: dict[str, list[_Part]] = {}
         updates = [(file, update) for file in files for update in file.updates if update.factor]
         for row in rows:

@@ -206,6 +206,11 @@ class CheckpointWriter:
             tidy(self._destination)
         return Manifest.read(self._destination)
 
+    def discard(self) -> None:
+        """Delete the unfinished work, which can become no checkpoint."""
+        with self._writing():
+            remove(self._temporary)
+
     @contextmanager
     def _writing(self, nbytes: int = 0) -> Generator[None, None, None]:
         """What the disk refuses is said of the destination, whichever file it was."""

@@ -69,6 +69,25 @@ def test_a_checkpoint_holds_them_in_bfloat16(spelling, tmp_path):
     assert bool(inputs) == (spelling != "plain")
 
 
+@pytest.mark.parametrize(
+    "prefix", ["model.model.", "model.diffusion_model.", "diffusion_model.", ""]
+)
+@pytest.mark.parametrize("named", ["tencent", "comfy"])
+def test_prefixes_of_comfyui(prefix, named, tmp_path):
+    rename = models.comfy_name if named == "comfy" else str
+    tensors = {f"{prefix}{rename(name)}": tensor for name, tensor in models.tencent().items()}
+    path = tmp_path / "a.safetensors"
+    stored, _, expected = as_float8(tensors, "scale_weight")
+    stored[f"{prefix}scaled_fp8"] = stored.pop("scaled_fp8")
+    safetensors.torch.save_file(stored, path)
+    with open_components(
+        Sources(transformer=path, config=models.config_file(tmp_path)), None
+    ) as parts:
+        assert parts["dit"].layout == (named, prefix)
+        name = f"{prefix}{rename('single_blocks.1.linear1.weight')}"
+        np.testing.assert_allclose(parts["dit"].read(name), expected[name], rtol=1e-6)
+
+
 def test_what_is_asked_for_is_made_of_float32(tmp_path):
     """float32 on request and what quantizes see no bfloat16 on the way; verification makes them again."""
     path, config = tmp_path / "a.safetensors", models.config_file(tmp_path)

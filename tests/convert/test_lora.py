@@ -248,6 +248,11 @@ def test_all_of_a_checkpoint_of_ours(tiny_checkpoint, tmp_path, capsys):
     assert "run it without --lora" in capsys.readouterr().err
     done = qsjax.convert(tiny_checkpoint, tmp_path / "c", lora=[(one.path, 0.5)], progress=False)
     assert done.manifest is not None
+    # Merged into what has LoRAs already: the manifest tells of all.
+    more = qsjax.convert(tmp_path / "c", tmp_path / "d", lora=one.path, verify=True, progress=False)
+    assert more.manifest is not None
+    records = more.manifest.data["components"]["dit"]["source"]["lora"]
+    assert [record["strength"] for record in records] == [0.5, 1.0]
 
 
 def test_what_is_asked_for(tmp_path):
