@@ -1,14 +1,17 @@
-"""The result of a pipeline call, and a decorator that copies a method's signature."""
+"""The result of a pipeline call and its statistics, and a decorator that copies a method's signature."""
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from qsjax.sample import Heads
+from qsjax.dit import DiTConfig
+from qsjax.parallel import gathered
+from qsjax.sample import Heads, StepResult, executed_kinds, heads_of
 from qsjax.settings import Settings
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -40,6 +43,40 @@ class Result:
     kinds: tuple[str, ...]
     skipped: int
     peak_memory_bytes: int | None
+
+
+class Statistics(NamedTuple):
+    """Of a run; see `Result`."""
+
+    skipped: int
+    kinds: tuple[str, ...]
+    heads: Heads | None
+
+
+def statistics_of(
+    settings: Settings, config: DiTConfig, last: StepResult, text: int, mesh: Mesh | None
+) -> Statistics:
+    """What the cache of the last step says of the whole run.
+
+    Args:
+        settings: of the run.
+        config: of the transformer.
+        last: the result of the last step.
+        text: tokens of the prompt, padding included.
+        mesh: of the devices that share the cache; None is one device.
+    """
+    skipped = 0 if settings.skip is None else int(last.cache[0].skipped.count)
+    kinds = executed_kinds(settings, last.cache)[: last.index + 1]
+    if settings.sparse is None:
+        return Statistics(skipped, kinds, None)
+    slot = last.cache[0].slot
+    if mesh is not None:
+        # Only the lists and the recall are needed; the cached tensors are large.
+        lists = slot.layer._replace(cached=None, change=None, bend=None, lse=None, lse_change=None)
+        slot = slot._replace(layer=gathered(mesh, lists))
+    return Statistics(
+        skipped, kinds, heads_of(settings.sparse, config, last.latents.shape, text, slot)
+    )
 
 
 def same_arguments(of: Callable[..., object]) -> Callable[[Method], Method]:

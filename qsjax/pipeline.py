@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -16,29 +16,33 @@ from qsjax.budget.steps import describe
 from qsjax.decoding import LatentDecoder
 from qsjax.denoising import Denoiser
 from qsjax.errors import Cancelled, InputError
-from qsjax.generation import Result, same_arguments
+from qsjax.generation import Result, same_arguments, statistics_of
 from qsjax.opened import OpenCheckpoint
 from qsjax.parallel import check_heads, gathered
-from qsjax.preview import Colours, colours_of
+from qsjax.preview import Colours, StepPreviews, check_preview, colours_of
+from qsjax.prompting import (
+    Prompt,
+    abstract_of,
+    require_fits,
+    require_unicode,
+    require_use,
+    texts_of,
+)
 from qsjax.sample import (
     Heads,
     Skip,
     SparsePlan,
     StepResult,
-    executed_kinds,
-    heads_of,
     initial_noise,
-    sigmas,
     within_budget,
 )
-from qsjax.settings import RecipeLike, SamplingPlan, Settings, choose_settings
+from qsjax.settings import RecipeLike, Settings, choose_settings
 from qsjax.settings.video import check_size
-from qsjax.text import EncodedPrompt, abstract_prompt
-from qsjax.untrusted import shown
+from qsjax.text import EncodedPrompt
+from qsjax.video import to_uint8
 
 logger = logging.getLogger(__name__)
 
-Prompt = str | Sequence[str] | EncodedPrompt
 Callback = Callable[..., bool | None]
 """Called after each step with its number, from 1, and its latents, and with `preview` also with frames or None; False cancels the run."""
 
@@ -144,24 +148,28 @@ class Pipeline(OpenCheckpoint):
         plan = chosen.plan()
         self.require_runnable(chosen, encodes=not isinstance(prompt, EncodedPrompt))
         if isinstance(prompt, EncodedPrompt):
-            self._require_fits(prompt)
+            require_fits(prompt, self.dit_config)
         else:
             prompt = prompt if isinstance(prompt, str) else list(prompt)
-            _texts(prompt)
+            texts_of(prompt)
         if isinstance(negative_prompt, EncodedPrompt):
-            self._require_fits(negative_prompt)
+            require_fits(negative_prompt, self.dit_config)
         if negative_prompt:
             require_use(plan)
             if isinstance(negative_prompt, str):
                 require_unicode(negative_prompt)
                 chosen = replace(chosen, negative_prompt=negative_prompt)
-        self._check_preview(preview, callback)
+        check_preview(preview, callback)
+        if preview:
+            self.prepare_preview()
         self.compile_ahead(chosen, prompt, negative_prompt)
         encoded = self.encode(prompt)
         negative = None
         if plan.uses_negative:
             negative_prompt = chosen.negative_prompt if negative_prompt is None else negative_prompt
-            negative = self._encode_negative(negative_prompt, encoded.pooled.shape[0])
+            if isinstance(negative_prompt, str):  # an empty one, too
+                negative_prompt = self._encode([negative_prompt] * encoded.pooled.shape[0])
+            negative = negative_prompt
         sampled = self.sample(
             encoded,
             settings=chosen,
@@ -266,12 +274,7 @@ class Pipeline(OpenCheckpoint):
         """
         if isinstance(prompt, EncodedPrompt):
             return prompt
-        texts = _texts(prompt)
-        encoder = self.text_encoder
-        start = time.perf_counter()
-        encoded = jax.block_until_ready(encoder(texts))
-        self._add("encode", start)
-        return encoded
+        return self._encode(texts_of(prompt))
 
     def sample(
         self,
@@ -290,10 +293,13 @@ class Pipeline(OpenCheckpoint):
             float32 latents as the DiT sees them (multiplied by the VAE's scaling factor).
         """
         settings = self.settings if settings is None else settings
-        self._check_preview(preview, callback)
-        before = latents
-        if preview and before is None:
-            before = initial_noise(seed, self.latent_shape(settings, prompt.pooled.shape[0]))
+        check_preview(preview, callback)
+        previews = None
+        if preview:
+            before = latents
+            if before is None:
+                before = initial_noise(seed, self.latent_shape(settings, prompt.pooled.shape[0]))
+            previews = StepPreviews(preview, settings.plan(), self._colours, before, self.mesh)
         steps = self.denoise(
             prompt, settings=settings, negative=negative, seed=seed, latents=latents
         )
@@ -301,11 +307,7 @@ class Pipeline(OpenCheckpoint):
         with closing(steps):
             for last in steps:
                 number = last.index + 1
-                extra: tuple[object, ...] = ()
-                if preview:
-                    due = number % preview == 0 or number == settings.steps
-                    extra = (self._preview(settings, last, before) if due else None,)
-                    before = last.latents
+                extra = () if previews is None else (previews(last),)
                 if callback is not None and callback(number, last.latents, *extra) is False:
                     raise Cancelled(
                         f"sampling was cancelled after step {number} of {settings.steps}",
@@ -313,29 +315,14 @@ class Pipeline(OpenCheckpoint):
                         latents=last.latents,
                     )
         assert last is not None  # a plan has at least one step
-        self._record_statistics(settings, prompt, last)
+        self.skipped, self.kinds, self.heads = statistics_of(
+            settings, self.dit_config, last, prompt.text.shape[1], self.mesh
+        )
         return last.latents if self.mesh is None else gathered(self.mesh, last.latents)
 
     def prepare_preview(self) -> None:
         """Have the map of previews at hand before other models are loaded; it is fitted at first use."""
         _ = self._colours
-
-    def _check_preview(self, preview: int, callback: Callback | None) -> None:
-        if preview < 0:
-            raise InputError(f"`preview={preview}`: give a number of steps, or 0 for none")
-        if preview and callback is None:
-            raise InputError("`preview` gives frames to a callback, and there is none; pass one")
-        if preview:
-            self.prepare_preview()
-
-    def _preview(
-        self, settings: Settings, last: StepResult, before: Array | np.ndarray | None
-    ) -> UInt8[np.ndarray, "B T h w 3"]:
-        """Frames of the clean latents that a step's velocity leads to: x' - sigma' v, v = (x' - x) / (sigma' - sigma)."""
-        pair = (before, last.latents)
-        x, after = map(np.asarray, pair if self.mesh is None else gathered(self.mesh, pair))
-        now, then = sigmas(settings.steps, settings.shift)[last.index : last.index + 2]
-        return self._colours(after - then / (then - now) * (after - x))
 
     def denoise(
         self,
@@ -354,7 +341,7 @@ class Pipeline(OpenCheckpoint):
         """
         settings = self.settings if settings is None else settings
         for encoded in (prompt,) if negative is None else (prompt, negative):
-            self._require_fits(encoded)
+            require_fits(encoded, self.dit_config)
         if negative is not None and negative.pooled.shape[0] != prompt.pooled.shape[0]:
             raise InputError(
                 f"{negative.pooled.shape[0]} negative prompts were given for {prompt.pooled.shape[0]} prompts; give one for each"
@@ -374,35 +361,6 @@ class Pipeline(OpenCheckpoint):
             logger.info("%s", summary)
         return self._denoiser(plan, prompt, negative, latents)
 
-    def _require_fits(self, prompt: EncodedPrompt) -> None:
-        """Raise `InputError` for a prompt that was encoded for another model."""
-        found = prompt.text.shape[-1], prompt.pooled.shape[-1]
-        needed = self.dit_config.text_dim, self.dit_config.pooled_dim
-        if found != needed:
-            raise InputError(
-                f"the encoded prompt has states of {found[0]} and a pooled vector of {found[1]} numbers, the model reads"
-                f" {needed[0]} and {needed[1]}; encode it with this checkpoint"
-            )
-
-    def _record_statistics(
-        self, settings: Settings, prompt: EncodedPrompt, last: StepResult
-    ) -> None:
-        """Set `skipped`, `kinds` and `heads` from the cache of the last step, which covers the whole run."""
-        self.skipped = 0 if settings.skip is None else int(last.cache[0].skipped.count)
-        self.kinds = executed_kinds(settings, last.cache)[: last.index + 1]
-        self.heads = None
-        if settings.sparse is not None:
-            slot = last.cache[0].slot
-            if self.mesh is not None:
-                # Only the lists and the recall are needed; the cached tensors are large.
-                lists = slot.layer._replace(
-                    cached=None, change=None, bend=None, lse=None, lse_change=None
-                )
-                slot = slot._replace(layer=gathered(self.mesh, lists))
-            self.heads = heads_of(
-                settings.sparse, self.dit_config, last.latents.shape, prompt.text.shape[1], slot
-            )
-
     def decode(
         self, latents: Float[Array | np.ndarray, "B C T H W"]
     ) -> Float[np.ndarray, "B F Y X 3"]:
@@ -421,75 +379,25 @@ class Pipeline(OpenCheckpoint):
         if elsewhere or jax.default_backend() == "gpu":
             return
         plan = settings.plan()
-        encoded = self._abstract(prompt, 1)
+        encoded = abstract_of(prompt, 1, self._manifest, self.dit_config, self._dtype)
         batch, text = encoded.pooled.shape[0], encoded.text.shape[1]
         latents = self.latent_shape(settings, batch)
         plan = within_budget(self.dit_config, plan, latents, text)
         abstract = None
         if plan.uses_negative:
-            abstract = self._abstract("" if negative is None else negative, batch)
+            abstract = abstract_of(
+                "" if negative is None else negative,
+                batch,
+                self._manifest,
+                self.dit_config,
+                self._dtype,
+            )
         self._denoiser.ahead(plan, encoded, abstract, latents)
         self._decoder.ahead(latents, self.tiling)
 
-    def _abstract(self, prompt: Prompt, batch: int) -> EncodedPrompt:
-        """Shapes and dtypes of an encoded prompt; a text fills the batch."""
-        if isinstance(prompt, EncodedPrompt):
-            return jax.eval_shape(lambda: prompt)
-        if not isinstance(prompt, str):
-            batch = len(prompt)
-        return abstract_prompt(
-            self._manifest,
-            batch,
-            text_dim=self.dit_config.text_dim,
-            pooled_dim=self.dit_config.pooled_dim,
-            dtype=self._dtype,
-        )
-
-    def _encode_negative(self, prompt: str | EncodedPrompt, batch: int) -> EncodedPrompt:
-        if isinstance(prompt, EncodedPrompt):
-            return prompt
+    def _encode(self, texts: list[str]) -> EncodedPrompt:
+        encoder = self.text_encoder
         start = time.perf_counter()
-        encoded = self.text_encoder([prompt] * batch)
+        encoded = jax.block_until_ready(encoder(texts))
         self._add("encode", start)
         return encoded
-
-
-def require_use(plan: SamplingPlan) -> None:
-    """Refuse a negative prompt that would change nothing.
-
-    Raises:
-        InputError: the plan has no true guidance.
-    """
-    if not plan.uses_negative:
-        raise InputError(
-            f"a negative prompt was given, and `true_cfg={plan.true_cfg:g}` does not use it; pass `true_cfg` above 1, or leave"
-            " `negative_prompt` out"
-        )
-
-
-def _texts(prompt: str | Sequence[str]) -> list[str]:
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not texts or not all(text.strip() for text in texts):
-        raise InputError("the prompt is empty; describe the video in a few words")
-    for text in texts:
-        require_unicode(text)
-    return texts
-
-
-def require_unicode(text: str) -> None:
-    """Refuse what a terminal with another encoding makes of some characters; tokenizers take none of it.
-
-    Raises:
-        InputError: it is not Unicode.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the prompt {shown(text)} is not Unicode at character {error.start}; type it in UTF-8"
-        ) from error
-
-
-def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
-    """Convert frames in [0, 1] to 8 bits, rounded to nearest."""
-    return np.round(frames * 255).astype(np.uint8)

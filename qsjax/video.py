@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from qsjax.disk import beside, replacing, require_room, writing
 from qsjax.errors import InputError
@@ -161,3 +162,8 @@ def _check(video: Video) -> None:
         raise InputError(
             f"a video is uint8 [frames, height, width, 3], not {video.dtype} {list(video.shape)}"
         )
+
+
+def to_uint8(frames: Float[np.ndarray, "*B H W 3"]) -> UInt8[np.ndarray, "*B H W 3"]:
+    """Convert frames in [0, 1] to 8 bits, rounded to nearest."""
+    return np.round(frames * 255).astype(np.uint8)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from qsjax.pipeline import to_uint8
 from qsjax.tiny.checker import hits
 from qsjax.tiny.scenes import Scene
+from qsjax.video import to_uint8
 
 
 def caption_scores(

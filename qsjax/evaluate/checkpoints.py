@@ -15,9 +15,10 @@ from qsjax.evaluate.plots import draw, write_sheet
 from qsjax.evaluate.reference import Reference, reference_run
 from qsjax.evaluate.repeats import Repeats
 from qsjax.evaluate.tables import NOTE, comparison_table, plain, summary
-from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.pipeline import Pipeline
 from qsjax.tiny.streams import HELD_OUT, held_out
 from qsjax.versions import EVALUATION, versions
+from qsjax.video import to_uint8
 
 
 @dataclass(frozen=True, eq=False)

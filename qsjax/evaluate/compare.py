@@ -16,10 +16,11 @@ from qsjax.dit import DiT, DiTConfig
 from qsjax.errors import CheckpointError, InputError
 from qsjax.evaluate.metrics import frame_psnr, psnr, relative_error, ssim
 from qsjax.evaluate.reference import Reference, dense_programs
-from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
 from qsjax.sample import DENSE, denoise, schedule
 from qsjax.sample.loop import step_at
+from qsjax.video import to_uint8
 
 Judge = Callable[[np.ndarray, int], np.ndarray]
 """Frames [B, F, Y, X, 3] in [0, 1] and the number of the first clip -> how well each shows its caption."""

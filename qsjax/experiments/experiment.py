@@ -25,8 +25,9 @@ from qsjax.experiments.clips import Clips
 from qsjax.experiments.hours import Hours
 from qsjax.experiments.results import Results
 from qsjax.experiments.row import Row, RowT
-from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.pipeline import Pipeline
 from qsjax.untrusted.arrays import map_array
+from qsjax.video import to_uint8
 
 logger = logging.getLogger(__name__)
 

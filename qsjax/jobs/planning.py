@@ -7,7 +7,8 @@ from typing import Any
 
 from qsjax.errors import CheckpointError, InputError, QsjaxError
 from qsjax.jobs.listing import Refused, Request, place_of
-from qsjax.pipeline import Pipeline, require_unicode, require_use
+from qsjax.pipeline import Pipeline
+from qsjax.prompting import require_unicode, require_use
 from qsjax.provenance import Provenance, read_provenance
 from qsjax.settings import Settings
 from qsjax.untrusted import inside

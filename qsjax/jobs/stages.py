@@ -17,10 +17,10 @@ from qsjax.jobs.listing import Refused
 from qsjax.jobs.planning import Job, is_there
 from qsjax.jobs.work import FOLDER, Work
 from qsjax.locks import lock
-from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.pipeline import Pipeline
 from qsjax.preview import PreviewSheet
 from qsjax.progress import Progress
-from qsjax.video import write_video
+from qsjax.video import to_uint8, write_video
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,14 @@ from qsjax.evaluate.metrics import psnr, ssim
 from qsjax.experiments.experiment import SHOWN, Experiment
 from qsjax.experiments.sparse.grid import SparseRow
 from qsjax.experiments.sparse.sampling import sampled, without_numbers
-from qsjax.pipeline import Pipeline, to_uint8
+from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
 from qsjax.quant import Recipe
 from qsjax.sample import Heads, executed_kinds, heads_of
 from qsjax.sample.state import Memory
 from qsjax.settings import SPARSE
 from qsjax.versions import EVALUATION, versions
+from qsjax.video import to_uint8
 
 _FIGURES = ("psnr", "ssim", "latents")
 
