@@ -77,11 +77,11 @@ class LoraFile:
             raise
 
     def up(self, update: Update, rows: tuple[int, int] | None = None) -> np.ndarray:
-        """[rows, rank] in float32, or a range of these rows."""
+        """[rows, rank] in float64, or a range of these rows."""
         return self._matrix(update.up, rows)
 
     def down(self, update: Update) -> np.ndarray:
-        """[rank, columns] in float32."""
+        """[rank, columns] in float64."""
         return self._matrix(update.down)
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class LoraFile:
         self._file.close()
 
     def _matrix(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
-        array = self._file.read(name, rows).astype(np.float32)
+        array = self._file.read(name, rows).astype(np.float64)
         return array.reshape(len(array), -1)
 
     def _find(self, path: Path, lora: Lora, named: Mapping[str, Place]) -> tuple[Update, ...]:

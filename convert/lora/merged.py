@@ -1,4 +1,8 @@
-"""A transformer's tensors with LoRAs added, one tensor at a time, in float32: W + strength * alpha / rank * up @ down."""
+"""A transformer's tensors with LoRAs added, one tensor at a time, in float32: W + strength * alpha / rank * up @ down.
+
+Products are summed in float64 and rounded once, so that another processor or number of threads makes the same bits, which
+verification compares.
+"""
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +18,7 @@ from convert.lora.request import Lora
 from qsjax.dit.config import DiTConfig
 
 _CHUNK = 16 << 20
-"""Bytes of a change in float32 that are made at once."""
+"""Bytes of a change in float64 that are made at once."""
 
 
 class _Part(NamedTuple):
@@ -75,7 +79,7 @@ class MergedSource(Source):
         array = array.astype(np.float32, copy=False)
         matrix = array.reshape(len(array), -1)
         start = 0 if rows is None else rows[0]
-        step = max(1, _CHUNK // (4 * max(1, matrix.shape[1])))
+        step = max(1, _CHUNK // (8 * max(1, matrix.shape[1])))
         for file, update, shift, swapped in self._parts[name]:
             down, count, offset = file.down(update), update.place.shape[0], start - shift
             first, last = max(-offset, 0), min(count - offset, len(matrix))
@@ -87,8 +91,8 @@ class MergedSource(Source):
                 else:
                     up = file.up(update, of_update)
                 change = up @ down
-                change *= np.float32(update.factor)
-                matrix[begin:end] += change
+                change *= update.factor
+                matrix[begin:end] = matrix[begin:end] + change
         return array
 
     def close(self) -> None:
