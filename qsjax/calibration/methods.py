@@ -36,6 +36,8 @@ class Method:
             which knows the inputs that the clips are weighed by.
         tune_steps: steps of tuning all blocks together, when all are rounded: channel scales, biases and activation clips, towards
             the float model's velocities on the trajectories of calibration; 0 leaves it out.
+        tune_early: share of its moments that are of the first tenth of the sampling steps, which decide most about the video;
+            0 takes all steps alike.
         tune_learning_rate: Adam's, of that.
         inputs: what a block sees while it is trained: float activations, those of the quantized blocks before it,
             or the two in turns.
@@ -63,6 +65,7 @@ class Method:
     rounding: str = "nearest"
     search_clips: bool = False
     tune_steps: int = 0
+    tune_early: float = 0.0
     tune_learning_rate: float = 2e-3
     inputs: str = "fp"
     epochs: int = 15
@@ -86,6 +89,11 @@ class Method:
             raise InputError(
                 f"method {self.name}: epochs={self.epochs} must be 1 or more,"
                 f" window={self.window}, local_rows={self.local_rows} and tune_steps={self.tune_steps} not negative"
+            )
+
+        if not 0 <= self.tune_early < 1:
+            raise InputError(
+                f"method {self.name}: tune_early={self.tune_early} must be a share from 0 to less than 1"
             )
 
     @property
@@ -115,7 +123,9 @@ class Method:
 
 _PTQ = Method(name="ptq", learn_smoothing=True, learn_rotation=True, learn_clips=True)
 _MSAD = replace(_PTQ, name="msad", global_weight=1.0, local_weight=1.0, inputs="mixed")
-_TUNED = replace(_PTQ, name="tuned", inputs="mixed", rounding="gptq", tune_steps=150)
+_TUNED = replace(
+    _PTQ, name="tuned", inputs="mixed", rounding="gptq", tune_steps=150, tune_early=0.5
+)
 DEFAULT = "tuned"
 """The method of `qsjax calibrate`: the best that was measured (docs/quantization.md)."""
 

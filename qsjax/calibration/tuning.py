@@ -165,7 +165,13 @@ def tune(
     student, tuned, state = replicated(mesh, (with_tuned_layers(dit), now.tuned, now.optimizer))
     now, shares = TuningState(tuned, state, now.curve), NamedSharding(mesh, P(AXIS))
     batch = -(-BATCH // mesh.size) * mesh.size
-    order = moment_order(len(trajectories), method.tune_steps * batch, seed).reshape(-1, batch)
+    order = moment_order(
+        len(trajectories.latents),
+        len(trajectories.timestep),
+        method.tune_steps * batch,
+        early=method.tune_early,
+        seed=seed,
+    ).reshape(-1, batch)
     with Progress(
         method.tune_steps, "tune", unit="step", initial=len(now.curve), enabled=progress
     ) as bar:
@@ -185,11 +191,34 @@ def tune(
     return jax.device_get(now.tuned).leaves(before, np.exp), now.curve
 
 
-def moment_order(count: int, needed: int, seed: int) -> Int[np.ndarray, " needed"]:
-    """Which moment comes when: all of them once in random order, and again, until there are enough."""
+def moment_order(
+    runs: int, steps: int, needed: int, *, early: float, seed: int
+) -> Int[np.ndarray, " needed"]:
+    """Which moment comes when, numbered as in `Trajectories.moments`.
+
+    Those of the first tenth of the steps and the others take turns, by the share `early`; of each all come once in random
+    order before any comes twice. What the first steps get wrong, later ones follow: nearly all of a video's distance from the
+    float model's comes from them (docs/quantization.md), and they are few.
+
+    Args:
+        runs: sampling runs.
+        steps: of each.
+        needed: how many are wanted.
+        early: share of the first tenth; 0 draws from all steps alike.
+        seed: of the order.
+    """
     random = np.random.default_rng(seed)
-    passes = [random.permutation(count) for _ in range(-(-needed // count))]
-    return np.concatenate(passes)[:needed] if passes else np.zeros(0, int)
+    moments = np.arange(runs * steps)
+    early = early if steps > 1 else 0.0
+    first = (moments % steps < -(-steps // 10)) & (early > 0)
+    number = np.arange(needed)
+    turns = np.floor((number + 1) * early) > np.floor(number * early)
+    order = np.empty(needed, int)
+    for group, places in ((moments[first], turns), (moments[~first], ~turns)):
+        count = int(places.sum())
+        passes = [random.permutation(group) for _ in range(-(-count // max(len(group), 1)))]
+        order[places] = np.concatenate(passes)[:count] if count else []
+    return order
 
 
 def _attention(q: Array, k: Array, v: Array, kv_valid: Array, state: tuple[()]) -> Any:

@@ -20,6 +20,7 @@ from qsjax.calibration.tuning import BATCH, Tuner, moment_order, tune
 from qsjax.calibration.tuning_store import TuningStore
 from qsjax.checkpoint import CheckpointWriter, Manifest
 from qsjax.dit import load_dit
+from qsjax.errors import InputError
 from qsjax.params import map_parameters, parameters
 from qsjax.quant import Precision
 from qsjax.quant.linear import QuantizedLinear
@@ -32,7 +33,7 @@ METHOD = replace(ROUNDED, tune_steps=STEPS, tune_learning_rate=1e-2)
 
 
 # Of two runs of three steps.
-ORDER = moment_order(6, STEPS * BATCH, seed=0)
+ORDER = moment_order(2, 3, STEPS * BATCH, early=0.0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_what_the_backward_pass_keeps_changes_nothing(rounded, runs, tuned):
     """Two steps; the second loss depends on every gradient of the first."""
     few = replace(METHOD, tune_steps=STEPS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qsjax.calibration.tuning.moment_order", lambda *_: ORDER[: 2 * BATCH])
+        patch.setattr("qsjax.calibration.tuning.moment_order", lambda *_, **__: ORDER[: 2 * BATCH])
         _, curve = tune(rounded, runs, few, kept="everything")
     np.testing.assert_allclose(curve, tuned[1][:2], rtol=1e-5)
 
@@ -160,11 +161,25 @@ def test_moments_are_the_inputs_and_velocities_of_the_steps(floats, runs):
 
 
 def test_every_moment_comes_once_before_any_comes_twice():
-    order = moment_order(6, 15, seed=3)
+    order = moment_order(2, 3, 15, early=0.0, seed=3)
     assert sorted(order[:6]) == sorted(order[6:12]) == list(range(6))
     assert len(order) == 15
-    np.testing.assert_array_equal(order, moment_order(6, 15, seed=3))
-    assert not np.array_equal(order, moment_order(6, 15, seed=4))
+    np.testing.assert_array_equal(order, moment_order(2, 3, 15, early=0.0, seed=3))
+    assert not np.array_equal(order, moment_order(2, 3, 15, early=0.0, seed=4))
+
+
+def test_half_of_the_moments_are_of_the_first_tenth_of_the_steps():
+    order = moment_order(4, 30, 80, early=0.5, seed=3)
+    first = order % 30 < 3
+    # In turns, so that every step of two moments has one of each; twelve of the first, all before any twice.
+    assert first.reshape(-1, 2).sum(axis=1).tolist() == [1] * 40
+    assert len(set(order[first][:12].tolist())) == 12
+    assert len(set(order[~first].tolist())) == 40
+    few = moment_order(2, 3, 6, early=0.5, seed=0)
+    assert (few % 3 == 0).sum() == 3
+    assert sorted(moment_order(3, 1, 3, early=0.5, seed=0)) == [0, 1, 2]
+    with pytest.raises(InputError, match="tune_early"):
+        replace(METHOD, tune_early=1.0)
 
 
 class Killed(BaseException):

@@ -23,6 +23,8 @@ ABLATED = {
 }
 """Attention terms by the methods that have them."""
 TUNE_STEPS = METHODS["tuned"].tune_steps
+ALIKE = {"tuned, all steps alike": replace(METHODS["tuned"], tune_early=0.0)}
+"""The default but for the first steps, which it tunes by more than their share."""
 
 
 class Rank(IntEnum):
@@ -91,8 +93,11 @@ def variant(name: str, *, gptq: bool = False, tuned: bool = False) -> tuple[str,
     """A method with its rounding and tuning, and the label that says so."""
     label = [name, *(["gptq"] if gptq and name != "gptq" else []), *(["tuning"] if tuned else [])]
     rounding = "gptq" if gptq or name == "gptq" else "nearest"
-    steps = TUNE_STEPS if tuned else 0
-    return " + ".join(label), replace(METHODS[name], rounding=rounding, tune_steps=steps)
+    method = replace(METHODS[name], rounding=rounding, tune_steps=0)
+    if tuned:
+        early = METHODS["tuned"].tune_early
+        method = replace(method, tune_steps=TUNE_STEPS, tune_early=early)
+    return " + ".join(label), method
 
 
 def _methods(
@@ -123,6 +128,9 @@ def _methods(
     if promised:
         ranks |= dict.fromkeys(("rtn", *most), Rank.MAIN)
         repeated |= dict.fromkeys(most, Rank.MAIN)
+    if preset in ("w4a8", "w6a6"):
+        methods, ranks = methods | ALIKE, ranks | dict.fromkeys(ALIKE, Rank.SEEDS)
+        repeated |= dict.fromkeys(ALIKE, Rank.SEEDS)
     if preset == "w4a8":
         more = dict([variant("gptq", tuned=True), variant("msad", gptq=True, tuned=True)])
         methods, ranks = methods | more, ranks | dict.fromkeys(more, Rank.SEEDS)

@@ -44,8 +44,10 @@ tables of five and nine."""
 WEIGHTS = {
     "nearest": replace(METHODS["tuned"], rounding="nearest", tune_steps=0),
     "tuned": METHODS["tuned"],
+    "tuned, all steps alike": replace(METHODS["tuned"], tune_early=0.0),
 }
-"""Of W4A8: the same training of blocks with each integer the nearest and no tuning, and the default of `qsjax calibrate`."""
+"""Of W4A8: the same training of blocks with each integer the nearest and no tuning, the default of `qsjax calibrate`, and the
+default but for the first steps, which it tunes by more than their share."""
 SEEDS = (0, 1, 2)
 """Of calibrations, where rows have several."""
 FEW = (4, 6, 8)
@@ -142,7 +144,8 @@ def _quantized() -> list[SparseRow]:
         most = (mask, density, shift) == ("svg", DENSITIES[0], SHIFTS[0])
         following = _plan(replace(sparsity, density=density), FLOATS)
         plans = {f"{count} dense": replace(following, dense_steps=count) for count in (1, 3)}
-        cases = [(weights, label) for label in plans for weights in WEIGHTS]
+        compared = list(WEIGHTS) if most else list(WEIGHTS)[:2]
+        cases = [(weights, label) for label in plans for weights in compared]
         if most:
             for policy in ("first", "none"):
                 plans[policy] = _plan(following.sparsity, replace(FLOATS, policy=policy))

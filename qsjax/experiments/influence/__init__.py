@@ -1,0 +1,1 @@
+"""How much each step's error has to do with the video at the end."""
