@@ -11,7 +11,7 @@ from qsjax.crash import refusal, report_crash
 from qsjax.errors import InputError, QsjaxError, on_command_line
 
 _PARTS = {
-    "transformer": "DiT weights: a .safetensors or .pt file, or a folder",
+    "transformer": "DiT weights: a .safetensors or .pt file, or a folder; as every PATH also of the hub, as SRC",
     "vae": "VAE weights: a .safetensors or .pt file, or a folder",
     "text_encoder": "LLaMA or LLaVA folder with config.json",
     "text_encoder_2": "CLIP folder with config.json",
@@ -33,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SRC",
         nargs="?",
         # An optional positional cannot be absent; the empty format keeps "default: None" out of the help.
-        help="diffusers folder, folder of Tencent's files, or transformer file; or hf://OWNER/NAME[/FOLDER][@REVISION] of the "
-        "Hugging Face hub, which is downloaded; with --export a checkpoint%(default).0s",
+        help="diffusers folder, folder of Tencent's files, or transformer file; hf://OWNER/NAME[@REVISION][/PATH] is such a folder "
+        "or file of the Hugging Face hub, of which what is needed is downloaded; with --export a checkpoint%(default).0s",
     )
     parser.add_argument("destination", metavar="DST", type=Path, help="folder to write")
     for name, text in _PARTS.items():
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, metavar="PATH", type=Path, default=absent, help=text)
+        parser.add_argument(flag, metavar="PATH", default=absent, help=text)
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),

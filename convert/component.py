@@ -103,14 +103,11 @@ class Component:
         return {}
 
     def digest(self) -> str:
-        """What the source holds, without reading its tensors: files, names, shapes and dtypes."""
+        """What the source holds, without reading its tensors: names, shapes and dtypes."""
         tensors = {
             name: [list(info.shape), info.dtype.name] for name, info in self.source.tensors.items()
         }
-        files = [
-            [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.source.files
-        ]
-        content = [self.name, files, tensors, to_mapping(self.config), str(self.dtype)]
+        content = [self.name, tensors, to_mapping(self.config), str(self.dtype)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from convert.origin import local_source
+from convert.hub_files import HubFiles
+from convert.origin import Origin
 from convert.quantized import require
 from convert.report import as_text, describe
 from convert.sources import Sources
@@ -73,8 +74,9 @@ def convert(
     >>> print(qsjax.convert("hf://hunyuanvideo-community/HunyuanVideo", "checkpoints/hunyuan", quantize="rtn-w4a8"))
 
     Args:
-        source: a diffusers folder, a folder of Tencent's files, a transformer file, or hf://OWNER/NAME[/FOLDER][@REVISION] of the
-            Hugging Face hub, which is downloaded; None takes the parts that are named.
+        source: a diffusers folder, a folder of Tencent's files or a transformer file; None takes the parts that are named.
+            hf://OWNER/NAME[@REVISION][/PATH] is such a folder or file of the Hugging Face hub, here and for every other part:
+            what is needed of it is downloaded.
         out: checkpoint folder to write.
         transformer, vae: weights, a .safetensors or .pt file, or a folder, in place of the source's.
         text_encoder, text_encoder_2: folders of LLaMA or LLaVA and of CLIP, with config.json.
@@ -104,9 +106,10 @@ def convert(
         "vae_config": vae_config,
         "prompt_template": prompt_template,
     }
-    named = {name: Path(path) for name, path in parts.items() if path is not None}
-    address = None if source is None else os.fspath(source)
-    folder, origin = local_source(address, offline=offline)
+    texts = {name: os.fspath(path) for name, path in parts.items() if path is not None}
+    hub = HubFiles(offline=offline)
+    folder, named, origin = Origin(hub).find(None if source is None else os.fspath(source), texts)
+    hub.fetch_all()
     destination, manifest, sources = Path(out), None, None
     if verify and not overwrite and (destination / MANIFEST).is_file():
         if folder is not None or named:
@@ -120,6 +123,7 @@ def convert(
         manifest = write_checkpoint(
             sources,
             destination,
+            hub=hub,
             dtype=dtype,
             quantize=quantize,
             text_storage=text_storage,

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from convert.containers.folder import weights_in
+from convert.containers.listing import first_few
 from qsjax.errors import InputError
 from qsjax.settings.video import FILE
 from qsjax.untrusted import read_object, shown
@@ -12,6 +14,9 @@ from qsjax.untrusted.files import SMALL, shown_path
 
 PARTS = {"transformer": "dit", "vae": "vae", "text_encoder": "llama", "text_encoder_2": "clip"}
 """The field of `Sources` (and folder of a diffusers pipeline) of each component."""
+
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""The tokenizer of each text encoder."""
 
 TEMPLATE_FILE = "prompt_template.json"
 """A prompt template beside model_index.json; diffusers has no place for one."""
@@ -74,7 +79,7 @@ class Sources:
                 raise InputError(
                     f"{getattr(self, config)}: describes a {part}, and none is to be converted; name it or leave this out"
                 )
-        for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+        for part, tokenizer in TOKENIZERS.items():
             if getattr(self, part) is not None and getattr(self, tokenizer) is None:
                 raise InputError(
                     f"{getattr(self, part)}: has no tokenizer beside it; name its folder with "
@@ -88,7 +93,7 @@ class Sources:
         Args:
             source: a diffusers folder (model_index.json), a folder as Tencent publishes it (transformers/, vae/),
                 one component's folder, or a transformer file. None takes `given` alone.
-            given: fields of `Sources`.
+            given: fields of `Sources`; what lies beside a text encoder's file is its tokenizer, too.
 
         Raises:
             InputError: `source` does not exist or is none of these, or a part it announces is absent.
@@ -96,9 +101,12 @@ class Sources:
         named: dict[str, Any] = {name: path for name, path in given.items() if path is not None}
         parts = {} if source is None else _look_into(source, frozenset(named))
         merged = {**parts, **named}
-        for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
-            folder = merged.get(part)
-            if tokenizer not in merged and folder is not None and has_tokenizer(folder):
+        for part, tokenizer in TOKENIZERS.items():
+            place = merged.get(part)
+            if tokenizer in merged or place is None:
+                continue
+            folder = place if os.path.isdir(place) else place.parent
+            if has_tokenizer(folder):
                 merged[tokenizer] = folder
         return cls(**merged)
 
@@ -126,6 +134,72 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_object(path, SMALL)
 
 
+class Folder:
+    """A folder of a model, of which it matters what is there.
+
+    Args:
+        path: where it is, for messages and to join names to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file."""
+        return (self.path / name).is_file()
+
+    def has_folder(self, name: str) -> bool:
+        """Whether there is a folder."""
+        return (self.path / name).is_dir()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file; see `read_json`."""
+        return read_json(self.path / name)
+
+    def weights(self) -> list[str]:
+        """The files of weights, as far as they are in sight."""
+        return weights_in(path.name for path in self.path.glob("*") if path.is_file())
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def parts_of(folder: Folder, named: frozenset[str]) -> dict[str, Path]:
+    """The parts of a model in its folder: fields of `Sources`.
+
+    Args:
+        folder: as diffusers or Tencent publish a model, or of one component.
+        named: parts that are named otherwise, and need not be there.
+
+    Raises:
+        InputError: it is none of these, or a part that it announces is absent.
+    """
+    if folder.has("model_index.json"):
+        return _diffusers(folder, named)
+    if folder.has("manifest.json"):
+        raise InputError(
+            f"{folder}: is a converted checkpoint already; write PyTorch files from it with `export`"
+        )
+    tencent = {part: folder.path / file for part, file in _TENCENT.items() if folder.has(file)}
+    if tencent:
+        return tencent | {
+            part: folder.path / part for part in TOKENIZERS if folder.has_folder(part)
+        }
+    if folder.has("config.json"):
+        name = folder.read("config.json").get("_class_name")
+        if isinstance(name, str) and name in _CLASSES:
+            return {_CLASSES[name]: folder.path}
+    if weights := folder.weights():
+        raise InputError(
+            f"{folder}: does not say what its weights are of ({first_few(weights)}); name the file of the transformer "
+            f"as the source, or the parts with `transformer`, `vae`, `text_encoder`, `text_encoder_2`"
+        )
+    raise InputError(
+        f"{folder}: is not a diffusers folder (it has no model_index.json) nor one of Tencent's (no transformers/); "
+        f"name the parts with `transformer`, `vae`, `text_encoder`, `text_encoder_2`"
+    )
+
+
 def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
     if os.path.isfile(source):
         return {"transformer": source}
@@ -134,43 +208,24 @@ def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
         raise InputError(
             f"{shown_path(source)}: {fault}; give a diffusers folder, a folder of Tencent's files or a transformer file"
         )
-    if (source / "model_index.json").is_file():
-        return _diffusers(source, named)
-    if (source / "manifest.json").is_file():
-        raise InputError(
-            f"{source}: is a converted checkpoint already; write PyTorch files from it with `export`"
-        )
-    tencent = {part: source / path for part, path in _TENCENT.items() if (source / path).is_file()}
-    if tencent:
-        folders = {part: source / part for part in ("text_encoder", "text_encoder_2")}
-        return tencent | {part: path for part, path in folders.items() if path.is_dir()}
-    if (source / "config.json").is_file():
-        name = read_json(source / "config.json").get("_class_name")
-        if isinstance(name, str) and name in _CLASSES:
-            return {_CLASSES[name]: source}
-    raise InputError(
-        f"{source}: is not a diffusers folder (it has no model_index.json) nor one of Tencent's (no transformers/); "
-        f"name the parts with `transformer`, `vae`, `text_encoder`, `text_encoder_2`"
-    )
+    return parts_of(Folder(source), named)
 
 
-def _diffusers(source: Path, named: frozenset[str]) -> dict[str, Path]:
-    index = read_json(source / "model_index.json")
+def _diffusers(folder: Folder, named: frozenset[str]) -> dict[str, Path]:
+    index = folder.read("model_index.json")
     if index.get("_class_name", "HunyuanVideoPipeline") != "HunyuanVideoPipeline":
         raise InputError(
-            f"{source}: holds a {shown(index['_class_name'])}, only HunyuanVideoPipeline (text to video) is supported"
+            f"{folder}: holds a {shown(index['_class_name'])}, only HunyuanVideoPipeline (text to video) is supported"
         )
     parts: dict[str, Path] = {}
     for part in (*PARTS, "tokenizer", "tokenizer_2", "scheduler"):
         announced = isinstance(index.get(part), list) and all(index[part])
-        if (source / part).is_dir():
-            parts[part] = source / part
+        if folder.has_folder(part):
+            parts[part] = folder.path / part
         elif announced and part not in named:
             raise InputError(
-                f"{source}: model_index.json names {part}, but the folder is absent; download it, "
+                f"{folder}: model_index.json names {part}, but the folder is absent; download it, "
                 f"or name the parts you have (`transformer`, `vae`, ...) without the folder"
             )
     beside = {"prompt_template": TEMPLATE_FILE, "generation": FILE}
-    return parts | {
-        name: source / file for name, file in beside.items() if (source / file).exists()
-    }
+    return parts | {name: folder.path / file for name, file in beside.items() if folder.has(file)}

@@ -11,9 +11,9 @@ import numpy as np
 
 from convert.component import Component, open_components
 from convert.description import describe
+from convert.hub_files import HubFiles
 from convert.items import ITEM_BYTES, Item, plan_items
 from convert.memory import peak_memory
-from convert.origin import require_listed
 from convert.quantized import Quantization, with_quantization
 from convert.sources import Sources
 from convert.text_storage import with_text_storage
@@ -32,6 +32,7 @@ def convert(
     sources: Sources,
     destination: Path,
     *,
+    hub: HubFiles | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
     text_storage: str | None = None,
@@ -49,6 +50,7 @@ def convert(
     Args:
         sources: the PyTorch files.
         destination: checkpoint directory to appear.
+        hub: the files of the sources that are of the hub; None if none is.
         dtype: "bfloat16" or "float32" for all weights; None keeps each component's own.
         quantize: "rtn-RECIPE" or "quarot-RECIPE" stores the transformer quantized, RECIPE a preset or a TOML file (see
             `convert.quantized`); the other components stay as they are.
@@ -69,11 +71,13 @@ def convert(
         raise InputError(f"no dtype {dtype!r}; {nearest(dtype, DTYPES)}")
     stored = None if dtype is None else np.dtype(dtype)
     quantization = None if quantize is None else Quantization.named(quantize)
+    hub = HubFiles() if hub is None else hub
     with open_components(sources, stored) as opened:
         components = with_text_storage(with_quantization(opened, quantization), text_storage)
         data, files = describe(sources, components)
         plans = {name: plan_items(part, item_bytes) for name, part in components.items()}
-        identity = _identity(components, data, item_bytes)
+        identity = _identity(components, data, item_bytes, hub)
+        _enter_origins(components, data, hub)
         if origin is not None:
             data["origin"] = origin
         with lock(destination, doing="convert", identity=identity) as waited:
@@ -81,7 +85,7 @@ def convert(
             if made is not None:
                 return made
             writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
-            return _write_all(writer, destination, components, plans, data, files, progress)
+            return _write_all(writer, destination, components, plans, data, files, hub, progress)
 
 
 def _write_all(
@@ -91,6 +95,7 @@ def _write_all(
     plans: Mapping[str, tuple[Item, ...]],
     data: dict[str, Any],
     files: Mapping[str, bytes],
+    hub: HubFiles,
     progress: bool,
 ) -> Manifest:
     """Write what is not there yet."""
@@ -112,7 +117,8 @@ def _write_all(
                     _write(writer, part, item)
                 bar.advance(item.nbytes, part=name)
             digests = {path: _sha256(path, bar) for path in part.source.files}
-            require_listed(digests)
+            for path, digest in digests.items():
+                hub.require_listed(path, digest)
             data["components"][name]["source"]["sha256"] = {
                 path.name: digest for path, digest in digests.items()
             }
@@ -133,14 +139,26 @@ def _write(writer: CheckpointWriter, part: Component, item: Item) -> None:
     writer.write_item(part.name, item.name, leaves, rows=rows)
 
 
+def _enter_origins(
+    components: Mapping[str, Component], data: dict[str, Any], hub: HubFiles
+) -> None:
+    """Say in the manifest where the weights were published, by commit."""
+    for name, part in components.items():
+        origin = hub.origin(part.path)
+        if origin is not None:
+            data["components"][name]["source"]["origin"] = origin
+
+
 def _identity(
     components: Mapping[str, Component],
     data: Mapping[str, Any],
     item_bytes: int,
+    hub: HubFiles,
 ) -> str:
     """What is being written: an interrupted conversion is resumed, and a finished one recognised, only if all of this is unchanged."""
     content = [
         [part.digest() for part in components.values()],
+        [[hub.stamp(path) for path in part.source.files] for part in components.values()],
         {name: value for name, value in data.items() if name != "libraries"},
         item_bytes,
         data["libraries"]["qsjax"],

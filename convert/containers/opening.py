@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.containers.folder import INDEX, SHARD, TORCH_SUFFIXES, find_weights
+from convert.containers.folder import INDEX, TORCH_SUFFIXES, find_weights, require_readable
 from convert.containers.listing import first_few
 from convert.containers.safetensors_file import SafetensorsFile
 from convert.containers.scaled_fp8 import ScaledFp8, float8_names
@@ -53,19 +53,14 @@ def _open(path: Path) -> Source:
         raise InputError(
             f"{path}: no such file or folder; name a safetensors file, a .pt or a folder with one"
         )
-    if SHARD.search(path.name) and not path.name.endswith("-00001-of-00001.safetensors"):
-        raise InputError(f"{path}: is one shard of several; name the folder {path.parent} instead")
+    require_readable(str(path))
     if INDEX.search(path.name):
         source: Source = ShardedSafetensors(path)
-    elif path.suffix == ".safetensors":
-        source = SafetensorsFile(path)
     elif path.suffix in TORCH_SUFFIXES:
         file = TorchFile(path)
         return ScaledFp8(file) if float8_names(file) else file
     else:
-        raise InputError(
-            f"{path}: files of this kind are not read; name .safetensors, .safetensors.index.json, {', '.join(TORCH_SUFFIXES)} or a folder"
-        )
+        source = SafetensorsFile(path)
     unscaled = float8_names(source)
     if unscaled:
         source.close()

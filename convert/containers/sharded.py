@@ -29,11 +29,7 @@ class ShardedSafetensors(Source):
     def __init__(self, index: Path) -> None:
         content = read_object(index)
         weight_map = _weight_map(index, content)
-        names = sorted(set(weight_map.values()))
-        if len(names) > _MOST_SHARDS:
-            raise CheckpointError(
-                f"{index}: names {len(names)} shards, more than {_MOST_SHARDS}; save the weights in fewer"
-            )
+        names = _shards(index, weight_map)
         missing = [name for name in names if not (index.parent / name).is_file()]
         if missing:
             raise CheckpointError(
@@ -60,6 +56,25 @@ class ShardedSafetensors(Source):
     def close(self) -> None:
         """Close all shards."""
         self._stack.close()
+
+
+def shards_of(index: Path) -> list[str]:
+    """The names of the files that an index announces, which lie beside it.
+
+    Raises:
+        InputError: it cannot be read.
+        CheckpointError: it is damaged, or names something else than files beside it.
+    """
+    return _shards(index, _weight_map(index, read_object(index)))
+
+
+def _shards(index: Path, weight_map: dict[str, str]) -> list[str]:
+    names = sorted(set(weight_map.values()))
+    if len(names) > _MOST_SHARDS:
+        raise CheckpointError(
+            f"{index}: names {len(names)} shards, more than {_MOST_SHARDS}; save the weights in fewer"
+        )
+    return names
 
 
 def _weight_map(index: Path, content: dict[str, Any]) -> dict[str, str]:

@@ -26,7 +26,7 @@ _SHOWN = 64 << 20
 """Bytes of a file that is worth a bar."""
 
 
-def fetch(address: Address, commit: str, name: str, path: Path, file: File) -> None:
+def fetch_file(address: Address, commit: str, name: str, path: Path, file: File) -> None:
     """Download a file, or the rest of it; one process at a time, and who has waited finds it there.
 
     A power cut may leave anything at its end: if the checksum is wrong, all of it is fetched again.
