@@ -1,17 +1,19 @@
 """The files of an address: what is on disk, what the hub's own cache has, and what has to be fetched."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 
 from qsjax.cache import cache_directory
-from qsjax.errors import InputError
+from qsjax.errors import InputError, QsjaxError
 from qsjax.hub.address import Address
 from qsjax.hub.explaining import explained
-from qsjax.hub.fetching import fetch_file, held, intact
-from qsjax.hub.listing import File, Listing, ask, remember, remembered
+from qsjax.hub.fetching import begun, fetch_beginning, fetch_file, held, intact
+from qsjax.hub.listing import File, Listing, ask, read_record, remember, remembered
+from qsjax.untrusted import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +47,11 @@ def require_network(listing: Listing, names: Iterable[str], *, offline: bool) ->
     Raises:
         InputError: says how many.
     """
+    if not (offline or constants.HF_HUB_OFFLINE):
+        return
     wanted = list(names)
     absent = [name for name in wanted if not is_there(listing, name)]
-    if absent and (offline or constants.HF_HUB_OFFLINE):
+    if absent:
         raise InputError(
             f"{listing.address}: {len(absent)} of {len(wanted)} files are not here ({absent[0]}, ...); "
             f"do the same once with a network"
@@ -55,7 +59,8 @@ def require_network(listing: Listing, names: Iterable[str], *, offline: bool) ->
 
 
 def is_there(listing: Listing, name: str) -> bool:
-    """Whether a file is on disk: it gets its name only when it is complete. One in the hub's own cache is linked to.
+    """Whether a file is on disk: it gets its name only when it is complete. The same one of another commit, or in the hub's own
+    cache, is linked to.
 
     What takes no time is hashed each time. Weights are not: a conversion hashes them anyway.
 
@@ -63,7 +68,9 @@ def is_there(listing: Listing, name: str) -> bool:
         InputError: the link cannot be made.
     """
     path, file = listing.root / name, listing.files[name]
-    return _complete(path, file) or _linked(listing, name, path, file)
+    return _complete(path, file) or any(
+        _linked(listing, name, path, file, other) for other in _elsewhere(listing, name, file)
+    )
 
 
 def fetch(listing: Listing, name: str) -> Path:
@@ -85,20 +92,53 @@ def fetch(listing: Listing, name: str) -> Path:
     return path
 
 
+def missing(listing: Listing, name: str) -> int:
+    """Bytes of a file that are still to be fetched."""
+    if is_there(listing, name):
+        return 0
+    return listing.files[name].size - begun(listing.root / name, listing.files[name].size)
+
+
+def beginning(listing: Listing, name: str, nbytes: int) -> bytes:
+    """The first bytes of a file, which need not be here; what is fetched of it is not fetched again.
+
+    Args:
+        listing: of its repository.
+        name: of it.
+        nbytes: how many; of a smaller file, all.
+
+    Raises:
+        InputError: as `fetch`.
+    """
+    path, file = listing.root / name, listing.files[name]
+    wanted = min(nbytes, file.size)
+    if is_there(listing, name):
+        with open(open_regular(path), "rb") as content:
+            return content.read(wanted)
+    return fetch_beginning(listing.address, listing.commit, name, path, file, wanted)
+
+
 def _complete(path: Path, file: File) -> bool:
     if not path.is_file() or path.stat().st_size != file.size:
         return False
     return file.size > _HASHED or intact(path, file)
 
 
-def _linked(listing: Listing, name: str, path: Path, file: File) -> bool:
-    """Link to the file in the hub's own cache, where another program may have left it; False if it is not there."""
+def _elsewhere(listing: Listing, name: str, file: File) -> Iterator[Path]:
+    """Where the same file may be: in the hub's own cache, where another program left it, and of commits that were here before."""
     cached = try_to_load_from_cache(listing.address.repo, name, revision=listing.commit)
-    if (
-        not isinstance(cached, str)
-        or not _complete(Path(cached), file)
-        or not intact(Path(cached), file)
-    ):
+    if isinstance(cached, str):
+        yield Path(cached)
+    for record in sorted(listing.root.parent.glob("*.json")) if file.sha256 else ():
+        with suppress(QsjaxError):  # a damaged record says nothing
+            _, commit, files = read_record(record)
+            if commit != listing.commit and files.get(name) == file:
+                yield listing.root.parent / commit / name
+
+
+def _linked(listing: Listing, name: str, path: Path, file: File, other: Path) -> bool:
+    """Link to a file that is the same; False if it is not."""
+    if not _complete(other, file) or not intact(other, file):
         return False
     with (
         explained(listing.address, name),
@@ -106,5 +146,5 @@ def _linked(listing: Listing, name: str, path: Path, file: File) -> bool:
     ):
         if not _complete(path, file):
             path.unlink(missing_ok=True)
-            path.symlink_to(Path(cached).resolve())
+            path.symlink_to(other.resolve())
     return True

@@ -101,7 +101,7 @@ def ask(address: Address) -> tuple[str, dict[str, File]]:
     url = f"{constants.ENDPOINT}/api/models/{address.repo}/revision/{quote(address.revision, safe='')}?blobs=true"
     content = bytearray()
 
-    with explained(address), answer(url) as (_, blocks):
+    with explained(address), answer(url) as blocks:
         for block in blocks:
             content.extend(block)
             if len(content) > LARGE:

@@ -33,6 +33,7 @@ class Hub(ThreadingHTTPServer):
         sent: bytes of content so far.
         asked: names of the files asked for, and from which byte on, in order.
         revisions: what it calls its revisions.
+        ranges: whether it knows parts of files.
         on_block: called behind every block of content with `sent`.
         damage: names of files whose first byte is sent wrong.
         fault: status and error code of every answer; None for none.
@@ -48,6 +49,7 @@ class Hub(ThreadingHTTPServer):
         self.folder, self.sent = folder, 0
         self.asked: list[tuple[str, int]] = []
         self.revisions = {"main", COMMIT}
+        self.ranges = True
         self.counting = threading.Lock()
         self.on_block: Callable[[int], None] = lambda sent: None
         self.damage: set[str] = set()
@@ -90,22 +92,23 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, json.dumps(listing).encode())
         if path.startswith(f"/api/models/{REPO}/revision/"):
             return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        if path.startswith(f"/{REPO}/resolve/{COMMIT}/"):
-            return self._file(path.removeprefix(f"/{REPO}/resolve/{COMMIT}/"))
+        if path.startswith(begin := f"/{REPO}/resolve/{self.server.commit}/"):
+            return self._file(path.removeprefix(begin))
         return self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
     def _file(self, name: str) -> None:
         content = (self.server.folder / name).read_bytes()
         if name in self.server.damage:
             content = bytes([content[0] ^ 1]) + content[1:]
-        ranged = self.headers.get("Range", "bytes=0-")
+        part = self.server.ranges and "Range" in self.headers
+        ranged = self.headers["Range"] if part else "bytes=0-"
         first, last = ranged.removeprefix("bytes=").split("-")
         first, end = int(first), min(int(last) + 1 if last else len(content), len(content))
         with self.server.counting:
             self.server.asked.append((name, first))
-        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_response(206 if part else 200)
         self.send_header("Content-Length", str(end - first))
-        if "Range" in self.headers:
+        if part:
             self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(content)}")
         self.end_headers()
         # What is on its way when a client dies is lost to it: let that be little.
@@ -188,7 +191,8 @@ def download(address: Address, *, offline: bool = False) -> tuple[Path, str]:
 CHILD = """
 from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 14
-from qsjax.hub import Address, fetch, look
+from qsjax.hub import Address, fetch, look, pieces
+pieces.PIECE = 1 << 20
 listing = look(Address("owner/model"))
 for name in listing.files:
     fetch(listing, name)
