@@ -64,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
         "overwrite": "replace DST once the new one is whole",
         "offline": "with a model of the hub: use what was downloaded, without the network",
+        "delete-source": "with a model of the hub: download one safetensors file at a time, and delete it from our cache when its tensors "
+        "are written; no folder of yours, and no target of a link",
         "json": "print the report as JSON",
     }
     for name, text in flags.items():
@@ -132,6 +134,7 @@ def _convert(args: argparse.Namespace) -> int:
         verify=args.verify,
         overwrite=args.overwrite,
         offline=args.offline,
+        delete_source=args.delete_source,
     )
     print(json.dumps(done.plain(), indent=1) if args.json else done)
     return 0
@@ -145,7 +148,7 @@ def _export(args: argparse.Namespace) -> int:
     surplus = [
         *_given(args),
         *(name for name in ("dtype", "quantize", "text_storage") if hasattr(args, name)),
-        *(["verify"] if args.verify else []),
+        *(name for name in ("verify", "offline", "delete_source") if getattr(args, name)),
     ]
     if surplus:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in surplus)

@@ -12,6 +12,7 @@ import numpy as np
 
 from convert.configuration import configuration
 from convert.containers import Source, TensorInfo, open_source
+from convert.containers.files import Files
 from convert.containers.listing import first_few
 from convert.finite import require_finite
 from convert.keymaps import Row, check, detect
@@ -126,15 +127,20 @@ def open_components(sources: Sources, dtype: np.dtype | None) -> Iterator[dict[s
     configs = {"dit": sources.config, "vae": sources.vae_config}
     with ExitStack() as stack:
         yield {
-            name: _open(stack, name, path, configs.get(name), dtype)
+            name: _open(stack, name, path, configs.get(name), dtype, sources.files)
             for name, path in sources.components().items()
         }
 
 
 def _open(
-    stack: ExitStack, name: str, path: Path, config_path: Path | None, dtype: np.dtype | None
+    stack: ExitStack,
+    name: str,
+    path: Path,
+    config_path: Path | None,
+    dtype: np.dtype | None,
+    files: Files,
 ) -> Component:
-    source = stack.enter_context(open_source(path, name))
+    source = stack.enter_context(open_source(path, name, files))
     config, origin = configuration(name, path, source, config_path)
     shapes = {tensor: tuple(info.shape) for tensor, info in source.tensors.items()}
     place = f"{path} (sizes: {origin})"

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from convert.early import require_room_for
 from convert.hub_files import HubFiles
 from convert.origin import Origin
 from convert.quantized import require
 from convert.report import as_text, describe
+from convert.schedule import Room
 from convert.sources import Sources
 from convert.stream import convert as write_checkpoint
 from convert.text_storage import require_text_storage
@@ -67,6 +69,7 @@ def convert(
     verify: bool = False,
     overwrite: bool = False,
     offline: bool = False,
+    delete_source: bool = False,
     progress: bool = True,
 ) -> Conversion:
     """Write a checkpoint from PyTorch weights. The same call after an interruption goes on where it stopped.
@@ -89,6 +92,8 @@ def convert(
         verify: re-read what was written and compare it with the source; if `out` is a checkpoint already, only that.
         overwrite: replace `out`, once the new one is whole.
         offline: of the hub, use what was downloaded and ask nobody.
+        delete_source: of the hub, download one safetensors file at a time and delete it when its tensors are written, so that
+            the disk need not hold all of both; `verify` then compares with checksums only.
         progress: show bars.
 
     Raises:
@@ -107,23 +112,21 @@ def convert(
         "prompt_template": prompt_template,
     }
     texts = {name: os.fspath(path) for name, path in parts.items() if path is not None}
-    hub = HubFiles(offline=offline)
+    hub = HubFiles(offline=offline, deletes=delete_source)
     folder, named, origin = Origin(hub).find(None if source is None else os.fspath(source), texts)
-    hub.fetch_all()
     destination, manifest, sources = Path(out), None, None
     if verify and not overwrite and (destination / MANIFEST).is_file():
         if folder is not None or named:
-            sources = Sources.find(folder, **named)
+            sources = Sources.find(folder, files=hub, **named)
         if quantize is not None:
             require(Manifest.read(destination), quantize)
         if text_storage is not None:
             require_text_storage(Manifest.read(destination), text_storage)
     else:
-        sources = Sources.find(folder, **named)
+        sources = Sources.find(folder, files=hub, **named)
         manifest = write_checkpoint(
             sources,
             destination,
-            hub=hub,
             dtype=dtype,
             quantize=quantize,
             text_storage=text_storage,
@@ -131,5 +134,10 @@ def convert(
             overwrite=overwrite,
             progress=progress,
         )
-    verified = verify_checkpoint(destination, sources, progress=progress) if verify else None
+    verified = None
+    if verify:
+        missing = 0 if delete_source else hub.all_missing()
+        require_room_for(destination, Room(0, missing, missing))
+        compared = None if delete_source else sources  # they are not here any more
+        verified = verify_checkpoint(destination, compared, progress=progress)
     return Conversion(checkpoint=destination, manifest=manifest, verified=verified)

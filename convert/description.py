@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from convert.component import Component
+from convert.containers.files import Files
 from convert.prompt_template import find_prompt_template
 from convert.sources import Sources, read_json
 from convert.tokenizers import tokenizer_files
@@ -38,7 +39,7 @@ def describe(
                 files[f"tokenizers/{component}/{name}"] = content
     data: dict[str, Any] = {
         "libraries": {name: known or "unknown" for name, known in versions(CONVERSION).items()},
-        "components": {name: _component(part) for name, part in components.items()},
+        "components": {name: _component(part, sources.files) for name, part in components.items()},
         "scheduler": {"shift": _shift(sources.scheduler)},
         "files": {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -55,7 +56,7 @@ def describe(
     return data, files
 
 
-def _component(part: Component) -> dict[str, Any]:
+def _component(part: Component, files: Files) -> dict[str, Any]:
     tensors = part.source.tensors
     used = [name for row in part.rows for name in row.sources]
     return {
@@ -69,7 +70,7 @@ def _component(part: Component) -> dict[str, Any]:
             "layout": part.layout.name,
             "prefix": part.layout.prefix,
             "tensors": len(tensors),
-            "bytes": sum(path.stat().st_size for path in part.source.files),
+            "bytes": sum(map(files.size, part.source.files)),
             "used": len(used),
             "ignored": [*part.ignored, *part.source.ignored],
         },

@@ -46,10 +46,11 @@ class Origin:
                 nothing is of the hub.
             CheckpointError: the hub's listing or an index is damaged.
         """
-        if self.files.offline and not any(map(is_address, (source or "", *named.values()))):
-            raise InputError(
-                f"`offline=True` is for a model of the hub (hf://OWNER/NAME), and the source is {source}; leave it out"
-            )
+        if not any(map(is_address, (source or "", *named.values()))):
+            if self.files.offline:
+                raise _not_of_the_hub("`offline=True`", source)
+            if self.files.deletes:
+                raise _not_of_the_hub("`delete_source=True`", source)
         parts = {name: self.place(name, text) for name, text in named.items()}
         if source is None or not is_address(source):
             return None if source is None else Path(source), parts, None
@@ -145,6 +146,12 @@ class Origin:
         weights += [str(scales)] * (str(scales) in below)
         self.files.add(listing, map(listing.name, weights))
         return path
+
+
+def _not_of_the_hub(option: str, source: str | None) -> InputError:
+    return InputError(
+        f"{option} is for a model of the hub (hf://OWNER/NAME), and the source is {source}; leave it out"
+    )
 
 
 class _HubFolder(Folder):

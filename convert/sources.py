@@ -1,10 +1,12 @@
 """Which files feed which component."""
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from convert.containers.files import ON_DISK, Files
 from convert.containers.folder import weights_in
 from convert.containers.listing import first_few
 from qsjax.errors import InputError
@@ -47,6 +49,7 @@ class Sources:
         vae_config: config.json of the VAE, where its weights carry none.
         prompt_template: JSON file with template, crop_start and max_length.
         generation: JSON file with the model's sampling settings (`qsjax.settings.Settings`).
+        files: where files of weights are: on the disk, or also on the hub.
     """
 
     transformer: Path | None = None
@@ -60,14 +63,15 @@ class Sources:
     vae_config: Path | None = None
     prompt_template: Path | None = None
     generation: Path | None = None
+    files: Files = field(default=ON_DISK, compare=False)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            path = getattr(self, field.name)
+        for name in (each.name for each in fields(self) if each.name != "files"):
+            path = getattr(self, name)
             # A name that is too long for the file system is none; `Path.exists` would raise.
-            if path is not None and not os.path.exists(path):
+            if path is not None and not (os.path.exists(path) or self.files.is_there(path)):
                 raise InputError(
-                    f"{shown_path(path)}: does not exist; give an existing path for {field.name.replace('_', ' ')}"
+                    f"{shown_path(path)}: does not exist; give an existing path for {name.replace('_', ' ')}"
                 )
         if not any(getattr(self, part) for part in PARTS):
             raise InputError(
@@ -87,12 +91,15 @@ class Sources:
                 )
 
     @classmethod
-    def find(cls, source: Path | None = None, **given: Path | None) -> "Sources":
+    def find(
+        cls, source: Path | None = None, *, files: Files = ON_DISK, **given: Path | None
+    ) -> "Sources":
         """The sources inside `source`, with those named in `given` taking precedence.
 
         Args:
             source: a diffusers folder (model_index.json), a folder as Tencent publishes it (transformers/, vae/),
                 one component's folder, or a transformer file. None takes `given` alone.
+            files: where files of weights are.
             given: fields of `Sources`; what lies beside a text encoder's file is its tokenizer, too.
 
         Raises:
@@ -108,7 +115,17 @@ class Sources:
             folder = place if os.path.isdir(place) else place.parent
             if has_tokenizer(folder):
                 merged[tokenizer] = folder
-        return cls(**merged)
+        return cls(**merged, files=files)
+
+    def without(self, parts: Collection[str]) -> "Sources":
+        """The others, at least one."""
+        configs = {"config": "transformer", "vae_config": "vae"}
+        kept = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.name not in parts and configs.get(each.name) not in parts
+        }
+        return Sources(**kept)
 
     def components(self) -> dict[str, Path]:
         """Component -> where its weights are, in the order in which they are converted."""

@@ -27,6 +27,11 @@ def float8_names(source: Source) -> list[str]:
     return [name for name, info in source.tensors.items() if info.dtype in FLOAT8]
 
 
+def scales_beside(path: Path) -> Path:
+    """Where the scales of a `.pt` are, if it has any."""
+    return path.with_name(f"{path.stem}_map{path.suffix}")
+
+
 class ScaledFp8(Source):
     """A float8 `.pt` seen through its scales: every float8 weight reads as bfloat16.
 
@@ -40,7 +45,7 @@ class ScaledFp8(Source):
 
     def __init__(self, weights: TorchFile) -> None:
         path = weights.files[0]
-        beside = path.with_name(f"{path.stem}_map{path.suffix}")
+        beside = scales_beside(path)
         names = float8_names(weights)
         self._weights = weights
         try:

@@ -66,6 +66,10 @@ class Source(abc.ABC):
             CheckpointError: the file no longer holds what it held when it was opened.
         """
 
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """The files, of `files`, that reading a tensor needs; all, unless a container knows better."""
+        return self.files
+
     @abc.abstractmethod
     def close(self) -> None:
         """Close the files."""

@@ -1,7 +1,9 @@
 """What a conversion takes of the hub: folders, single files, revisions; of several that could be meant, none."""
 
+import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import convert_models as models
@@ -197,3 +199,136 @@ def test_json_says_where_it_came_from(hub, tmp_path, capsys):
     assert main([f"{HERE}/transformer", str(tmp_path / "out"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["components"]["dit"]["origin"].endswith(f".safetensors@{COMMIT}")
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch):
+    """A hub with a copy of the bundled model, whose files a test may change."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_directory(), model)
+    monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
+    with reached(monkeypatch, model) as server:
+        yield server
+
+
+def sizes(hub, suffix=""):
+    return sum(path.stat().st_size for path in hub.folder.rglob(f"*{suffix}") if path.is_file())
+
+
+def refused_early(hub, tmp_path, message, source=HERE, **options):
+    """Before any weights: only small files and headers have come, and nothing is written."""
+    with pytest.raises((InputError, CheckpointError), match=message):
+        convert(source, tmp_path / "out", progress=False, **options)
+    assert hub.sent < 800_000  # of 9 MB: small files, and 128 kB of each file of weights
+    assert not list(tmp_path.glob("out*"))
+    assert not [path for path in (tmp_path / "cache").rglob("*.safetensors") if path.stat().st_size > 1 << 20]  # fmt: skip
+
+
+def test_a_missing_template_is_said_first(whole, tmp_path, monkeypatch):
+    (whole.folder / "prompt_template.json").unlink()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused_early(whole, tmp_path, "pass a file as `prompt_template`")
+
+
+def test_a_damaged_tokenizer_is_said_first(whole, tmp_path):
+    (whole.folder / "tokenizer/tokenizer.json").write_text('{"model": {"vocab": {"a": 99999}}}')
+    refused_early(whole, tmp_path, "has tokens with the id 99999")
+
+
+def test_weights_that_do_not_fit_are_said_first(whole, tmp_path):
+    values = json.loads((whole.folder / "transformer/config.json").read_text())
+    values["num_layers"] += 1
+    (whole.folder / "transformer/config.json").write_text(json.dumps(values))
+    refused_early(whole, tmp_path, "transformer_blocks")
+
+
+def test_an_option_is_said_first(whole, tmp_path):
+    refused_early(whole, tmp_path, "is not METHOD-RECIPE", quantize="w4a8")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        convert(HERE, tmp_path / "out", progress=False)
+    assert whole.sent < 800_000
+
+
+def test_a_disk_for_download_and_result(whole, tmp_path, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=sizes(whole) + 1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    message = r"needs 9\.\d MB, and what is downloaded to the same disk 9\.\d MB at a time, together 19\.\d MB; 11\.\d MB are free; make room"
+    refused_early(whole, tmp_path, message)
+    monkeypatch.setattr("convert.early.shares_disk", lambda *_: False)
+    convert(HERE, tmp_path / "out", progress=False)
+
+
+def test_a_disk_of_the_cache(whole, tmp_path, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr("convert.early.shares_disk", lambda *_: False)
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda place: usage._replace(free=8000) if place == tmp_path / "cache" else usage,
+    )
+    refused_early(whole, tmp_path, "the download needs .* MB, 0.0 MB are free; make room, name another place by QSJAX_CACHE")  # fmt: skip
+
+
+def test_a_licence_is_said_first(whole, tmp_path):
+    def gated(request):
+        request.send_response(403)
+        request.send_header("X-Error-Code", "GatedRepo")
+        request.end_headers()
+
+    whole.other["model_index.json"] = gated
+    refused_early(whole, tmp_path, "is behind a licence; accept it")
+    whole.other = {".safetensors": gated}
+    refused_early(whole, tmp_path, "is behind a licence; accept it")
+
+
+def test_a_token_that_is_not_taken(whole, tmp_path):
+    whole.fault = (401, "")
+    refused_early(whole, tmp_path, "401|no model of the hub, or a private one")
+    whole.fault = (403, "")
+    refused_early(whole, tmp_path, "the hub refuses it .403.; look whether HF_TOKEN")
+
+
+def test_nothing_is_fetched_twice_or_for_nothing(whole, tmp_path):
+    convert(HERE, tmp_path / "out", progress=False)
+    assert whole.sent == sizes(whole)
+    shutil.rmtree(tmp_path / "cache")
+    whole.sent = 0
+    convert(HERE, tmp_path / "out", progress=False)  # finds its work done
+    assert whole.sent < 800_000
+
+
+def test_a_torch_file_comes_behind_what_can_be_checked_without(whole, tmp_path, monkeypatch):
+    import safetensors.torch
+    import torch
+
+    path = whole.folder / "transformer/diffusion_pytorch_model.safetensors"
+    torch.save(safetensors.torch.load_file(path), path.with_suffix(".pt"))
+    path.unlink()
+    template = whole.folder / "prompt_template.json"
+    kept = template.read_bytes()
+    template.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        refused_early(whole, tmp_path, "pass a file as `prompt_template`")
+    template.write_bytes(kept)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        refused_early(whole, tmp_path, "needs PyTorch")
+    whole.sent = 0
+    done = convert(HERE, tmp_path / "out", progress=False, quantize="rtn-w4a8")
+    assert done.manifest.components["dit"].source["container"] == "torch .pt (bare)"
+    assert whole.sent > path.with_suffix(".pt").stat().st_size
+
+
+def test_a_header_that_is_none(hub, model, tmp_path):
+    weights = model / "transformer/diffusion_pytorch_model.safetensors"
+    content = weights.read_bytes()
+    for begin, message in [
+        (b"\xff" * 8, "is no safetensors file"),
+        (bytes(8), "is not usable JSON|hole"),
+    ]:
+        weights.write_bytes(begin + content[8:])
+        with pytest.raises(CheckpointError, match=message):
+            convert(f"{HERE}/transformer", tmp_path / "out", progress=False)
+        shutil.rmtree(tmp_path / "cache")
