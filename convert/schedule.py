@@ -128,6 +128,7 @@ def room(steps: Iterable[Step], needed: Iterable[Path], files: Files, *, beside:
         beside: bytes that are written beside the items.
     """
     lacking = {path: files.missing(path) for path in needed}
+    read_again = set(lacking)
     written, there, most, together = beside, 0, 0, 0
     if not files.deletes:
         there = most = sum(lacking.values())
@@ -137,5 +138,10 @@ def room(steps: Iterable[Step], needed: Iterable[Path], files: Files, *, beside:
         there += sum(lacking.pop(path, 0) for path in read)
         written += step.nbytes if step.left else 0
         most, together = max(most, there), max(together, written + there)
-        there -= sum(files.size(path) for path in step.free if files.may_delete(path))
+        there -= sum(
+            files.size(path)
+            for path in step.free
+            # An earlier run may have deleted it already.
+            if files.may_delete(path) and (path in read_again or not files.missing(path))
+        )
     return Room(written, most, max(together, written + there))

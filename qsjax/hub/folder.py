@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
@@ -37,7 +38,9 @@ def look(address: Address, *, offline: bool = False) -> Listing:
         commit, files = remembered(address, home)
     else:
         commit, files = ask(address)
-        remember(address, home, commit, files)
+        # Under the commit too, by which its files are found when the branch has moved on.
+        for revision in dict.fromkeys((commit, address.revision)):
+            remember(replace(address, revision=revision), home, commit, files)
     return Listing(address, commit, files, home / commit)
 
 

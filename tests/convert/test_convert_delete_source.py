@@ -50,6 +50,7 @@ def expected(model, tmp_path_factory):
 def hub(model, tmp_path, monkeypatch):
     monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "theirs"))
+    monkeypatch.setattr(hub_files, "_HEADER", 1 << 12)  # else it is all of these files
     with reached(monkeypatch, model) as server:
         yield server
 
@@ -166,7 +167,11 @@ def test_killed_at_random(hub, model, expected, tmp_path):
     assert process.returncode == 0, errors
     same(Manifest.read(tmp_path / "out"), expected)
     assert shards(tmp_path) == []
-    assert hub.sent < 2 * size
+    for name in {name for name, _ in hub.asked}:
+        starts = [start for asked, start in hub.asked if asked == name]
+        assert starts == sorted(starts), name
+    largest = max(path.stat().st_size for path in (model / "transformer").iterdir())
+    assert hub.sent <= size + 10 * largest  # what was on its way at each kill
 
 
 def test_without_a_network_from_what_is_left(hub, expected, tmp_path, monkeypatch):
@@ -235,7 +240,7 @@ def test_a_damaged_head_is_fetched_again(hub, model, tmp_path):
 
 
 def test_less_room_is_needed(hub, model, expected, tmp_path, monkeypatch):
-    free = expected.components["dit"].bytes + 6 * total(model) // 10
+    free = expected.components["dit"].bytes + 85 * total(model) // 100
     monkeypatch.setattr("convert.early.free_bytes", lambda _: free)
     with pytest.raises(InputError, match="or pass `delete_source=True`"):
         convert(ADDRESS, tmp_path / "out", progress=False)
@@ -258,4 +263,4 @@ def test_another_process_at_the_same_place(hub, tmp_path):
         pytest.raises(InputError, match="is at work there"),
     ):
         run(tmp_path)
-    assert hub.sent < 200_000
+    assert hub.sent < total(model) // 2
