@@ -11,9 +11,9 @@ from qsjax.crash import refusal, report_crash
 from qsjax.errors import InputError, QsjaxError, on_command_line
 
 _PARTS = {
-    "transformer": "DiT weights: a .safetensors or .pt file, or a folder",
+    "transformer": "DiT weights: a .safetensors, .gguf or .pt file, or a folder",
     "vae": "VAE weights: a .safetensors or .pt file, or a folder",
-    "text_encoder": "LLaMA or LLaVA: a folder with config.json, or a .safetensors file",
+    "text_encoder": "LLaMA or LLaVA: a folder with config.json, or a .safetensors or .gguf file",
     "text_encoder_2": "CLIP: a folder with config.json, or a .safetensors file",
     "tokenizer": "LLaMA's tokenizer folder (default: beside the text encoder)",
     "tokenizer_2": "CLIP's tokenizer folder (default: beside the text encoder)",

@@ -9,6 +9,7 @@ from qsjax.errors import InputError
 
 INDEX = re.compile(r"\.safetensors\.index(\.[\w-]+)?\.json$")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+GGUF_SUFFIX = ".gguf"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 # Where a component lies in a folder of several: diffusers' names and Tencent's.
@@ -21,9 +22,9 @@ _SUBFOLDERS = {
 
 
 def find_weights(folder: Path, component: str) -> Path:
-    """The weights of `component` in a folder: its index, its safetensors file or its `.pt`.
+    """The weights of `component` in a folder: its index, its safetensors file, its `.gguf` or its `.pt`.
 
-    Pickles count only where there is no safetensors file. A folder without weights of its own is searched
+    GGUF and pickles count only where there is no safetensors file. A folder without weights of its own is searched
     for the component's customary subfolder.
 
     Raises:
@@ -43,7 +44,7 @@ def find_weights(folder: Path, component: str) -> Path:
             f"{folder}: holds several files that could be the {component} weights: {names}; name one of them"
         )
     raise InputError(
-        f"{folder}: holds no {component} weights (safetensors or .pt, here or in {' or '.join(_SUBFOLDERS[component])}/); name the folder or file that does"
+        f"{folder}: holds no {component} weights (safetensors, .gguf or .pt, here or in {' or '.join(_SUBFOLDERS[component])}/); name the folder or file that does"
     )
 
 
@@ -67,7 +68,9 @@ def _candidates(folder: Path) -> list[Path]:
             f"{folder}: holds sharded pickles, which are not read; get the safetensors form of the model"
         )
     return [
-        path for path in files if path.suffix in TORCH_SUFFIXES and not _is_map(path.name, names)
+        path
+        for path in files
+        if path.suffix in (GGUF_SUFFIX, *TORCH_SUFFIXES) and not _is_map(path.name, names)
     ]
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from convert.containers.float8 import float8_names
 from convert.containers.float8_safetensors import with_float8
-from convert.containers.folder import INDEX, SHARD, TORCH_SUFFIXES, find_weights
+from convert.containers.folder import GGUF_SUFFIX, INDEX, SHARD, TORCH_SUFFIXES, find_weights
+from convert.containers.gguf_file import GgufFile
 from convert.containers.safetensors_file import SafetensorsFile
 from convert.containers.scaled_fp8 import ScaledFp8
 from convert.containers.sharded import ShardedSafetensors
@@ -22,15 +23,16 @@ def open_source(path: str | os.PathLike[str], component: str) -> Source:
     """Open the weights of a component for reading tensor by tensor.
 
     Args:
-        path: a safetensors file, a shard index, a `.pt`, or a folder that holds one of these.
+        path: a safetensors file, a shard index, a `.pt`, a `.gguf`, or a folder that holds one of these.
         component: "dit", "vae", "llama" or "clip"; decides where a folder of several components is
             searched, and for "vae" that a leading `vae.` is stripped from the names.
 
     Returns:
-        The open source; close it, or use it as a context manager. Float8 weights show as what they stand for, bfloat16 or float32.
+        The open source; close it, or use it as a context manager. Float8 weights show as what they stand for, bfloat16 or float32;
+        so do GGUF's, in float32.
 
     Raises:
-        InputError: nothing usable is there, or more than one thing; or a `.pt` and no PyTorch.
+        InputError: nothing usable is there, or more than one thing; or a `.pt` and no PyTorch, a quantized `.gguf` and no gguf.
         CheckpointError: the files are damaged or contradict each other.
     """
     place = Path(path)
@@ -52,7 +54,7 @@ def open_source(path: str | os.PathLike[str], component: str) -> Source:
 def _open(path: Path) -> Source:
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file or folder; name a safetensors file, a .pt or a folder with one"
+            f"{path}: no such file or folder; name a safetensors file, a .pt, a .gguf or a folder with one"
         )
     if SHARD.search(path.name) and not path.name.endswith("-00001-of-00001.safetensors"):
         raise InputError(f"{path}: is one shard of several; name the folder {path.parent} instead")
@@ -60,11 +62,13 @@ def _open(path: Path) -> Source:
         return with_float8(ShardedSafetensors(path))
     if path.suffix == ".safetensors":
         return with_float8(SafetensorsFile(path))
+    if path.suffix == GGUF_SUFFIX:
+        return GgufFile(path)
     if path.suffix in TORCH_SUFFIXES:
         file = TorchFile(path)
         return ScaledFp8(file) if float8_names(file) else file
     raise InputError(
-        f"{path}: files of this kind are not read; name .safetensors, .safetensors.index.json, {', '.join(TORCH_SUFFIXES)} or a folder"
+        f"{path}: files of this kind are not read; name .safetensors, .safetensors.index.json, {GGUF_SUFFIX}, {', '.join(TORCH_SUFFIXES)} or a folder"
     )
 
 

@@ -163,6 +163,7 @@ CASES = [
     ("dit", convert_models.DIT, "comfy"),
     ("vae", convert_models.VAE, "hunyuan"),
     ("llama", TINY_LLAMA, "transformers"),
+    ("llama", TINY_LLAMA, "llama_cpp"),
     ("clip", TINY_CLIP, "transformers"),
 ]
 
