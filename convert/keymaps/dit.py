@@ -7,7 +7,11 @@
 from convert.keymaps.table import Entry, copied, linear
 from qsjax.dit.config import DiTConfig
 
-PREFIXES = {"tencent": ("",), "diffusers": ("",), "comfy": ("model.model.",)}
+PREFIXES = {
+    "tencent": ("", "model.diffusion_model."),
+    "diffusers": ("",),
+    "comfy": ("model.model.",),
+}
 _SINUSOID = 256  # width of the sinusoidal embedding of time and guidance, no option in the original
 _REFINER_MLP = 4  # the refiner's MLP ratio is fixed, whatever mlp_ratio says
 

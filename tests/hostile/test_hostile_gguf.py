@@ -100,7 +100,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "alignment 2^31": said("general.alignment", U32, 2**31),
     "alignment 32.0": said("general.alignment", F32, 32.0),
     "alignment in words": said("general.alignment", TEXT, "32"),
-    "another alignment": said("general.alignment", U32, 64),
+    "another alignment": said("general.alignment", U32, 4096),
     "one of three parts": said("split.count", U32, 3),
     "a tensor twice": lambda: gguf(sound()).replace(text("img_in.proj.bias"), text("img_in.proj.bia2"), 1).replace(text("time_in.mlp.0.bias"), text("time_in.mlp.2.bias"), 1),
     "a name of escapes": lambda: info((4,), name="\x1b[31m"),
