@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags = {
         "verify": "re-read what was written and compare it with the source; if DST is a checkpoint already, only that",
-        "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
+        "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers; a quantized transformer with "
+        "its integers and scales, as docs/format.md says",
         "overwrite": "replace DST once the new one is whole",
         "offline": "with a model of the hub: use what was downloaded, without the network",
         "json": "print the report as JSON",
