@@ -39,6 +39,10 @@ def open_source(path: str | os.PathLike[str], component: str) -> Source:
     weights = find_weights(place, component) if place.is_dir() else place
     source = _open(weights)
     try:
+        if any(name.endswith(".packed") for name in source.tensors):
+            raise InputError(
+                f"{weights}: is the export of a quantized transformer, which is not read again; name the checkpoint it was made from"
+            )
         if component == "vae" and any(name.startswith("vae.") for name in source.tensors):
             source = _VaePart(source)
         config = weights.parent / "config.json"

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 
 from convert import Sources, convert, export
+from convert.containers import open_source
 from pallas_kernels import pack
 from qsjax.checkpoint import load_item, sealed
 from qsjax.errors import CheckpointError, InputError
@@ -174,6 +175,11 @@ def test_the_same_export_finds_its_work_done(quantized, exported, caplog):
     assert "is there already" in caplog.text
     with pytest.raises(InputError, match="exists already"):
         export(quantized.directory, exported.parent, progress=False, shard_bytes=1e4)
+
+
+def test_it_is_not_converted_again(exported):
+    with pytest.raises(InputError, match="is the export of a quantized transformer"):
+        open_source(exported, "dit")
 
 
 def altered(change):
