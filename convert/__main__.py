@@ -11,9 +11,9 @@ from qsjax.crash import refusal, report_crash
 from qsjax.errors import InputError, QsjaxError, on_command_line
 
 _PARTS = {
-    "transformer": "DiT weights: a .safetensors or .pt file, or a folder; as every PATH also of the hub, as SRC",
+    "transformer": "DiT weights: a .safetensors, .gguf or .pt file, or a folder; as every PATH also of the hub, as SRC",
     "vae": "VAE weights: a .safetensors or .pt file, or a folder",
-    "text_encoder": "LLaMA or LLaVA: a folder with config.json, or a .safetensors file",
+    "text_encoder": "LLaMA or LLaVA: a folder with config.json, or a .safetensors or .gguf file",
     "text_encoder_2": "CLIP: a folder with config.json, or a .safetensors file",
     "tokenizer": "LLaMA's tokenizer folder (default: beside the text encoder)",
     "tokenizer_2": "CLIP's tokenizer folder (default: beside the text encoder)",
@@ -75,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags = {
         "verify": "re-read what was written and compare it with the source; if DST is a checkpoint already, only that",
-        "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
+        "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers; a quantized transformer with "
+        "its integers and scales, as docs/format.md says",
         "overwrite": "replace DST once the new one is whole",
         "offline": "with a model of the hub: use what was downloaded, without the network",
         "delete-source": "with a model of the hub: download one safetensors file at a time, and delete it from our cache when its tensors "

@@ -15,7 +15,8 @@ from convert.configuration import configuration
 from convert.containers import Source, TensorInfo, open_source
 from convert.containers.listing import first_few
 from convert.finite import require_finite
-from convert.keymaps import Row, check, detect
+from convert.gguf_layout import arranged
+from convert.keymaps import Row, check, detect, expand
 from convert.keymaps.detect import TITLES, ComponentConfig, Layout
 from convert.lora.merged import with_lora
 from convert.sources import Sources
@@ -175,9 +176,10 @@ def _open(
     else:
         source = stack.enter_context(open_source(path, name, sources.files))
     config, origin = configuration(name, path, source, config_path)
-    shapes = {tensor: tuple(info.shape) for tensor, info in source.tensors.items()}
     place = f"{path} (sizes: {origin})"
-    layout = detect(name, config, shapes, source=place)
+    layout = detect(name, config, source.tensors, source=place)
+    source = arranged(source, config, layout.name, expand(name, config, *layout))
+    shapes = {tensor: tuple(info.shape) for tensor, info in source.tensors.items()}
     rows, ignored = check(name, config, layout, shapes, source=place)
     _check_dtypes(name, path, source, rows, dtype)
     return Component(name, path, source, config, layout, rows, ignored, dtype)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from convert.component import open_components
+from convert.containers.folder import TORCH_SUFFIXES
 from convert.containers.torch_file import require_torch
 from convert.description import describe, preset_settings
 from convert.schedule import Room
@@ -17,7 +18,7 @@ _THEN = "make room, name another place by QSJAX_CACHE, or pass `delete_source=Tr
 def check_before_opening(
     sources: Sources, destination: Path, preset: str | None, *, quantized: bool
 ) -> None:
-    """Look at all that does not need a file which can be opened only whole: pickles, and LoRAs, whose numbers are looked at.
+    """Look at all that does not need a file which can be opened only whole: pickles, GGUF, and LoRAs, whose numbers are looked at.
 
     Of other safetensors the header is enough, so that nothing is to be done where there are no such files to be downloaded.
 
@@ -44,7 +45,8 @@ def check_before_opening(
     if preset is not None:
         preset_settings(preset)
     for path in whole.values():
-        require_torch(path)
+        if path.suffix in TORCH_SUFFIXES:
+            require_torch(path)
     if whole.keys() != {part for part, path in paths.items() if path is not None}:
         others = sources.without(whole)
         with open_components(others, None) as components:

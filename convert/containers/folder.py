@@ -10,6 +10,7 @@ from qsjax.errors import InputError
 
 INDEX = re.compile(r"\.safetensors\.index(\.[\w-]+)?\.json$")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+GGUF_SUFFIX = ".gguf"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 # Where a component lies in a folder of several: diffusers' names and Tencent's.
@@ -37,9 +38,9 @@ def find_weights(folder: Path, component: str) -> Path:
 
 
 def choose_weights(names: Iterable[str], component: str, place: str) -> str:
-    """Which of a folder's files holds the weights of `component`: its index, its safetensors file or its `.pt`.
+    """Which of a folder's files holds the weights of `component`: its index, its safetensors file, its `.gguf` or its `.pt`.
 
-    Pickles count only where there is no safetensors file. A folder without weights of its own is searched
+    GGUF and pickles count only where there is no safetensors file. A folder without weights of its own is searched
     for the component's customary subfolder.
 
     Args:
@@ -63,7 +64,7 @@ def choose_weights(names: Iterable[str], component: str, place: str) -> str:
             f"{place}: holds several files that could be the {component} weights: {first_few(candidates)}; name one of them"
         )
     raise InputError(
-        f"{place}: holds no {component} weights (safetensors or .pt, here or in {' or '.join(subfolders)}/); name the folder or file that does"
+        f"{place}: holds no {component} weights (safetensors, .gguf or .pt, here or in {' or '.join(subfolders)}/); name the folder or file that does"
     )
 
 
@@ -73,7 +74,9 @@ def weights_in(names: Iterable[str]) -> list[str]:
         name
         for name in names
         if INDEX.search(name)
-        or (name.endswith((".safetensors", *TORCH_SUFFIXES)) and not SHARD.search(name))
+        or (
+            name.endswith((".safetensors", GGUF_SUFFIX, *TORCH_SUFFIXES)) and not SHARD.search(name)
+        )
     )
 
 
@@ -85,9 +88,9 @@ def require_readable(name: str) -> None:
     """
     if SHARD.search(name) and not name.endswith("-00001-of-00001.safetensors"):
         raise InputError(f"{name}: is one shard of several; name its folder instead")
-    if not INDEX.search(name) and not name.endswith((".safetensors", *TORCH_SUFFIXES)):
+    if not INDEX.search(name) and not name.endswith((".safetensors", GGUF_SUFFIX, *TORCH_SUFFIXES)):
         raise InputError(
-            f"{name}: files of this kind are not read; name .safetensors, .safetensors.index.json, {', '.join(TORCH_SUFFIXES)} or a folder"
+            f"{name}: files of this kind are not read; name .safetensors, .safetensors.index.json, {GGUF_SUFFIX}, {', '.join(TORCH_SUFFIXES)} or a folder"
         )
 
 
@@ -113,7 +116,11 @@ def _candidates(place: str, files: Iterable[str], begin: str) -> list[str]:
         raise InputError(
             f"{place}: holds sharded pickles, which are not read; get the safetensors form of the model"
         )
-    return [name for name in names if name.endswith(TORCH_SUFFIXES) and not _is_map(name, names)]
+    return [
+        name
+        for name in names
+        if name.endswith((GGUF_SUFFIX, *TORCH_SUFFIXES)) and not _is_map(name, names)
+    ]
 
 
 def _is_map(name: str, names: Collection[str]) -> bool:

@@ -1,10 +1,11 @@
-"""Float8 files and LoRAs of the hub, alone and with --delete-source: the weights that the same files on a disk give."""
+"""Float8 files, GGUF and LoRAs of the hub, alone and with --delete-source: the weights that the same files on a disk give."""
 
 import json
 import shutil
 
 import convert_models as models
 import float8_files
+import gguf_files
 import lora_files
 import pytest
 import safetensors.torch
@@ -22,6 +23,7 @@ from qsjax.errors import CheckpointError, InputError
 HERE = f"hf://{REPO}"
 SHARDS = 3
 FILE, FOLDER, LORA = "split/dit_fp8.safetensors", "sharded", "loras/adapter_model.safetensors"
+GGUF = "gguf/dit-q8.gguf"
 
 
 def in_shards(folder, tensors):
@@ -36,12 +38,26 @@ def in_shards(folder, tensors):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
+def in_gguf(tensors):
+    """Matrices in Q8_0, the others in float32."""
+    return gguf_files.gguf(
+        {
+            name: gguf_files.stored(
+                "Q8_0" if tensor.ndim == 2 and tensor.shape[1] % 32 == 0 else "F32", tuple(tensor.shape), tensor.float().numpy()
+            )[0]
+            for name, tensor in tensors.items()
+        }
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     channels, _, _ = float8_files.as_float8(models.tencent(), "channels")
     models.save(folder / FILE, channels)
     in_shards(folder / FOLDER, float8_files.as_float8(models.tencent(), "comfy_quant")[0])
+    (folder / GGUF).parent.mkdir()
+    (folder / GGUF).write_bytes(in_gguf(models.tencent()))
     models.save(folder / LORA, lora_files.in_tencents_names("transformer")[0])
     (folder / "loras/adapter_config.json").write_text(json.dumps({"lora_alpha": 2.0}))
     models.config_file(folder)
@@ -57,7 +73,7 @@ def expected(model, tmp_path_factory):
             None, out / path.partition("/")[0], transformer=model / path, config=model / "dit.toml",
             lora=[(model / LORA, 0.5)], progress=False,
         ).manifest
-        for path in (FILE, f"{FOLDER}/model.safetensors.index.json")
+        for path in (FILE, f"{FOLDER}/model.safetensors.index.json", GGUF)
     }  # fmt: skip
 
 
@@ -122,6 +138,19 @@ def test_deleted_when_written_and_the_lora_stays(hub, expected, tmp_path, monkey
     assert run(hub, tmp_path, FOLDER, delete_source=True).data == manifest.data
     assert hub.sent == total
     assert (hub.folder / LORA).is_file()
+
+
+def test_a_gguf_file_comes_whole(hub, expected, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("convert.early.free_bytes", lambda _: size(hub, GGUF))
+        with pytest.raises(InputError, match="make room, name another place by QSJAX_CACHE"):
+            run(hub, tmp_path, GGUF)
+    assert hub.sent == size(hub, "loras/*.json")
+    assert not list(tmp_path.glob("out*"))
+    same(run(hub, tmp_path, GGUF, delete_source=True), expected[GGUF])
+    assert hub.sent == size(hub, GGUF) + size(hub, "loras/*")
+    assert len(list((tmp_path / "cache").rglob("*.gguf"))) == 1
+    same(run(hub, tmp_path, GGUF, offline=True), expected[GGUF])
 
 
 def test_a_lora_that_does_not_fit_is_said_before_weights(hub, tmp_path, model):
