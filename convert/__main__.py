@@ -11,9 +11,9 @@ from qsjax.crash import refusal, report_crash
 from qsjax.errors import InputError, QsjaxError, on_command_line
 
 _PARTS = {
-    "transformer": "DiT weights: a .safetensors or .pt file, or a folder",
+    "transformer": "DiT weights: a .safetensors, .gguf or .pt file, or a folder; as every PATH also of the hub, as SRC",
     "vae": "VAE weights: a .safetensors or .pt file, or a folder",
-    "text_encoder": "LLaMA or LLaVA: a folder with config.json, or a .safetensors file",
+    "text_encoder": "LLaMA or LLaVA: a folder with config.json, or a .safetensors or .gguf file",
     "text_encoder_2": "CLIP: a folder with config.json, or a .safetensors file",
     "tokenizer": "LLaMA's tokenizer folder (default: beside the text encoder)",
     "tokenizer_2": "CLIP's tokenizer folder (default: beside the text encoder)",
@@ -33,19 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SRC",
         nargs="?",
         # An optional positional cannot be absent; the empty format keeps "default: None" out of the help.
-        help="diffusers folder, folder of Tencent's files, or transformer file; or hf://OWNER/NAME[/FOLDER][@REVISION] of the "
-        "Hugging Face hub, which is downloaded; with --export or --lora also a checkpoint%(default).0s",
+        help="diffusers folder, folder of Tencent's files, or transformer file; hf://OWNER/NAME[@REVISION][/PATH] is such a folder "
+        "or file of the Hugging Face hub, of which what is needed is downloaded; with --export or --lora also a checkpoint%(default).0s",
     )
     parser.add_argument("destination", metavar="DST", type=Path, help="folder to write")
     for name, text in _PARTS.items():
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, metavar="PATH", type=Path, default=absent, help=text)
+        parser.add_argument(flag, metavar="PATH", default=absent, help=text)
     parser.add_argument(
         "--lora",
         metavar="FILE[:STRENGTH]",
         action="append",
         default=absent,
-        help="merge a LoRA (.safetensors) into the transformer, before anything is quantized; may be repeated (default strength: 1)",
+        help="merge a LoRA (.safetensors, also of the hub) into the transformer, before anything is quantized; may be repeated (default strength: 1)",
     )
     parser.add_argument(
         "--dtype",
@@ -75,9 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     flags = {
         "verify": "re-read what was written and compare it with the source; if DST is a checkpoint already, only that",
-        "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers",
+        "export": "the way back: write transformer/ and vae/ of the checkpoint SRC as safetensors for diffusers; a quantized transformer with "
+        "its integers and scales, as docs/format.md says",
         "overwrite": "replace DST once the new one is whole",
         "offline": "with a model of the hub: use what was downloaded, without the network",
+        "delete-source": "with a model of the hub: download one safetensors file at a time, and delete it from our cache when its tensors "
+        "are written; no LoRA, no folder of yours, and no target of a link",
         "json": "print the report as JSON",
     }
     for name, text in flags.items():
@@ -148,6 +151,7 @@ def _convert(args: argparse.Namespace) -> int:
         verify=args.verify,
         overwrite=args.overwrite,
         offline=args.offline,
+        delete_source=args.delete_source,
     )
     print(json.dumps(done.plain(), indent=1) if args.json else done)
     return 0
@@ -165,7 +169,7 @@ def _export(args: argparse.Namespace) -> int:
             for name in ("lora", "dtype", "quantize", "text_storage", "preset")
             if hasattr(args, name)
         ),
-        *(["verify"] if args.verify else []),
+        *(name for name in ("verify", "offline", "delete_source") if getattr(args, name)),
     ]
     if surplus:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in surplus)

@@ -15,7 +15,8 @@ from convert.configuration import configuration
 from convert.containers import Source, TensorInfo, open_source
 from convert.containers.listing import first_few
 from convert.finite import require_finite
-from convert.keymaps import Row, check, detect
+from convert.gguf_layout import arranged
+from convert.keymaps import Row, check, detect, expand
 from convert.keymaps.detect import TITLES, ComponentConfig, Layout
 from convert.lora.merged import with_lora
 from convert.sources import Sources
@@ -128,15 +129,11 @@ class Component:
         return {}
 
     def digest(self) -> str:
-        """What the source holds, without reading its tensors: files, names, shapes and dtypes."""
+        """What the source holds, without reading its tensors: names, shapes and dtypes."""
         tensors = {
             name: [list(info.shape), info.dtype.name] for name, info in self.source.tensors.items()
         }
-        files = [
-            [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in self.source.files
-        ]
-        content = [self.name, files, tensors, to_mapping(self.config), str(self.dtype)]
-        content += self.source.lora
+        content = [self.name, tensors, to_mapping(self.config), str(self.dtype), *self.source.lora]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -155,13 +152,13 @@ def open_components(sources: Sources, dtype: np.dtype | None) -> Iterator[dict[s
     configs = {"dit": sources.config, "vae": sources.vae_config}
     with ExitStack() as stack:
         parts = {
-            name: _open(stack, name, path, configs.get(name), dtype, path == sources.checkpoint)
+            name: _open(stack, name, path, configs.get(name), dtype, sources)
             for name, path in sources.components().items()
         }
         if sources.lora:
             dit = parts["dit"]
             assert isinstance(dit.config, DiTConfig)
-            merged = with_lora(dit.source, dit.config, dit.rows, sources.lora)
+            merged = with_lora(dit.source, dit.config, dit.rows, sources.lora, sources.files)
             parts["dit"] = replace(dit, source=stack.enter_context(merged))
         yield parts
 
@@ -172,16 +169,17 @@ def _open(
     path: Path,
     config_path: Path | None,
     dtype: np.dtype | None,
-    ours: bool,
+    sources: Sources,
 ) -> Component:
-    if ours:
+    if path == sources.checkpoint:
         source: Source = stack.enter_context(CheckpointSource(Manifest.read(path), name))
     else:
-        source = stack.enter_context(open_source(path, name))
+        source = stack.enter_context(open_source(path, name, sources.files))
     config, origin = configuration(name, path, source, config_path)
-    shapes = {tensor: tuple(info.shape) for tensor, info in source.tensors.items()}
     place = f"{path} (sizes: {origin})"
-    layout = detect(name, config, shapes, source=place)
+    layout = detect(name, config, source.tensors, source=place)
+    source = arranged(source, config, layout.name, expand(name, config, *layout))
+    shapes = {tensor: tuple(info.shape) for tensor, info in source.tensors.items()}
     rows, ignored = check(name, config, layout, shapes, source=place)
     _check_dtypes(name, path, source, rows, dtype)
     return Component(name, path, source, config, layout, rows, ignored, dtype)

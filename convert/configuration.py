@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.checkpoint_source import CheckpointSource
-from convert.containers import Source
+from convert.containers import GgufFile, Source
+from convert.gguf_llama import gguf_llama, require_same
 from convert.keymaps.detect import TITLES, ComponentConfig
 from convert.known_text_encoders import PRESET, known_text_encoder
 from convert.sources import read_json
@@ -50,13 +51,17 @@ def configuration(
 
     Raises:
         InputError: no configuration is there, or it does not describe this model.
+        CheckpointError: a GGUF file's metadata contradict it.
     """
     if named is not None:
         return _read(component, named), named.name
     if isinstance(source, CheckpointSource):
         return source.component_config, "its manifest"
     if source.config is not None:
-        return _from_json(component, source.config, str(path)), "config.json"
+        config = _from_json(component, source.config, str(path))
+        if isinstance(source, GgufFile):
+            require_same(source, config)
+        return config, "config.json"
     if component == "dit":
         # Tencent's model without guidance distillation differs from the preset in nothing else.
         distilled = any("guidance" in tensor for tensor in source.tensors)
@@ -64,6 +69,10 @@ def configuration(
         return from_mapping(DiTConfig, values, source=PRESET), f"preset {PRESET}"
     if component == "vae":
         return VAEConfig(), "HunyuanVideo's"
+    if component == "llama" and isinstance(source, GgufFile):
+        told = gguf_llama(source)
+        if told is not None:
+            return told, "its metadata"
     found = known_text_encoder(component, source.tensors)
     if found is None:
         raise InputError(

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convert.description import require_preset
+from convert.early import require_room_for
+from convert.hub_files import HubFiles
 from convert.lora.request import Lora, LoraLike, one_or_several, parse
-from convert.origin import local_source
+from convert.origin import Origin
 from convert.quantized import require
 from convert.report import as_text, describe
+from convert.schedule import Room
 from convert.sources import Sources
 from convert.stream import convert as write_checkpoint
 from convert.text_storage import require_text_storage
@@ -71,6 +74,7 @@ def convert(
     verify: bool = False,
     overwrite: bool = False,
     offline: bool = False,
+    delete_source: bool = False,
     progress: bool = True,
 ) -> Conversion:
     """Write a checkpoint from PyTorch weights. The same call after an interruption goes on where it stopped.
@@ -78,8 +82,9 @@ def convert(
     >>> print(qsjax.convert("hf://hunyuanvideo-community/HunyuanVideo", "checkpoints/hunyuan", quantize="rtn-w4a8"))
 
     Args:
-        source: a diffusers folder, a folder of Tencent's files, a transformer file, or hf://OWNER/NAME[/FOLDER][@REVISION] of the
-            Hugging Face hub, which is downloaded; None takes the parts that are named. With `lora` also a checkpoint in full precision.
+        source: a diffusers folder, a folder of Tencent's files or a transformer file; None takes the parts that are named.
+            hf://OWNER/NAME[@REVISION][/PATH] is such a folder or file of the Hugging Face hub, here and for every other part:
+            what is needed of it is downloaded. With `lora` also a checkpoint in full precision.
         out: checkpoint folder to write.
         transformer, vae: weights, a .safetensors or .pt file, or a folder, in place of the source's.
         text_encoder, text_encoder_2: LLaMA or LLaVA and CLIP, folders with config.json, or .safetensors files; without a config.json
@@ -97,6 +102,8 @@ def convert(
         verify: re-read what was written and compare it with the source; if `out` is a checkpoint already, only that.
         overwrite: replace `out`, once the new one is whole.
         offline: of the hub, use what was downloaded and ask nobody.
+        delete_source: of the hub, download one safetensors file at a time and delete it when its tensors are written, so that
+            the disk need not hold all of both; `verify` then compares with checksums only.
         progress: show bars.
 
     Raises:
@@ -114,14 +121,16 @@ def convert(
         "vae_config": vae_config,
         "prompt_template": prompt_template,
     }
-    named = {name: Path(path) for name, path in parts.items() if path is not None}
-    address = None if source is None else os.fspath(source)
-    folder, origin = local_source(address, offline=offline)
-    loras = tuple(_local_lora(one, offline=offline) for one in one_or_several(lora))
+    texts = {name: os.fspath(path) for name, path in parts.items() if path is not None}
+    wanted = [parse(one) for one in one_or_several(lora)]
+    hub = HubFiles(offline=offline, deletes=delete_source)
+    place = None if source is None else os.fspath(source)
+    folder, named, paths, origin = Origin(hub).find(place, texts, [path for path, _ in wanted])
+    loras = tuple(Lora(path, strength) for path, (_, strength) in zip(paths, wanted, strict=True))
     destination, manifest, sources = Path(out), None, None
     if verify and not overwrite and (destination / MANIFEST).is_file():
         if folder is not None or named or loras:
-            sources = Sources.find(folder, loras, **named)
+            sources = Sources.find(folder, loras, files=hub, **named)
         if quantize is not None:
             require(Manifest.read(destination), quantize)
         if text_storage is not None:
@@ -129,7 +138,7 @@ def convert(
         if preset is not None:
             require_preset(Manifest.read(destination), preset)
     else:
-        sources = Sources.find(folder, loras, **named)
+        sources = Sources.find(folder, loras, files=hub, **named)
         manifest = write_checkpoint(
             sources,
             destination,
@@ -141,12 +150,10 @@ def convert(
             overwrite=overwrite,
             progress=progress,
         )
-    verified = verify_checkpoint(destination, sources, progress=progress) if verify else None
+    verified = None
+    if verify:
+        missing = 0 if delete_source else hub.all_missing()
+        require_room_for(destination, Room(0, missing, missing))
+        compared = None if delete_source else sources  # they are not here any more
+        verified = verify_checkpoint(destination, compared, progress=progress)
     return Conversion(checkpoint=destination, manifest=manifest, verified=verified)
-
-
-def _local_lora(given: LoraLike, *, offline: bool) -> Lora:
-    """A LoRA by its path, downloaded if it is an address of the hub."""
-    address, strength = parse(given)
-    path, _ = local_source(address, offline=offline and address.startswith("hf://"))
-    return Lora(Path(address) if path is None else path, strength)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from convert.component import Component
+from convert.containers.files import Files
 from convert.prompt_template import find_prompt_template
 from convert.sources import Sources, read_json
 from convert.tokenizers import tokenizer_files
@@ -47,7 +48,7 @@ def describe(
     base = None if sources.checkpoint is None else Manifest.read(sources.checkpoint)
     data: dict[str, Any] = {
         "libraries": {name: known or "unknown" for name, known in versions(CONVERSION).items()},
-        "components": {name: _component(part) for name, part in components.items()},
+        "components": {name: _component(part, sources.files) for name, part in components.items()},
         "scheduler": {"shift": _shift(sources.scheduler)}
         if base is None
         else dict(base.data.get("scheduler", {})),
@@ -67,7 +68,7 @@ def describe(
     return data, files
 
 
-def _component(part: Component) -> dict[str, Any]:
+def _component(part: Component, files: Files) -> dict[str, Any]:
     tensors = part.source.tensors
     used = [name for row in part.rows for name in row.sources]
     return {
@@ -81,7 +82,7 @@ def _component(part: Component) -> dict[str, Any]:
             "layout": part.layout.name,
             "prefix": part.layout.prefix,
             "tensors": len(tensors),
-            "bytes": sum(path.stat().st_size for path in part.source.files),
+            "bytes": sum(map(files.size, part.source.files)),
             "used": len(used),
             "ignored": [*part.ignored, *part.source.ignored],
             **({"lora": list(part.source.lora)} if part.source.lora else {}),

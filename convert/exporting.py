@@ -1,4 +1,4 @@
-"""The way back: a checkpoint as PyTorch files that diffusers loads, bit for bit what was converted."""
+"""The way back: a checkpoint as PyTorch files that diffusers loads, bit for bit what was converted; or, quantized, as docs/format.md says."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ import numpy as np
 
 from convert.checkpoint_source import CheckpointSource
 from convert.containers import write_sharded
+from convert.quantized_source import QuantizedSource
 from qsjax.checkpoint import Manifest
 from qsjax.config import to_mapping
 from qsjax.disk import (
@@ -39,6 +40,8 @@ MARKER = "qsjax_export.json"
 """Marks a folder that an export may replace."""
 
 _STEM = "diffusion_pytorch_model"
+_QUANTIZED_STEM = "quantized_model"
+"""Another one, so that diffusers does not take the file for weights that it knows."""
 _SHARD_BYTES = 5e9
 
 
@@ -52,10 +55,10 @@ def export(
 ) -> tuple[Path, ...]:
     """Write `transformer/` and `vae/` as diffusers names them: safetensors shards, index and config.json.
 
-    The same call finds its work done where it was done before; another process that does the same at the same time waits for it.
+    A quantized transformer is written with its packed integers, scales and transforms, see docs/format.md. The same call finds its work done where it was done before; another process that does the same at the same time waits for it.
 
     Args:
-        checkpoint: an unquantized checkpoint.
+        checkpoint: of ours.
         destination: folder to appear; it appears whole or not at all.
         overwrite: replace a folder that an earlier export wrote.
         progress: show a bar in bytes.
@@ -65,7 +68,7 @@ def export(
         The files written.
 
     Raises:
-        CheckpointError: not a checkpoint, a quantized one, or one without DiT and VAE.
+        CheckpointError: not a checkpoint, a damaged one, or one without DiT and VAE.
         InputError: the destination exists or cannot be written.
     """
     manifest = Manifest.read(checkpoint)
@@ -158,7 +161,12 @@ def _write(
                 part.mkdir()
             reader.bar = bar
             written += write_sharded(
-                part, _STEM, reader.infos, reader.read, shard_bytes=shard_bytes
+                part,
+                reader.stem,
+                reader.infos,
+                reader.read,
+                shard_bytes=shard_bytes,
+                metadata=reader.metadata,
             )
             written.append(part / "config.json")
             assert isinstance(reader.config, DiTConfig | VAEConfig)
@@ -168,16 +176,21 @@ def _write(
 
 
 class _Tensors:
-    """The PyTorch tensors of a component, with a bar."""
+    """The tensors of a component, with a bar."""
 
     def __init__(self, manifest: Manifest, component: str) -> None:
-        self._source = CheckpointSource(manifest, component)
+        quantized = component == "dit" and manifest.component(component).recipe is not None
+        self._source = (
+            QuantizedSource(manifest) if quantized else CheckpointSource(manifest, component)
+        )
+        self.stem = _QUANTIZED_STEM if quantized else _STEM
+        self.metadata = self._source.metadata or None
         self.config = self._source.component_config
         self.infos = self._source.tensors
         self.nbytes = sum(info.nbytes for info in self.infos.values())
         self.digests = [
             [item, leaf, spec["sha256"]] for item, leaf, spec in manifest.leaves(component)
-        ] + [to_mapping(self.config)]
+        ] + [to_mapping(self.config), *([dict(self.metadata)] if self.metadata else [])]
         self.bar: Progress | None = None
 
     def read(self, name: str) -> np.ndarray:

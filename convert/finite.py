@@ -17,8 +17,8 @@ _INFINITY = {
 }
 
 
-class NotFiniteWeights(CheckpointError):
-    """Weights, or what is made of them, are no numbers: what was written of them so far is of no use."""
+class WrongWeights(CheckpointError):
+    """Weights, or what is made of them, are no numbers or not what they say: what was written of them so far is of no use."""
 
 
 def count_not_finite(array: np.ndarray) -> int:
@@ -46,9 +46,9 @@ def require_finite(array: np.ndarray, what: str, cure: str) -> None:
         cure: what to do.
 
     Raises:
-        NotFiniteWeights: it has some; the message says how many.
+        WrongWeights: it has some; the message says how many.
     """
     if count := count_not_finite(array):
-        raise NotFiniteWeights(
+        raise WrongWeights(
             f"{what} has {count} of {array.size} values that are NaN or infinite; {cure}"
         )

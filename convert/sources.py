@@ -1,10 +1,14 @@
 """Which files feed which component."""
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from convert.containers.files import ON_DISK, Files
+from convert.containers.folder import weights_in
+from convert.containers.listing import first_few
 from convert.lora.request import Lora
 from qsjax.checkpoint import MANIFEST, Manifest
 from qsjax.errors import InputError
@@ -14,6 +18,9 @@ from qsjax.untrusted.files import SMALL, shown_path
 
 PARTS = {"transformer": "dit", "vae": "vae", "text_encoder": "llama", "text_encoder_2": "clip"}
 """The field of `Sources` (and folder of a diffusers pipeline) of each component."""
+
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""The tokenizer of each text encoder."""
 
 TEMPLATE_FILE = "prompt_template.json"
 """A prompt template beside model_index.json; diffusers has no place for one."""
@@ -46,6 +53,7 @@ class Sources:
         generation: JSON file with the model's sampling settings (`qsjax.settings.Settings`).
         checkpoint: one of ours; the parts that name it are read from it, and so are settings that no file says.
         lora: LoRA files to merge into the transformer.
+        files: where files of weights are: on the disk, or also on the hub.
     """
 
     transformer: Path | None = None
@@ -61,16 +69,15 @@ class Sources:
     generation: Path | None = None
     checkpoint: Path | None = None
     lora: tuple[Lora, ...] | None = None
+    files: Files = field(default=ON_DISK, compare=False)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if field.name == "lora":
-                continue
-            path = getattr(self, field.name)
+        for name in (each.name for each in fields(self) if each.name not in ("files", "lora")):
+            path = getattr(self, name)
             # A name that is too long for the file system is none; `Path.exists` would raise.
-            if path is not None and not os.path.exists(path):
+            if path is not None and not (os.path.exists(path) or self.files.is_there(path)):
                 raise InputError(
-                    f"{shown_path(path)}: does not exist; give an existing path for {field.name.replace('_', ' ')}"
+                    f"{shown_path(path)}: does not exist; give an existing path for {name.replace('_', ' ')}"
                 )
         if not any(getattr(self, part) for part in PARTS):
             raise InputError(
@@ -78,7 +85,7 @@ class Sources:
                 "`transformer`, `vae`, `text_encoder`, `text_encoder_2`"
             )
         for lora in self.lora or ():
-            if not os.path.exists(lora.path):
+            if not (os.path.exists(lora.path) or self.files.is_there(lora.path)):
                 raise InputError(
                     f"{shown_path(lora.path)}: does not exist; give an existing file for `lora`"
                 )
@@ -91,7 +98,7 @@ class Sources:
                 raise InputError(
                     f"{getattr(self, config)}: describes a {part}, and none is to be converted; name it or leave this out"
                 )
-        for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+        for part, tokenizer in TOKENIZERS.items():
             if getattr(self, part) is not None and getattr(self, tokenizer) is None:
                 raise InputError(
                     f"{getattr(self, part)}: has no tokenizer beside it; name its folder with "
@@ -100,7 +107,13 @@ class Sources:
 
     @classmethod
     def find(
-        cls, source: Path | None = None, lora: tuple[Lora, ...] = (), /, **given: Path | None
+        cls,
+        source: Path | None = None,
+        lora: tuple[Lora, ...] = (),
+        /,
+        *,
+        files: Files = ON_DISK,
+        **given: Path | None,
     ) -> "Sources":
         """The sources inside `source`, with those named in `given` taking precedence.
 
@@ -108,7 +121,8 @@ class Sources:
             source: a diffusers folder (model_index.json), a folder as Tencent publishes it (transformers/, vae/),
                 one component's folder, or a transformer file. None takes `given` alone. With `lora` also a checkpoint of ours.
             lora: LoRA files to merge into the transformer.
-            given: fields of `Sources`.
+            files: where files of weights are.
+            given: fields of `Sources`; what lies beside a text encoder's file is its tokenizer, too.
 
         Raises:
             InputError: `source` does not exist or is none of these, or a part it announces is absent.
@@ -119,11 +133,24 @@ class Sources:
         else:
             parts = {} if source is None else _look_into(source, frozenset(named))
         merged: dict[str, Any] = {**parts, **named, "lora": lora}
-        for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
-            folder = merged.get(part)
-            if tokenizer not in merged and folder is not None and has_tokenizer(folder):
+        for part, tokenizer in TOKENIZERS.items():
+            place = merged.get(part)
+            if tokenizer in merged or place is None:
+                continue
+            folder = place if os.path.isdir(place) else place.parent
+            if has_tokenizer(folder):
                 merged[tokenizer] = folder
-        return cls(**merged)
+        return cls(**merged, files=files)
+
+    def without(self, parts: Collection[str]) -> "Sources":
+        """The others, at least one, as they are before LoRAs are merged."""
+        configs = {"config": "transformer", "vae_config": "vae"}
+        kept = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.name not in {*parts, "lora"} and configs.get(each.name) not in parts
+        }
+        return Sources(**kept)
 
     def components(self) -> dict[str, Path]:
         """Component -> where its weights are, in the order in which they are converted."""
@@ -142,7 +169,7 @@ def checkpoint_parts(checkpoint: Path) -> dict[str, Path]:
     """
     components = Manifest.read(checkpoint).components
     parts = {part: checkpoint for part, component in PARTS.items() if component in components}
-    for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+    for part, tokenizer in TOKENIZERS.items():
         folder = checkpoint / "tokenizers" / PARTS[part]
         if part in parts and folder.is_dir():
             parts[tokenizer] = folder
@@ -164,6 +191,72 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_object(path, SMALL)
 
 
+class Folder:
+    """A folder of a model, of which it matters what is there.
+
+    Args:
+        path: where it is, for messages and to join names to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file."""
+        return (self.path / name).is_file()
+
+    def has_folder(self, name: str) -> bool:
+        """Whether there is a folder."""
+        return (self.path / name).is_dir()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file; see `read_json`."""
+        return read_json(self.path / name)
+
+    def weights(self) -> list[str]:
+        """The files of weights, as far as they are in sight."""
+        return weights_in(path.name for path in self.path.glob("*") if path.is_file())
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def parts_of(folder: Folder, named: frozenset[str]) -> dict[str, Path]:
+    """The parts of a model in its folder: fields of `Sources`.
+
+    Args:
+        folder: as diffusers or Tencent publish a model, or of one component.
+        named: parts that are named otherwise, and need not be there.
+
+    Raises:
+        InputError: it is none of these, or a part that it announces is absent.
+    """
+    if folder.has("model_index.json"):
+        return _diffusers(folder, named)
+    if folder.has("manifest.json"):
+        raise InputError(
+            f"{folder}: is a converted checkpoint already; write PyTorch files from it with `export`, or merge a `lora` into it on this disk"
+        )
+    tencent = {part: folder.path / file for part, file in _TENCENT.items() if folder.has(file)}
+    if tencent:
+        return tencent | {
+            part: folder.path / part for part in TOKENIZERS if folder.has_folder(part)
+        }
+    if folder.has("config.json"):
+        name = folder.read("config.json").get("_class_name")
+        if isinstance(name, str) and name in _CLASSES:
+            return {_CLASSES[name]: folder.path}
+    if weights := folder.weights():
+        raise InputError(
+            f"{folder}: does not say what its weights are of ({first_few(weights)}); name the file of the transformer "
+            f"as the source, or the parts with `transformer`, `vae`, `text_encoder`, `text_encoder_2`"
+        )
+    raise InputError(
+        f"{folder}: is not a diffusers folder (it has no model_index.json) nor one of Tencent's (no transformers/); "
+        f"name the parts with `transformer`, `vae`, `text_encoder`, `text_encoder_2`"
+    )
+
+
 def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
     if os.path.isfile(source):
         return {"transformer": source}
@@ -172,43 +265,24 @@ def _look_into(source: Path, named: frozenset[str]) -> dict[str, Path]:
         raise InputError(
             f"{shown_path(source)}: {fault}; give a diffusers folder, a folder of Tencent's files or a transformer file"
         )
-    if (source / "model_index.json").is_file():
-        return _diffusers(source, named)
-    if (source / "manifest.json").is_file():
-        raise InputError(
-            f"{source}: is a converted checkpoint already; write PyTorch files from it with `export`, or merge a `lora` into it"
-        )
-    tencent = {part: source / path for part, path in _TENCENT.items() if (source / path).is_file()}
-    if tencent:
-        folders = {part: source / part for part in ("text_encoder", "text_encoder_2")}
-        return tencent | {part: path for part, path in folders.items() if path.is_dir()}
-    if (source / "config.json").is_file():
-        name = read_json(source / "config.json").get("_class_name")
-        if isinstance(name, str) and name in _CLASSES:
-            return {_CLASSES[name]: source}
-    raise InputError(
-        f"{source}: is not a diffusers folder (it has no model_index.json) nor one of Tencent's (no transformers/); "
-        f"name the parts with `transformer`, `vae`, `text_encoder`, `text_encoder_2`"
-    )
+    return parts_of(Folder(source), named)
 
 
-def _diffusers(source: Path, named: frozenset[str]) -> dict[str, Path]:
-    index = read_json(source / "model_index.json")
+def _diffusers(folder: Folder, named: frozenset[str]) -> dict[str, Path]:
+    index = folder.read("model_index.json")
     if index.get("_class_name", "HunyuanVideoPipeline") != "HunyuanVideoPipeline":
         raise InputError(
-            f"{source}: holds a {shown(index['_class_name'])}, only HunyuanVideoPipeline (text to video) is supported"
+            f"{folder}: holds a {shown(index['_class_name'])}, only HunyuanVideoPipeline (text to video) is supported"
         )
     parts: dict[str, Path] = {}
     for part in (*PARTS, "tokenizer", "tokenizer_2", "scheduler"):
         announced = isinstance(index.get(part), list) and all(index[part])
-        if (source / part).is_dir():
-            parts[part] = source / part
+        if folder.has_folder(part):
+            parts[part] = folder.path / part
         elif announced and part not in named:
             raise InputError(
-                f"{source}: model_index.json names {part}, but the folder is absent; download it, "
+                f"{folder}: model_index.json names {part}, but the folder is absent; download it, "
                 f"or name the parts you have (`transformer`, `vae`, ...) without the folder"
             )
     beside = {"prompt_template": TEMPLATE_FILE, "generation": FILE}
-    return parts | {
-        name: source / file for name, file in beside.items() if (source / file).exists()
-    }
+    return parts | {name: folder.path / file for name, file in beside.items() if folder.has(file)}

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from convert.component import Component, open_components
+from convert.containers.files import Files
 from convert.description import describe
-from convert.finite import NotFiniteWeights
+from convert.early import check_before_opening, require_room_for
+from convert.finite import WrongWeights
 from convert.items import ITEM_BYTES, Item, plan_items
 from convert.memory import peak_memory
-from convert.origin import require_listed
 from convert.quantized import Quantization, with_quantization
+from convert.schedule import needed_files, room, schedule, without_absent
 from convert.sources import Sources
 from convert.text_storage import with_text_storage
 from qsjax.checkpoint import CheckpointWriter, Manifest, made_already
 from qsjax.config import nearest
-from qsjax.disk import require_room
 from qsjax.errors import InputError
 from qsjax.locks import lock
 from qsjax.progress import Progress
@@ -72,21 +73,26 @@ def convert(
         raise InputError(f"no dtype {dtype!r}; {nearest(dtype, DTYPES)}")
     stored = None if dtype is None else np.dtype(dtype)
     quantization = None if quantize is None else Quantization.named(quantize)
+    check_before_opening(sources, destination, preset, quantized=quantization is not None)
     with open_components(sources, stored) as opened:
         components = with_text_storage(with_quantization(opened, quantization), text_storage)
         data, files = describe(sources, components, preset)
         plans = {name: plan_items(part, item_bytes) for name, part in components.items()}
-        identity = _identity(components, data, item_bytes)
+        identity = _identity(components, data, item_bytes, sources.files)
+        _enter_origins(components, data, sources.files)
         if origin is not None:
             data["origin"] = origin
         with lock(destination, doing="convert", identity=identity) as waited:
             made = made_already(destination, identity, again=overwrite and not waited)
             if made is not None:
+                _release(made, components, sources.files)
                 return made
             writer = CheckpointWriter(destination, identity=identity, overwrite=overwrite)
             try:
-                return _write_all(writer, destination, components, plans, data, files, progress)
-            except NotFiniteWeights:
+                return _write_all(
+                    writer, destination, components, plans, data, files, sources.files, progress
+                )
+            except WrongWeights:
                 writer.discard()  # with other weights it is another conversion
                 raise
 
@@ -98,37 +104,65 @@ def _write_all(
     plans: Mapping[str, tuple[Item, ...]],
     data: dict[str, Any],
     files: Mapping[str, bytes],
+    hub: Files,
     progress: bool,
 ) -> Manifest:
     """Write what is not there yet."""
-    finished = writer.finished_items()
-    hashed = sum(path.stat().st_size for part in components.values() for path in part.source.files)
-    left = {
-        (name, item.name): item.nbytes
-        for name, plan in plans.items()
-        for item in plan
-        if f"{name}/{item.name}" not in finished
-    }
-    require_room(destination, sum(left.values()) + sum(map(len, files.values())))
-    written = sum(item.nbytes for plan in plans.values() for item in plan)
-    with Progress(written + hashed, "convert", unit="B", enabled=progress) as bar:
-        for name, part in components.items():
-            start = time.perf_counter()
-            for item in plans[name]:
-                if (name, item.name) in left:
-                    _write(writer, part, item)
-                bar.advance(item.nbytes, part=name)
-            digests = {path: _sha256(path, bar) for path in part.source.files}
-            require_listed(digests)
-            data["components"][name]["source"]["sha256"] = {
-                path.name: digest for path, digest in digests.items()
-            }
-            data["components"][name]["seconds"] = round(time.perf_counter() - start, 2)
+    hashed = writer.hashed_sources()
+    steps = schedule(components, plans, writer.finished_items())
+    needed = needed_files(steps, hashed)
+    try:
+        hub.require_here(needed)
+        require_room_for(
+            destination, room(steps, needed, hub, beside=sum(map(len, files.values())))
+        )
+    except InputError:
+        writer.abandon()
+        raise
+    if not hub.deletes:
+        for path in needed:
+            hub.fetch(path)
+    steps = without_absent(steps, hub)
+    total = sum(step.nbytes + sum(map(hub.size, step.complete)) for step in steps)
+    digests: dict[str, dict[str, str]] = {name: {} for name in components}
+    seconds = dict.fromkeys(components, 0.0)
+    with Progress(total, "convert", unit="B", enabled=progress) as bar:
+        for step in steps:
+            start, name = time.perf_counter(), step.component
+            if step.left and step.item is not None:
+                _write(writer, components[name], step.item)
+            bar.advance(step.nbytes, part=name)
+            for path in step.complete:
+                entry = f"{name}/{path.name}"
+                if entry in hashed:
+                    bar.advance(hub.size(path))
+                else:
+                    hub.fetch(path)
+                    digest = _sha256(path, bar)
+                    hub.require_listed(path, digest)
+                    writer.enter_source(entry, digest)
+                    hashed[entry] = digest
+                digests[name][path.name] = hashed[entry]
+            for path in step.free:
+                hub.release(path)
+            seconds[name] += time.perf_counter() - start
+        for name, listed in digests.items():
+            data["components"][name]["source"]["sha256"] = listed
+            data["components"][name]["seconds"] = round(seconds[name], 2)
         for relative, content in files.items():
             writer.write_file(relative, content)
         data["peak_memory_bytes"] = peak_memory()
         order = {name: [item.name for item in plan] for name, plan in plans.items()}
         return writer.finish(data, order)
+
+
+def _release(made: Manifest, components: Mapping[str, Component], hub: Files) -> None:
+    """The files that a finished checkpoint was made of are needed no more."""
+    for name, part in components.items():
+        listed = made.component(name).source.get("sha256", {})
+        for path in part.source.files:
+            if path.name in listed:
+                hub.release(path)
 
 
 def _write(writer: CheckpointWriter, part: Component, item: Item) -> None:
@@ -140,14 +174,24 @@ def _write(writer: CheckpointWriter, part: Component, item: Item) -> None:
     writer.write_item(part.name, item.name, leaves, rows=rows)
 
 
+def _enter_origins(components: Mapping[str, Component], data: dict[str, Any], hub: Files) -> None:
+    """Say in the manifest where the weights were published, by commit."""
+    for name, part in components.items():
+        origin = hub.origin(part.path)
+        if origin is not None:
+            data["components"][name]["source"]["origin"] = origin
+
+
 def _identity(
     components: Mapping[str, Component],
     data: Mapping[str, Any],
     item_bytes: int,
+    hub: Files,
 ) -> str:
     """What is being written: an interrupted conversion is resumed, and a finished one recognised, only if all of this is unchanged."""
     content = [
         [part.digest() for part in components.values()],
+        [[hub.stamp(path) for path in part.source.files] for part in components.values()],
         {name: value for name, value in data.items() if name != "libraries"},
         item_bytes,
         data["libraries"]["qsjax"],

@@ -1,6 +1,6 @@
 """The tokenizer files that go into a checkpoint."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ def tokenizer_files(folder: Path, *, vocabulary: int) -> dict[str, bytes]:
     for name, data in beside.items():
         parse_object(data, f"{folder / name}: the file")
     return {"tokenizer.json": content, **beside}
+
+
+def needed_files(names: Collection[str]) -> list[str]:
+    """Of the names in a folder those that `tokenizer_files` reads; none if it holds no tokenizer."""
+    own = ("tokenizer.json",) if "tokenizer.json" in names else ("vocab.json", "merges.txt")
+    return [name for name in (*own, *_BESIDE) if name in names and own[-1] in names]
 
 
 def _check_ids(path: Path, content: bytes, vocabulary: int) -> None:

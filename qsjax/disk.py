@@ -148,13 +148,16 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def require_room(place: Path, nbytes: int, what: str = "") -> None:
+def require_room(
+    place: Path, nbytes: int, what: str = "", then: str = "make room or name another disk"
+) -> None:
     """Refuse work that the disk has no room for, before it begins.
 
     Args:
         place: a file or folder to be, which need not exist.
         nbytes: that it needs.
         what: needs it, for the message ("calibration ").
+        then: what to do, for the message.
 
     Raises:
         InputError: says both sizes.
@@ -162,19 +165,31 @@ def require_room(place: Path, nbytes: int, what: str = "") -> None:
     free = free_bytes(place)
     if free is not None and free < nbytes:
         raise InputError(
-            f"{shown_path(place)}: {what}needs {_size(nbytes)}, {_size(free)} are free; make room or name another disk"
+            f"{shown_path(place)}: {what}needs {shown_size(nbytes)}, {shown_size(free)} are free; {then}"
         )
 
 
 def free_bytes(place: Path) -> int | None:
     """Bytes of the disk that a place is on; None if nobody knows."""
     with suppress(OSError):
-        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-        return shutil.disk_usage(there).free
+        return shutil.disk_usage(_nearest(place)).free
     return None
 
 
-def _size(nbytes: int) -> str:
+def shares_disk(place: Path, other: Path) -> bool:
+    """Whether two places, which need not exist, are on one disk; True also if nobody knows."""
+    with suppress(OSError):
+        return _nearest(place).stat().st_dev == _nearest(other).stat().st_dev
+    return True
+
+
+def _nearest(place: Path) -> Path:
+    """The place, or the first folder above it that is there."""
+    return next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+
+
+def shown_size(nbytes: int) -> str:
+    """A number of bytes for a message."""
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"
 
 

@@ -6,10 +6,11 @@
 
 Read are: a safetensors file, sharded safetensors with an index, also of float8 with or without scales, a PyTorch
 `.pt` (bare, or under `model`, `module`, `state_dict` or `ema`), HunyuanVideo's float8 `.pt` with its map of scales,
-and a folder that holds one of these. Sources are untrusted: everything a file says is checked against the file before memory is
+a GGUF file with the types that the package `gguf` knows, and a folder that holds one of these. Sources are untrusted: everything a file says is checked against the file before memory is
 allocated for it, and no pickle is ever executed.
 """
 
+from convert.containers.gguf_file import GgufFile as GgufFile
 from convert.containers.opening import open_source as open_source
 from convert.containers.safetensors_file import SafetensorsFile as SafetensorsFile
 from convert.containers.safetensors_writer import write_safetensors as write_safetensors

@@ -5,9 +5,9 @@ float8 is read; the others (nvfp4, int8) are refused by name, and so is whatever
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from convert.containers.source import Source
+from convert.finite import WrongWeights
 from qsjax.errors import CheckpointError
 from qsjax.untrusted import parse_object, shown
 
@@ -20,30 +20,57 @@ _LARGEST = 1 << 16
 """Bytes of the JSON of one layer; it has about thirty."""
 
 
+def settings(source: Source) -> dict[str, str]:
+    """Layer -> the name of its `comfy_quant` tensor."""
+    return {name.removesuffix(SUFFIX): name for name in source.tensors if name.endswith(SUFFIX)}
+
+
 def float8_formats(source: Source) -> dict[str, str]:
-    """Layer -> "float8_e4m3fn" or "float8_e5m2", as far as the source says it.
+    """Layer -> "float8_e4m3fn" or "float8_e5m2", as far as the source says it and is here.
 
     Raises:
         CheckpointError: it is no JSON, or a layer is quantized otherwise.
     """
-    place = str(source.files[0])
-    announced: dict[str, Any] = {}
+    formats: dict[str, str] = {}
+    beside = settings(source)
     if METADATA in source.metadata:
-        what = f"{place}: {METADATA}"
+        what = f"{source.files[0]}: {METADATA}"
         layers = parse_object(source.metadata[METADATA].encode(), what).get("layers")
         if not isinstance(layers, Mapping):
             raise CheckpointError(f"{what} names no layers; get the file again from its source")
-        announced |= layers
-    for name, info in source.tensors.items():
-        if name.endswith(SUFFIX):
-            if info.dtype.name != "uint8" or info.nbytes > _LARGEST:
-                raise CheckpointError(
-                    f"{place}: {shown(name)} is {info.dtype} {info.shape} and should be JSON in at most {_LARGEST} uint8; "
-                    f"get the file again from its source"
-                )
-            content = source.read(name).tobytes()
-            announced[name.removesuffix(SUFFIX)] = parse_object(content, f"{place}: {shown(name)}")
-    return {layer: _format(place, layer, settings) for layer, settings in announced.items()}
+        formats |= {
+            layer: _format(str(source.files[0]), layer, announced)
+            for layer, announced in layers.items()
+            if layer not in beside
+        }
+    for layer, name in beside.items():
+        _require_size(source, name)
+        if source.is_here(name):
+            formats[layer] = read_format(source, name)
+    return formats
+
+
+def read_format(source: Source, name: str) -> str:
+    """What a `comfy_quant` tensor says of its layer.
+
+    Raises:
+        WrongWeights: as `float8_formats`.
+    """
+    place, content = str(source.files[0]), source.read(name).tobytes()
+    try:
+        announced = parse_object(content, f"{place}: {shown(name)}")
+        return _format(place, name.removesuffix(SUFFIX), announced)
+    except CheckpointError as error:
+        raise WrongWeights(f"{error}") from error
+
+
+def _require_size(source: Source, name: str) -> None:
+    info = source.tensors[name]
+    if info.dtype.name != "uint8" or info.nbytes > _LARGEST:
+        raise CheckpointError(
+            f"{source.files[0]}: {shown(name)} is {info.dtype} {info.shape} and should be JSON in at most {_LARGEST} uint8; "
+            f"get the file again from its source"
+        )
 
 
 def _format(place: str, layer: str, settings: object) -> str:

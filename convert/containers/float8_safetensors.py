@@ -1,23 +1,28 @@
-"""Float8 in safetensors: plain weights, which are widened, and weights with scales, in the three spellings that files have.
-
-    LAYER.scale_weight, LAYER.scale_input    ComfyUI's first, announced by a tensor `scaled_fp8`
-    LAYER.weight_scale, LAYER.input_scale    ComfyUI's second, with `LAYER.comfy_quant` or a header that says the format
-    LAYER.fp8_scale                          Kijai's, announced by a tensor `fp8_scale`
+"""Float8 in safetensors: plain weights, which are widened, and weights with scales, in the spellings of `float8_scales`.
 
 The weight is LAYER.weight times its scale: one number, or one for each output channel as [O, 1]. Where one linear layer has a
 scale all have one; convolutions, norms and biases have none. Scales of inputs are for multiplying in float8, and are left out.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 
 from convert.containers import comfy_quant
-from convert.containers.float8 import BFLOAT16, FLOAT8, SCALES, float8_names, scaled, widened
+from convert.containers.float8 import BFLOAT16, FLOAT8, float8_names, scaled, widened
+from convert.containers.float8_scales import (
+    INPUT_SCALES,
+    WEIGHT_SCALES,
+    is_marker,
+    markers,
+    misfit,
+    with_suffix,
+    wrong_values,
+)
 from convert.containers.listing import first_few
 from convert.containers.source import Source, TensorInfo
-from qsjax.errors import CheckpointError
-
-_SCALES = (".scale_weight", ".weight_scale", ".fp8_scale")
-_INPUT_SCALES = (".scale_input", ".input_scale")
+from convert.finite import WrongWeights
 
 
 def with_float8(source: Source) -> Source:
@@ -26,10 +31,11 @@ def with_float8(source: Source) -> Source:
     Takes over the given source and closes it if this fails.
 
     Raises:
-        CheckpointError: see `Float8Safetensors`.
+        CheckpointError: see `Float8Safetensors`; `WrongWeights` is one.
     """
     announced = comfy_quant.METADATA in source.metadata or any(
-        name.endswith((*_SCALES, comfy_quant.SUFFIX)) or _is_marker(name) for name in source.tensors
+        name.endswith((*WEIGHT_SCALES, comfy_quant.SUFFIX)) or is_marker(name)
+        for name in source.tensors
     )
     if not announced and not float8_names(source):
         return source
@@ -43,21 +49,32 @@ def with_float8(source: Source) -> Source:
 class Float8Safetensors(Source):
     """Every float8 tensor reads as bfloat16, which is exact, or with a scale as float32, which is kept as bfloat16.
 
+    Names, shapes and dtypes are looked at here, and so are values of scales and settings that are here; those of a file that is not
+    fetched yet are looked at when their layer is read.
+
     Raises:
-        CheckpointError: a layer is quantized otherwise, or scales and weights do not fit each other one to one.
+        CheckpointError: a layer is quantized otherwise.
+        WrongWeights: scales and weights do not fit each other one to one.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self.files, self.config = source.files, source.config
-        formats = comfy_quant.float8_formats(source)
-        self._scales = _scales(source, formats)
-        markers, inputs = _markers(source), _with_suffix(source, _INPUT_SCALES)
-        settings = {f"{layer}{comfy_quant.SUFFIX}" for layer in formats}
-        scales = {name for name, _ in _with_suffix(source, _SCALES).values()}
-        consumed = {*markers, *settings, *scales, *(name for name, _ in inputs.values())}
-        self.ignored = (*source.ignored, *sorted(name for name, _ in inputs.values()))
-        self.container = f"{source.container} {'scaled ' if self._scales else ''}fp8"
+        self._found = with_suffix(source, WEIGHT_SCALES)
+        self._scales: dict[str, np.ndarray] = {}
+        self._scaled = {
+            f"{layer}.weight"
+            for layer, (_, weight) in self._found.items()
+            if weight.dtype in FLOAT8
+        }
+        formats, settings = comfy_quant.float8_formats(source), comfy_quant.settings(source)
+        self._unseen = {layer for layer, name in settings.items() if not source.is_here(name)}
+        self._require_fit([*self._misfits({*formats, *settings}), *self._misnamed(formats)])
+        inputs = [name for name, _ in with_suffix(source, INPUT_SCALES).values()]
+        scales = [name for name, _ in self._found.values()]
+        consumed = {*markers(source), *settings.values(), *scales, *inputs}
+        self.ignored = (*source.ignored, *sorted(inputs))
+        self.container = f"{source.container} {'scaled ' if self._scaled else ''}fp8"
         self.tensors = {
             name: TensorInfo(info.shape, self._dtype(name, info))
             for name, info in source.tensors.items()
@@ -66,86 +83,95 @@ class Float8Safetensors(Source):
 
     def stored_dtype(self, name: str) -> np.dtype:
         """See `Source.stored_dtype`."""
-        return BFLOAT16 if name in self._scales else self.tensors[name].dtype
+        return BFLOAT16 if name in self._scaled else self.tensors[name].dtype
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """See `Source.read`."""
-        stored = self._source.read(name, rows)
+        stored, layer = self._source.read(name, rows), name.removesuffix(".weight")
+        if layer in self._unseen and layer != name:
+            self._see(layer)
         if stored.dtype not in FLOAT8:
             return stored
-        if name not in self._scales:
+        if name not in self._scaled:
             return widened(stored)
         scale = self._scales[name]
         return scaled(stored, scale if rows is None or scale.size == 1 else scale[slice(*rows)])
+
+    def is_here(self, name: str) -> bool:
+        """See `Source.is_here`."""
+        return all(map(self._source.is_here, self._read_for(name)))
+
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """See `Source.files_of`."""
+        paths = (path for each in self._read_for(name) for path in self._source.files_of(each))
+        return tuple(dict.fromkeys(paths))
 
     def close(self) -> None:
         """Close the file."""
         self._source.close()
 
+    def _read_for(self, name: str) -> tuple[str, ...]:
+        """The tensors of the file that reading a tensor needs."""
+        layer = name.removesuffix(".weight")
+        if layer == name:
+            return (name,)
+        beside = (*(layer + suffix for suffix in WEIGHT_SCALES), layer + comfy_quant.SUFFIX)
+        return (name, *(other for other in beside if other in self._source.tensors))
+
     def _dtype(self, name: str, info: TensorInfo) -> np.dtype:
         if info.dtype not in FLOAT8:
             return info.dtype
-        return np.dtype(np.float32) if name in self._scales else BFLOAT16
+        return np.dtype(np.float32) if name in self._scaled else BFLOAT16
 
-
-def _scales(source: Source, formats: dict[str, str]) -> dict[str, np.ndarray]:
-    """Float8 weight -> its scale in float32: of one element, or [O, 1, ...]."""
-    found = _with_suffix(source, _SCALES)
-    problems = [
-        f"{layer!r} has two scales"
-        for layer in found
-        if sum(layer + suffix in source.tensors for suffix in _SCALES) > 1
-    ]
-    scales: dict[str, np.ndarray] = {}
-    for layer, (name, weight) in found.items():
-        info = source.tensors[name]
-        channels = (weight.shape[0], *(1 for _ in weight.shape[1:])) if weight.shape else ()
-        if info.dtype.kind in "iub" or info.dtype in FLOAT8:
-            problems.append(f"the scale of {layer!r} is {info.dtype}")
-        elif info.shape not in ((), (1,), (1, 1), channels):
-            problems.append(
-                f"the scale of {layer!r} has the shape {list(info.shape)}, its weight {list(weight.shape)}"
-            )
-        else:
-            scale = source.read(name).astype(np.float32)
-            if weight.dtype in FLOAT8:
-                scales[f"{layer}.weight"] = scale
-            elif not (scale == 1).all():
-                problems.append(f"a scale for {layer!r}, whose weight is {weight.dtype}")
-            wrong = [number for number in scale.reshape(-1).tolist() if number not in SCALES]
-            problems += [f"the scale of {layer!r} is {number}" for number in wrong[:1]]
-    for layer, name in formats.items():
-        weight = source.tensors.get(f"{layer}.weight")
-        if weight is not None and weight.dtype.name != name:
-            problems.append(f"{layer!r} should be {name} and is {weight.dtype}")
-    if found or formats or _markers(source):
-        problems += [
-            f"no scale for {name!r}"
-            for name in float8_names(source)
-            if name not in scales and len(source.tensors[name].shape) == 2
+    def _misfits(self, announced: set[str]) -> list[str]:
+        """What is wrong with the scales; those that are not here are left for later."""
+        source = self._source
+        problems = [
+            f"{layer!r} has two scales"
+            for layer in self._found
+            if sum(layer + suffix in source.tensors for suffix in WEIGHT_SCALES) > 1
         ]
-    if problems:
-        raise CheckpointError(
-            f"{source.files[0]}: its float8 weights and their scales do not fit: {first_few(problems)}; get the file again from its source"
-        )
-    return scales
+        for layer, (name, weight) in self._found.items():
+            if (problem := misfit(layer, source.tensors[name], weight)) is not None:
+                problems.append(problem)
+            elif source.is_here(name):
+                problems += self._take_scale(layer)
+            else:
+                self._unseen.add(layer)
+        if self._found or announced or markers(source):
+            problems += [
+                f"no scale for {name!r}"
+                for name in float8_names(source)
+                if name not in self._scaled and len(source.tensors[name].shape) == 2
+            ]
+        return problems
 
+    def _take_scale(self, layer: str) -> list[str]:
+        name, weight = self._found[layer]
+        scale = self._source.read(name).astype(np.float32)
+        if weight.dtype in FLOAT8:
+            self._scales[f"{layer}.weight"] = scale
+        return wrong_values(layer, scale, weight)
 
-def _with_suffix(source: Source, suffixes: tuple[str, ...]) -> dict[str, tuple[str, TensorInfo]]:
-    """Layer -> the tensor of that layer with one of these suffixes, and what its weight is; layers without a weight are left."""
-    found: dict[str, tuple[str, TensorInfo]] = {}
-    for name in source.tensors:
-        for suffix in suffixes:
-            layer = name.removesuffix(suffix)
-            if layer != name and (weight := source.tensors.get(f"{layer}.weight")) is not None:
-                found[layer] = (name, weight)
-    return found
+    def _misnamed(self, formats: dict[str, str]) -> list[str]:
+        tensors = self._source.tensors
+        return [
+            f"{layer!r} should be {name} and is {tensors[f'{layer}.weight'].dtype}"
+            for layer, name in formats.items()
+            if f"{layer}.weight" in tensors and tensors[f"{layer}.weight"].dtype.name != name
+        ]
 
+    def _see(self, layer: str) -> None:
+        """Look at the values of a layer whose file was not here when it was opened."""
+        name = comfy_quant.settings(self._source).get(layer)
+        formats = {} if name is None else {layer: comfy_quant.read_format(self._source, name)}
+        problems = self._take_scale(layer) if layer in self._found else []
+        self._require_fit([*problems, *self._misnamed(formats)])
+        self._unseen.discard(layer)
 
-def _markers(source: Source) -> list[str]:
-    """The tensors of at most two elements that announce scales; only their being there counts."""
-    return [name for name, info in source.tensors.items() if _is_marker(name) and info.nbytes <= 8]
-
-
-def _is_marker(name: str) -> bool:
-    return name == "fp8_scale" or name.split(".")[-1] == "scaled_fp8"
+    def _require_fit(self, problems: Iterable[str]) -> None:
+        listed = list(problems)
+        if listed:
+            raise WrongWeights(
+                f"{self.files[0]}: its float8 weights and their scales do not fit: {first_few(listed)}; get the file again from its source"
+            )

@@ -5,38 +5,51 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.containers.files import ON_DISK, Files
 from convert.containers.float8 import float8_names
 from convert.containers.float8_safetensors import with_float8
-from convert.containers.folder import INDEX, SHARD, TORCH_SUFFIXES, find_weights
-from convert.containers.safetensors_file import SafetensorsFile
-from convert.containers.scaled_fp8 import ScaledFp8
+from convert.containers.folder import (
+    GGUF_SUFFIX,
+    INDEX,
+    TORCH_SUFFIXES,
+    find_weights,
+    require_readable,
+)
+from convert.containers.gguf_file import GgufFile
+from convert.containers.scaled_fp8 import ScaledFp8, scales_beside
 from convert.containers.sharded import ShardedSafetensors
 from convert.containers.source import Source
-from convert.containers.torch_file import TorchFile
+from convert.containers.torch_file import TorchFile, require_torch
 from qsjax.errors import InputError
 from qsjax.untrusted import read_object
 from qsjax.untrusted.files import SMALL
 
 
-def open_source(path: str | os.PathLike[str], component: str) -> Source:
+def open_source(path: str | os.PathLike[str], component: str, files: Files = ON_DISK) -> Source:
     """Open the weights of a component for reading tensor by tensor.
 
     Args:
-        path: a safetensors file, a shard index, a `.pt`, or a folder that holds one of these.
+        path: a safetensors file, a shard index, a `.pt`, a `.gguf`, or a folder that holds one of these.
         component: "dit", "vae", "llama" or "clip"; decides where a folder of several components is
             searched, and for "vae" that a leading `vae.` is stripped from the names.
+        files: where the files are.
 
     Returns:
-        The open source; close it, or use it as a context manager. Float8 weights show as what they stand for, bfloat16 or float32.
+        The open source; close it, or use it as a context manager. Float8 weights show as what they stand for, bfloat16 or float32;
+        so do GGUF's, in float32.
 
     Raises:
-        InputError: nothing usable is there, or more than one thing; or a `.pt` and no PyTorch.
+        InputError: nothing usable is there, or more than one thing; or a `.pt` and no PyTorch, a quantized `.gguf` and no gguf.
         CheckpointError: the files are damaged or contradict each other.
     """
     place = Path(path)
     weights = find_weights(place, component) if place.is_dir() else place
-    source = _open(weights)
+    source = _open(weights, files)
     try:
+        if any(name.endswith(".packed") for name in source.tensors):
+            raise InputError(
+                f"{weights}: is the export of a quantized transformer, which is not read again; name the checkpoint it was made from"
+            )
         if component == "vae" and any(name.startswith("vae.") for name in source.tensors):
             source = _VaePart(source)
         config = weights.parent / "config.json"
@@ -49,23 +62,24 @@ def open_source(path: str | os.PathLike[str], component: str) -> Source:
     return source
 
 
-def _open(path: Path) -> Source:
-    if not path.is_file():
+def _open(path: Path, files: Files) -> Source:
+    if not files.is_there(path):
         raise InputError(
-            f"{path}: no such file or folder; name a safetensors file, a .pt or a folder with one"
+            f"{path}: no such file or folder; name a safetensors file, a .pt, a .gguf or a folder with one"
         )
-    if SHARD.search(path.name) and not path.name.endswith("-00001-of-00001.safetensors"):
-        raise InputError(f"{path}: is one shard of several; name the folder {path.parent} instead")
+    require_readable(str(path))
     if INDEX.search(path.name):
-        return with_float8(ShardedSafetensors(path))
-    if path.suffix == ".safetensors":
-        return with_float8(SafetensorsFile(path))
+        return with_float8(ShardedSafetensors(path, files))
+    if path.suffix == GGUF_SUFFIX:
+        files.fetch(path)
+        return GgufFile(path)
     if path.suffix in TORCH_SUFFIXES:
+        require_torch(path)
+        for part in (path, scales_beside(path)):
+            files.fetch(part)
         file = TorchFile(path)
         return ScaledFp8(file) if float8_names(file) else file
-    raise InputError(
-        f"{path}: files of this kind are not read; name .safetensors, .safetensors.index.json, {', '.join(TORCH_SUFFIXES)} or a folder"
-    )
+    return with_float8(files.open_safetensors(path))
 
 
 class _VaePart(Source):
@@ -89,6 +103,10 @@ class _VaePart(Source):
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """See `Source.read`."""
         return self._whole.read(f"vae.{name}", rows)
+
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """See `Source.files_of`."""
+        return self._whole.files_of(f"vae.{name}")
 
     def close(self) -> None:
         """Close the whole."""

@@ -4,6 +4,7 @@ Format: 8 bytes little-endian header length, a JSON header name -> {dtype, shape
 data, which the tensors must cover exactly, without holes or overlaps (https://huggingface.co/docs/safetensors).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -49,7 +50,9 @@ class SafetensorsFile(Source):
         self.files = (path,)
         self._file = ByteRanges(path)
         try:
-            self.tensors, self._offsets, self.metadata = _header(self._file)
+            self.tensors, self._offsets, self.metadata = parse_header(
+                path, self._file.size, self._file.raw
+            )
         except BaseException:
             self._file.close()
             raise
@@ -65,22 +68,21 @@ class SafetensorsFile(Source):
         self._file.close()
 
 
-def _header(file: ByteRanges) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
-    path = file.path
-    if file.size < 8:
-        raise CheckpointError(
-            f"{path}: is no safetensors file, it has only {file.size} bytes; download it again"
-        )
-    length = int.from_bytes(file.raw(0, 8), "little")
-    if length > LARGE:
-        raise CheckpointError(
-            f"{path}: is no safetensors file (its header would have {length} bytes, {LARGE} are allowed); download it again"
-        )
-    if 8 + length > file.size:
-        raise CheckpointError(
-            f"{path}: is truncated, expected at least {8 + length} bytes for its header, found {file.size}; download it again"
-        )
-    header = parse_object(file.raw(8, length), f"{path}: the header")
+def parse_header(
+    path: Path, size: int, raw: Callable[[int, int], bytes]
+) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
+    """The tensors of a file, where each begins, and its metadata.
+
+    Args:
+        path: of the file, for messages.
+        size: of the file, in bytes.
+        raw: gives so many bytes from an offset on.
+
+    Raises:
+        CheckpointError: the header contradicts itself or the size.
+    """
+    data = header_end(path, size, raw(0, min(size, 8)))
+    header = parse_object(raw(8, data - 8), f"{path}: the header")
     metadata = header.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: {METADATA} is not a table of strings; write the file again")
@@ -96,13 +98,40 @@ def _header(file: ByteRanges) -> tuple[dict[str, TensorInfo], dict[str, int], di
                 f"{path}: {fault} between {shown(previous)}, which ends at byte {edge} of the data, and {shown(name)}, which begins at {shown(begin)}; write the file again"
             )
         edge, previous = end, name
-    expected = 8 + length + edge
-    if file.size != expected:
-        fault = "is truncated" if file.size < expected else "has bytes after its last tensor"
+    expected = data + edge
+    if size != expected:
+        fault = "is truncated" if size < expected else "has bytes after its last tensor"
         raise CheckpointError(
-            f"{path}: {fault}, expected {expected} bytes, found {file.size}; download it again"
+            f"{path}: {fault}, expected {expected} bytes, found {size}; download it again"
         )
-    return tensors, {name: 8 + length + begin for name, (begin, _) in spans.items()}, metadata
+    return tensors, {name: data + begin for name, (begin, _) in spans.items()}, metadata
+
+
+def header_end(path: Path | str, size: int, begin: bytes) -> int:
+    """Where the header of a file ends, in bytes.
+
+    Args:
+        path: of the file, for messages.
+        size: of the file, in bytes.
+        begin: its first 8 bytes, or all of a smaller one.
+
+    Raises:
+        CheckpointError: there can be no such header.
+    """
+    if size < 8:
+        raise CheckpointError(
+            f"{path}: is no safetensors file, it has only {size} bytes; download it again"
+        )
+    length = int.from_bytes(begin[:8], "little")
+    if length > LARGE:
+        raise CheckpointError(
+            f"{path}: is no safetensors file (its header would have {length} bytes, {LARGE} are allowed); download it again"
+        )
+    if 8 + length > size:
+        raise CheckpointError(
+            f"{path}: is truncated, expected at least {8 + length} bytes for its header, found {size}; download it again"
+        )
+    return 8 + length
 
 
 def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, tuple[int, int]]:

@@ -15,6 +15,11 @@ from convert.containers.torch_file import TorchFile
 from qsjax.errors import CheckpointError
 
 
+def scales_beside(path: Path) -> Path:
+    """Where the scales of a `.pt` are, if it has any."""
+    return path.with_name(f"{path.stem}_map{path.suffix}")
+
+
 class ScaledFp8(Source):
     """A float8 `.pt` seen through its scales: every float8 weight reads as bfloat16.
 
@@ -28,7 +33,7 @@ class ScaledFp8(Source):
 
     def __init__(self, weights: TorchFile) -> None:
         path = weights.files[0]
-        beside = path.with_name(f"{path.stem}_map{path.suffix}")
+        beside = scales_beside(path)
         names = float8_names(weights)
         self._weights = weights
         try:

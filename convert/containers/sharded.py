@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from convert.containers.files import ON_DISK, Files
 from convert.containers.listing import first_few
-from convert.containers.safetensors_file import SafetensorsFile
 from convert.containers.source import Source
 from qsjax.errors import CheckpointError
 from qsjax.untrusted import read_object, shown
@@ -19,6 +19,10 @@ _MOST_SHARDS = 500
 class ShardedSafetensors(Source):
     """The shards of an index (`*.safetensors.index.json`), seen as one container.
 
+    Args:
+        index: the file.
+        files: where the shards are.
+
     Raises:
         InputError: a file cannot be opened.
         CheckpointError: the index does not describe the shards beside it exactly, or a shard is damaged.
@@ -26,23 +30,19 @@ class ShardedSafetensors(Source):
 
     container = "sharded safetensors"
 
-    def __init__(self, index: Path) -> None:
+    def __init__(self, index: Path, files: Files = ON_DISK) -> None:
         content = read_object(index)
         weight_map = _weight_map(index, content)
-        names = sorted(set(weight_map.values()))
-        if len(names) > _MOST_SHARDS:
-            raise CheckpointError(
-                f"{index}: names {len(names)} shards, more than {_MOST_SHARDS}; save the weights in fewer"
-            )
-        missing = [name for name in names if not (index.parent / name).is_file()]
+        names = _shards(index, weight_map)
+        missing = [name for name in names if not files.is_there(index.parent / name)]
         if missing:
             raise CheckpointError(
                 f"{index}: names {len(names)} shards, absent are {first_few(missing)}; download them into {index.parent}"
             )
         with contextlib.ExitStack() as stack:
-            shards: dict[str, SafetensorsFile] = {}
+            shards: dict[str, Source] = {}
             for name in names:
-                shards[name] = SafetensorsFile(index.parent / name)
+                shards[name] = files.open_safetensors(index.parent / name)
                 stack.callback(shards[name].close)
                 if sum(len(shard.tensors) for shard in shards.values()) > len(weight_map):
                     break  # what the index does not name is not read on; the comparison says what it is
@@ -57,9 +57,36 @@ class ShardedSafetensors(Source):
         """See `Source.read`."""
         return self._shards[self._weight_map[name]].read(name, rows)
 
+    def is_here(self, name: str) -> bool:
+        """See `Source.is_here`."""
+        return self._shards[self._weight_map[name]].is_here(name)
+
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """The shard of a tensor."""
+        return self._shards[self._weight_map[name]].files
+
     def close(self) -> None:
         """Close all shards."""
         self._stack.close()
+
+
+def shards_of(index: Path) -> list[str]:
+    """The names of the files that an index announces, which lie beside it.
+
+    Raises:
+        InputError: it cannot be read.
+        CheckpointError: it is damaged, or names something else than files beside it.
+    """
+    return _shards(index, _weight_map(index, read_object(index)))
+
+
+def _shards(index: Path, weight_map: dict[str, str]) -> list[str]:
+    names = sorted(set(weight_map.values()))
+    if len(names) > _MOST_SHARDS:
+        raise CheckpointError(
+            f"{index}: names {len(names)} shards, more than {_MOST_SHARDS}; save the weights in fewer"
+        )
+    return names
 
 
 def _weight_map(index: Path, content: dict[str, Any]) -> dict[str, str]:
@@ -81,7 +108,7 @@ def _weight_map(index: Path, content: dict[str, Any]) -> dict[str, str]:
     return weight_map
 
 
-def _compare(index: Path, weight_map: dict[str, str], shards: dict[str, SafetensorsFile]) -> None:
+def _compare(index: Path, weight_map: dict[str, str], shards: dict[str, Source]) -> None:
     """Every tensor is in the shard that the index names, in no other, and nothing else is there."""
     problems = [
         f"{shown(name)} is not in {shard}"

@@ -74,6 +74,14 @@ class Source(abc.ABC):
             CheckpointError: the file no longer holds what it held when it was opened.
         """
 
+    def is_here(self, name: str) -> bool:
+        """Whether `read` gives the tensor without fetching a file."""
+        return True
+
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """The files, of `files`, that reading a tensor needs; all, unless a container knows better."""
+        return self.files
+
     @abc.abstractmethod
     def close(self) -> None:
         """Close the files."""

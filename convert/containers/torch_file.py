@@ -101,11 +101,17 @@ class TorchFile(Source):
         self._intact.add(record)
 
 
-def _load(path: Path) -> object:
-    """What the pickle holds, with tensors that know their place in the file and have no data."""
+def require_torch(path: Path) -> None:
+    """Refuse a `.pt` where there is no PyTorch to read it safely.
+
+    Args:
+        path: of the file, for the message.
+
+    Raises:
+        InputError: torch is missing or too old.
+    """
     try:
         import torch
-        from torch._subclasses.fake_tensor import FakeTensorMode
     except ImportError as error:
         raise InputError(
             f"{path}: reading .pt files needs PyTorch; install it with `pip install 'qsjax[convert]'` or give safetensors"
@@ -114,6 +120,14 @@ def _load(path: Path) -> object:
         raise InputError(
             f"{path}: torch {torch.__version__} does not read untrusted .pt files safely; install torch 2.10 or newer, or give safetensors"
         )
+
+
+def _load(path: Path) -> object:
+    """What the pickle holds, with tensors that know their place in the file and have no data."""
+    require_torch(path)
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     try:
         with FakeTensorMode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised

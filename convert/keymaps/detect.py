@@ -54,7 +54,8 @@ def expand(
     Args:
         component: "dit", "vae", "llama" or "clip".
         config: the component's config dataclass.
-        layout: "tencent", "diffusers" or "comfy" for the DiT, "hunyuan" for the VAE, "transformers" otherwise.
+        layout: "tencent", "diffusers" or "comfy" for the DiT, "hunyuan" for the VAE, "transformers" otherwise,
+            or "llama_cpp" for LLaMA.
         prefix: of the names; None takes the layout's first.
 
     Raises:

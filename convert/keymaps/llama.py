@@ -3,13 +3,16 @@
 from convert.keymaps.table import Entry, copied, linear
 from qsjax.text.config import LlamaConfig
 
+LLAMA_CPP = "llama_cpp"
+"""The layout of GGUF files, whose query and key rows are arranged otherwise (`convert.gguf_layout`)."""
 PREFIXES = {
     "transformers": (
         "",  # LlamaModel of transformers 5
         "model.",  # LlamaForCausalLM, and LlamaModel of earlier versions
         "language_model.model.",  # LLaVA as it was published
         "model.language_model.",  # LLaVA of transformers 4.52 and later
-    )
+    ),
+    LLAMA_CPP: ("",),
 }
 
 
@@ -18,6 +21,9 @@ def ignored(config: LlamaConfig, prefix: str) -> tuple[str, ...]:
     unused = range(config.num_used_layers, config.num_hidden_layers)
     return (
         *(f"{prefix}layers.{i}.*" for i in unused),
+        *(f"blk.{i}.*" for i in unused),
+        "output_norm.weight",
+        "output.weight",
         f"{prefix}norm.weight",
         f"{prefix}rotary_emb.inv_freq",
         f"{prefix}layers.*.self_attn.rotary_emb.inv_freq",
@@ -37,31 +43,32 @@ def table(config: LlamaConfig) -> tuple[Entry, ...]:
     keys = config.num_key_value_heads * config.head_dim
     mlp = config.intermediate_size
 
-    def projection(name: str, module: str, rows: int, columns: int) -> tuple[Entry, ...]:
+    def projection(name: str, module: str, cpp: str, rows: int, columns: int) -> tuple[Entry, ...]:
         return linear(
             f"{layer}.{name}", rows, columns, layer, count=n, bias=False,
-            transformers=f"{layer}.{module}.{name}",
+            transformers=f"{layer}.{module}.{name}", llama_cpp=f"blk.{{i}}.{cpp}",
         )  # fmt: skip
 
     return (
         copied(
-            "embed.embedding", (config.vocab_size, d), "embed", transformers="embed_tokens.weight"
+            "embed.embedding", (config.vocab_size, d), "embed",
+            transformers="embed_tokens.weight", llama_cpp="token_embd.weight",
         ),
         *(
             copied(
                 f"{layer}.{ours}.scale", (d,), layer, count=n,
-                transformers=f"{layer}.{theirs}.weight",
+                transformers=f"{layer}.{theirs}.weight", llama_cpp=f"blk.{{i}}.{cpp}.weight",
             )
-            for ours, theirs in (
-                ("input_norm", "input_layernorm"),
-                ("post_attention_norm", "post_attention_layernorm"),
+            for ours, theirs, cpp in (
+                ("input_norm", "input_layernorm", "attn_norm"),
+                ("post_attention_norm", "post_attention_layernorm", "ffn_norm"),
             )
         ),
-        *projection("q_proj", "self_attn", queries, d),
-        *projection("k_proj", "self_attn", keys, d),
-        *projection("v_proj", "self_attn", keys, d),
-        *projection("o_proj", "self_attn", d, queries),
-        *projection("gate_proj", "mlp", mlp, d),
-        *projection("up_proj", "mlp", mlp, d),
-        *projection("down_proj", "mlp", d, mlp),
+        *projection("q_proj", "self_attn", "attn_q", queries, d),
+        *projection("k_proj", "self_attn", "attn_k", keys, d),
+        *projection("v_proj", "self_attn", "attn_v", keys, d),
+        *projection("o_proj", "self_attn", "attn_output", d, queries),
+        *projection("gate_proj", "mlp", "ffn_gate", mlp, d),
+        *projection("up_proj", "mlp", "ffn_up", mlp, d),
+        *projection("down_proj", "mlp", "ffn_down", d, mlp),
     )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from convert.keymaps.detect import ComponentConfig, Layout, check, detect
+from convert.keymaps.llama import LLAMA_CPP
 from qsjax.errors import CheckpointError
 from qsjax.params import Module, find_parameter, map_parameters, parameters
 
@@ -33,11 +34,15 @@ def load_module(
         The same module.
 
     Raises:
-        CheckpointError: tensors are missing, surplus or of another shape, or the module has other parameters.
+        CheckpointError: tensors are missing, surplus or of another shape, are llama.cpp's, or the module has other parameters.
     """
     detected = detect(component, config, state_dict, source="state dict")
     if layout is not None and detected.name != layout:
         detected = Layout(layout)
+    if detected.name == LLAMA_CPP:
+        raise CheckpointError(
+            "the state dict has llama.cpp's names, whose query and key rows are in another order; convert the GGUF file itself"
+        )
     shapes = {name: array.shape for name, array in state_dict.items()}
     rows, _ = check(component, config, detected, shapes, source="state dict")
     wanted = parameters(module)

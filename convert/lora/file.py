@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.containers import SafetensorsFile
+from convert.containers.files import Files
 from convert.containers.listing import first_few
 from convert.finite import require_finite
 from convert.lora.modules import Place, underscored
 from convert.lora.names import Key, other_kind, parse_key
 from convert.lora.pieces import pieces_of
-from convert.lora.request import Lora
+from convert.lora.request import Lora, only_file, require_suffix
 from convert.lora.scaling import Scaling, require_alpha
-from convert.origin import require_listed
 from qsjax.errors import CheckpointError, InputError
 from qsjax.untrusted import shown
 from qsjax.untrusted.files import shown_path
@@ -49,6 +48,7 @@ class LoraFile:
     Args:
         lora: what is asked for.
         named: the transformer's layers in all layouts.
+        files: where the file is.
 
     Attributes:
         updates: what it adds.
@@ -59,9 +59,10 @@ class LoraFile:
         CheckpointError: it is damaged, of another kind, or for another model.
     """
 
-    def __init__(self, lora: Lora, named: Mapping[str, Place]) -> None:
+    def __init__(self, lora: Lora, named: Mapping[str, Place], files: Files) -> None:
         path = _weights(lora.path)
-        self._file = SafetensorsFile(path)
+        files.fetch(path)
+        self._file = files.open_safetensors(path)
         try:
             self.updates = self._find(path, lora, named)
             self._require_numbers(path)
@@ -71,7 +72,7 @@ class LoraFile:
                 "strength": lora.strength,
                 "layers": len({update.place[:2] for update in self.updates}),
             }
-            require_listed({path: self.record["sha256"]})
+            files.require_listed(path, self.record["sha256"])
         except BaseException:
             self._file.close()
             raise
@@ -160,17 +161,9 @@ class LoraFile:
 def _weights(path: Path) -> Path:
     """The file, or the only .safetensors file of a folder."""
     if os.path.isdir(path):
-        files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
-        if len(files) != 1:
-            names = first_few(file.name for file in files) or "none"
-            raise InputError(
-                f"{shown_path(path)}: a LoRA is one .safetensors file, and this folder has {names}; name the file"
-            )
-        return files[0]
-    if path.suffix != ".safetensors":
-        raise InputError(
-            f"{shown_path(path)}: LoRAs are read from .safetensors files only; save it as one"
-        )
+        names = (file.name for file in path.glob("*") if file.is_file())
+        return path / only_file(names, shown_path(path))
+    require_suffix(path.name, shown_path(path))
     return path
 
 

@@ -6,11 +6,13 @@ verification compares.
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from convert.containers import Source, TensorInfo
+from convert.containers.files import Files
 from convert.keymaps import Row
 from convert.lora.file import LoraFile, Update
 from convert.lora.modules import Place, layers, places
@@ -95,6 +97,10 @@ class MergedSource(Source):
                 matrix[begin:end] = matrix[begin:end] + change
         return array
 
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """See `Source.files_of`; LoRAs are here all the time."""
+        return self._source.files_of(name)
+
     def close(self) -> None:
         """Close the transformer's files."""
         self._source.close()
@@ -102,9 +108,16 @@ class MergedSource(Source):
 
 @contextmanager
 def with_lora(
-    source: Source, config: DiTConfig, rows: Sequence[Row], loras: Sequence[Lora]
+    source: Source, config: DiTConfig, rows: Sequence[Row], loras: Sequence[Lora], hub: Files
 ) -> Generator[Source, None, None]:
     """The source with LoRAs merged; their files are closed at the end of the block, and the source stays open.
+
+    Args:
+        source: of the transformer.
+        config: of it.
+        rows: what its tensors make, in its layout.
+        loras: what is merged.
+        hub: where these files are; those of the hub are fetched.
 
     Raises:
         InputError: a file cannot be opened.
@@ -114,7 +127,7 @@ def with_lora(
     with ExitStack() as stack:
         files: list[LoraFile] = []
         for lora in loras:
-            files.append(LoraFile(lora, named))
+            files.append(LoraFile(lora, named, hub))
             stack.callback(files[-1].close)
         yield MergedSource(source, rows, files)
 

@@ -2,14 +2,16 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert.containers.listing import first_few
 from qsjax.errors import InputError
 from qsjax.untrusted import Between, shown
 
 _STRENGTHS = Between(-100.0, 100.0)
+SUFFIX = ".safetensors"
 LoraLike = str | os.PathLike[str] | tuple[str | os.PathLike[str], float | int]
 """FILE, "FILE:STRENGTH", or (FILE, STRENGTH)."""
 
@@ -19,7 +21,7 @@ class Lora:
     """A LoRA file to merge.
 
     Attributes:
-        path: a .safetensors file, or a folder with one.
+        path: a .safetensors file, or a folder with one; of the hub the file.
         strength: times the change that was trained; 1 is as it was, 0 none, below 0 away from it.
     """
 
@@ -45,7 +47,7 @@ def parse(given: LoraLike) -> tuple[str, float]:
         return os.fspath(given[0]), float(given[1])
     text = os.fspath(given)
     address, colon, number = text.rpartition(":")
-    if not colon or number.startswith("//") or os.path.exists(text):
+    if not colon or (address == "hf" and number.startswith("/")) or os.path.exists(text):
         return text, 1.0
     try:
         return address, float(number)
@@ -53,6 +55,34 @@ def parse(given: LoraLike) -> tuple[str, float]:
         raise InputError(
             f"`lora`: {shown(number)} after the colon of {shown(text, 200)} is no strength; give FILE or FILE:STRENGTH, as in a.safetensors:0.8"
         ) from error
+
+
+def only_file(names: Iterable[str], place: str) -> str:
+    """Of the names in a folder the one of its LoRA.
+
+    Args:
+        names: of the files in it.
+        place: the folder, for the message.
+
+    Raises:
+        InputError: it has none, or several.
+    """
+    files = sorted(name for name in names if name.endswith(SUFFIX))
+    if len(files) != 1:
+        raise InputError(
+            f"{place}: a LoRA is one {SUFFIX} file, and this folder has {first_few(files) or 'none'}; name the file"
+        )
+    return files[0]
+
+
+def require_suffix(name: str, place: str) -> None:
+    """Refuse another kind of file by its name.
+
+    Raises:
+        InputError: it is one.
+    """
+    if not name.endswith(SUFFIX):
+        raise InputError(f"{place}: LoRAs are read from {SUFFIX} files only; save it as one")
 
 
 def one_or_several(given: LoraLike | Sequence[LoraLike]) -> tuple[LoraLike, ...]:

@@ -15,7 +15,7 @@ from qsjax.untrusted.files import SMALL
 ALPHAS = Between(1e-6, 1e6)
 _HEADER = "lora_adapter_metadata"
 _PREFIX = "transformer."
-_ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _SPECIAL = frozenset("\\()[]{}|*+?$")
 
 
@@ -68,7 +68,7 @@ class Scaling:
                 or values,
                 what,
             )
-        beside = path.with_name(_CONFIG)
+        beside = path.with_name(CONFIG)
         if path.name == _ADAPTER and beside.exists():
             return cls._of(read_object(beside, SMALL), str(beside))
         return cls()

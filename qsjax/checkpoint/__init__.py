@@ -8,6 +8,7 @@ from qsjax.checkpoint.manifest import Manifest as Manifest
 from qsjax.checkpoint.manifest import sealed as sealed
 from qsjax.checkpoint.restore import Placement as Placement
 from qsjax.checkpoint.restore import load_item as load_item
+from qsjax.checkpoint.restore import read_item as read_item
 from qsjax.checkpoint.restore import restore as restore
 from qsjax.checkpoint.restore import stored_bytes as stored_bytes
 from qsjax.checkpoint.rows import StoredRows as StoredRows

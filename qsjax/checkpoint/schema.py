@@ -27,7 +27,7 @@ _AXES = 8
 _RESERVED = frozenset({"identity", "journal", "manifest.json", "tokenizers"})
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SOURCE: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("name", "container", "layout", "prefix"), str),
+    **dict.fromkeys(("name", "container", "layout", "prefix", "origin"), str),
     **dict.fromkeys(("tensors", "bytes", "used"), int),
     **dict.fromkeys(("ignored", "lora"), list),
     "sha256": dict,

@@ -89,13 +89,53 @@ class CheckpointWriter:
         Raises:
             CheckpointError: the journal is damaged.
         """
-        journal = sorted((self._temporary / JOURNAL).glob("*.json"))
-        entries = [read_object(path) for path in journal]
+        entries = [entry for entry in self._entries() if "source" not in entry]
         if not all(isinstance(entry.get("leaves"), dict) and "item" in entry for entry in entries):
-            raise CheckpointError(
-                f"{self._temporary}: its journal is damaged; delete the folder and start again"
-            )
+            raise self._damaged()
         return {entry["item"]: entry["leaves"] for entry in entries}
+
+    def hashed_sources(self) -> dict[str, str]:
+        """What was entered with `enter_source`.
+
+        Raises:
+            CheckpointError: the journal is damaged.
+        """
+        entries = [entry for entry in self._entries() if "source" in entry]
+        if not all(
+            isinstance(entry.get(key), str) for entry in entries for key in ("source", "sha256")
+        ):
+            raise self._damaged()
+        return {entry["source"]: entry["sha256"] for entry in entries}
+
+    def enter_source(self, name: str, sha256: str) -> None:
+        """Note that all that is made of a source file is stored, and its digest: it is not needed any more.
+
+        Args:
+            name: "component/file".
+            sha256: of the file.
+
+        Raises:
+            DiskError: the disk is full, or refuses otherwise.
+        """
+        self._note(f"source {name}", {"source": name, "sha256": sha256})
+
+    def _entries(self) -> list[dict[str, Any]]:
+        return [read_object(path) for path in sorted((self._temporary / JOURNAL).glob("*.json"))]
+
+    def _damaged(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self._temporary}: its journal is damaged; delete the folder and start again"
+        )
+
+    def abandon(self) -> None:
+        """Leave nothing of work that was refused before its first item; what was begun before stays.
+
+        Raises:
+            DiskError: the disk refuses.
+        """
+        if not self.finished_items():
+            with self._writing():
+                remove(self._temporary)
 
     def write_item(
         self,
@@ -157,8 +197,11 @@ class CheckpointWriter:
         )
 
     def _enter(self, component: str, item: str, specifications: Mapping[str, Leaf]) -> None:
-        entry = {"item": f"{component}/{item}", "leaves": specifications}
-        name = hashlib.sha256(entry["item"].encode()).hexdigest()[:32]
+        name = f"{component}/{item}"
+        self._note(name, {"item": name, "leaves": specifications})
+
+    def _note(self, what: str, entry: Mapping[str, Any]) -> None:
+        name = hashlib.sha256(what.encode()).hexdigest()[:32]
         with self._writing():
             path = self._temporary / JOURNAL / f"{name}.json"
             write_atomically(path, json.dumps(entry).encode())

@@ -33,6 +33,10 @@ class Unavailable(Exception):
     """The connection broke, or nothing came: to be tried again."""
 
 
+class NoRanges(Exception):
+    """The server sends all of a file where a part of it was asked for."""
+
+
 class Busy(Unavailable):
     """The server is busy.
 
@@ -46,30 +50,32 @@ class Busy(Unavailable):
 
 
 @contextmanager
-def answer(url: str, *, first: int = 0) -> Generator[tuple[int, Iterator[bytes]], None, None]:
-    """Ask for a file from byte `first` on.
+def answer(
+    url: str, *, first: int = 0, last: int | None = None
+) -> Generator[Iterator[bytes], None, None]:
+    """Ask for a file from byte `first` on, to its end or byte `last`.
 
     Yields:
-        The byte at which the answer begins, `first` or 0, and its blocks as they arrive, uncompressed.
+        Its blocks as they arrive, uncompressed.
 
     Raises:
-        Unavailable: see there.
+        Unavailable, NoRanges: see there.
         InputError: the answer is compressed, slower than `LEAST` bytes in `PERIOD` seconds, or asks for a long wait.
         HfHubHTTPError: any other answer that is none.
     """
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-    if first:
-        headers["Range"] = f"bytes={first}-"
+    if first or last is not None:
+        headers["Range"] = f"bytes={first}-{'' if last is None else last}"
     with _watched() as count, _broken():
         asked = get_session().stream(
             "GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True
         )
         with asked as response:
             _check(response)
-            begins = response.status_code == 206
-            if begins and not response.headers.get("Content-Range", "").startswith(
-                f"bytes {first}-"
-            ):
+            if "Range" in headers and response.status_code != 206:
+                raise NoRanges
+            place = response.headers.get("Content-Range", "")
+            if response.status_code == 206 and not place.startswith(f"bytes {first}-"):
                 raise InputError("the hub sends another part of the file than was asked for")
 
             def blocks() -> Iterator[bytes]:
@@ -77,7 +83,7 @@ def answer(url: str, *, first: int = 0) -> Generator[tuple[int, Iterator[bytes]]
                     count(len(block))
                     yield block
 
-            yield first if begins else 0, blocks()
+            yield blocks()
 
 
 def patiently(ask: Callable[[], bool]) -> None:
@@ -113,6 +119,11 @@ def patiently(ask: Callable[[], bool]) -> None:
 def pause(seconds: float) -> None:
     """Wait."""
     time.sleep(seconds)
+
+
+def hang_up() -> None:
+    """Close the connections of all threads; what they wait for ends with `Unavailable`."""
+    close_session()
 
 
 def _check(response: Any) -> None:
@@ -177,8 +188,11 @@ def _broken() -> Generator[None, None, None]:
         yield
     except Exception as error:
         kinds = {kind.__name__ for kind in type(error).__mro__}
-        if kinds & {"TransportError", "StreamError"} or isinstance(
-            error, ConnectionError | TimeoutError
+        hung_up = isinstance(error, RuntimeError) and "closed" in str(error)  # by another thread
+        if (
+            kinds & {"TransportError", "StreamError"}
+            or isinstance(error, ConnectionError | TimeoutError)
+            or hung_up
         ):
             raise Unavailable(
                 (str(error).strip().splitlines() or [type(error).__name__])[0]

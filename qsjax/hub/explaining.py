@@ -52,6 +52,10 @@ def explained(address: Address, name: str = "") -> Generator[None, None, None]:
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
+        if status in (401, 403):
+            raise InputError(
+                f"{where} the hub refuses it ({status}); look whether HF_TOKEN or `hf auth login` gives a token that may read it"
+            ) from error
         raise InputError(
             f"{where} the hub answers {status}; try again later, it goes on where it stopped"
         ) from error

@@ -1,32 +1,28 @@
-"""Downloading one file: append what is missing, check the checksum, then give it its name."""
+"""Downloading one file: fetch what is missing, check the checksum, then give it its name."""
 
 import hashlib
 import logging
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
 
 from huggingface_hub import hf_hub_url
 
-from qsjax.errors import CheckpointError, InputError
+from qsjax.errors import CheckpointError
 from qsjax.hub.address import Address
-from qsjax.hub.asking import LEAST, Unavailable, answer, patiently
 from qsjax.hub.explaining import explained
+from qsjax.hub.filling import fill, fill_beginning
 from qsjax.hub.listing import File
+from qsjax.hub.pieces import Pieces, counted
 from qsjax.locks import lock
-from qsjax.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 PART = ".part"
 """Suffix of a file that is not complete yet."""
 _HASH_BLOCK = 8 << 20
-_SHOWN = 64 << 20
-"""Bytes of a file that is worth a bar."""
 
 
-def fetch(address: Address, commit: str, name: str, path: Path, file: File) -> None:
+def fetch_file(address: Address, commit: str, name: str, path: Path, file: File) -> None:
     """Download a file, or the rest of it; one process at a time, and who has waited finds it there.
 
     A power cut may leave anything at its end: if the checksum is wrong, all of it is fetched again.
@@ -46,13 +42,9 @@ def fetch(address: Address, commit: str, name: str, path: Path, file: File) -> N
             return
         url = hf_hub_url(address.repo, name, revision=commit)
         for _ in range(2):
-            with explained(address, name), part.open("ab") as out:
-                if out.tell() > file.size:
-                    out.truncate(0)
-                    out.seek(0)
-                _append(out, url, file.size, path.name)
-                out.flush()
-                os.fsync(out.fileno())
+            with explained(address, name), Pieces(part, file.size) as pieces:
+                fill(pieces, url, path.name)
+                pieces.finish()
             if intact(part, file):
                 part.replace(path)
                 return
@@ -63,42 +55,39 @@ def fetch(address: Address, commit: str, name: str, path: Path, file: File) -> N
     )
 
 
+def fetch_beginning(
+    address: Address, commit: str, name: str, path: Path, file: File, nbytes: int
+) -> bytes:
+    """The first bytes of a file; they are kept as its part that is here, which `fetch_file` completes.
+
+    Args:
+        address, commit, name, path, file: as `fetch_file` has them.
+        nbytes: at most the file's size.
+
+    Raises:
+        InputError: as `fetch_file`.
+    """
+    part = path.with_name(path.name + PART)
+    with held(address, commit, name, path):
+        if path.is_file():  # by now
+            part = path
+        else:
+            url = hf_hub_url(address.repo, name, revision=commit)
+            with explained(address, name), Pieces(part, file.size) as pieces:
+                fill_beginning(pieces, url, nbytes)
+        with part.open("rb") as content:
+            return content.read(nbytes)
+
+
+def begun(path: Path, size: int) -> int:
+    """Bytes that are here of a file that is not complete."""
+    return sum(counted(path.with_name(path.name + PART), size))
+
+
 def held(address: Address, commit: str, name: str, path: Path) -> AbstractContextManager[bool]:
     """Hold a file, whole or in part, as `qsjax.locks.lock` does."""
     part = path.with_name(path.name + PART)
     return lock(part, doing="download", identity=f"{address.repo}@{commit}/{name}")
-
-
-def _append(out: BinaryIO, url: str, size: int, title: str) -> None:
-    """Fetch what a file lacks of its size."""
-    bar = Progress(size, title, unit="B", initial=out.tell(), enabled=size >= _SHOWN)
-
-    def ask() -> bool:
-        begun = out.tell()
-        if begun == size:
-            return True
-        try:
-            with answer(url, first=begun) as (first, blocks):
-                if first != begun:  # a server that knows no ranges begins anew
-                    out.truncate(first)
-                    out.seek(first)
-                    begun = first
-                for block in blocks:
-                    if out.tell() + len(block) > size:
-                        raise InputError(
-                            f"the hub sends more than the {size} bytes that it lists; try again later"
-                        )
-                    out.write(block)
-                    bar.advance(len(block))
-            if out.tell() < size:
-                raise Unavailable("the hub ends the file early")
-        except Unavailable:
-            if out.tell() - begun < LEAST:
-                raise
-        return out.tell() == size
-
-    with bar:
-        patiently(ask)
 
 
 def intact(path: Path, file: File) -> bool:

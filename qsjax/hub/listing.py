@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -12,13 +12,13 @@ from urllib.parse import quote
 from huggingface_hub import constants
 
 from qsjax.errors import CheckpointError, InputError
-from qsjax.hub.address import SCHEME, Address
+from qsjax.hub.address import SCHEME, WEIGHTS, Address
 from qsjax.hub.asking import answer
 from qsjax.hub.explaining import explained
 from qsjax.untrusted import parse_object, read_object, require_relative, shown
 from qsjax.untrusted.files import LARGE
 
-WANTED = (".safetensors", ".pt", ".json", ".txt")
+WANTED = (*WEIGHTS, ".json", ".txt")
 MOST_FILES = 10_000
 LARGEST_FILE = 10**13
 """Bytes."""
@@ -41,17 +41,67 @@ class File:
     git: str | None
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What the hub has at an address.
+
+    Attributes:
+        address: of a folder or a file.
+        commit: of its revision.
+        files: by name in the repository: what a conversion may read of a folder and all below; of a file, and what lies beside it.
+        root: where the repository's files are on this machine, or will be.
+    """
+
+    address: Address
+    commit: str
+    files: Mapping[str, File]
+    root: Path
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the address is one of a file."""
+        return self.address.path in self.files
+
+    @property
+    def folder(self) -> str:
+        """The folder in the repository: that of the address, or that of its file; "" is the root."""
+        folder, _, _ = self.address.path.rpartition("/")
+        return folder if self.is_file else self.address.path
+
+    @property
+    def path(self) -> Path:
+        """Where the folder or file is on this machine, or will be."""
+        return self.root / self.address.path
+
+    def below(self) -> frozenset[str]:
+        """The names of the files as the folder has them."""
+        begin = f"{self.folder}/" if self.folder else ""
+        return frozenset(name[len(begin) :] for name in self.files if name.startswith(begin))
+
+    def at(self, path: str) -> "Listing":
+        """The same of a folder or file further in."""
+        return replace(self, address=replace(self.address, path="" if path == "." else path))
+
+    def name(self, below: str) -> str:
+        """The name in the repository of what the folder calls so."""
+        return f"{self.folder}/{below}" if self.folder else below
+
+    def pinned(self, name: str) -> str:
+        """The address of a file with its commit, as a record of where it came from."""
+        return str(replace(self.address, path=name, revision=self.commit))
+
+
 def ask(address: Address) -> tuple[str, dict[str, File]]:
     """The current commit of a revision, and those of its files that a conversion may read.
 
     Raises:
-        InputError: the hub does not give it, or it holds no weights.
+        InputError: the hub does not give it, or has nothing there that a conversion reads.
         CheckpointError: what the hub gives is no listing, or names files or a commit that cannot be.
     """
     url = f"{constants.ENDPOINT}/api/models/{address.repo}/revision/{quote(address.revision, safe='')}?blobs=true"
     content = bytearray()
 
-    with explained(address), answer(url) as (_, blocks):
+    with explained(address), answer(url) as blocks:
         for block in blocks:
             content.extend(block)
             if len(content) > LARGE:
@@ -79,29 +129,29 @@ def _commit(where: str, commit: object) -> str:
 
 
 def _wanted(address: Address, siblings: Iterable[Mapping[str, Any]]) -> dict[str, File]:
-    """The files that a conversion may read; a .pt beside safetensors is left out, since it holds the same weights."""
-    begin = f"{address.folder}/" if address.folder else ""
+    """The files of the address that a conversion may read; of a file's, those of its folder."""
+    single = any(sibling.get("rfilename") == address.path for sibling in siblings)
+    folder = address.path.rpartition("/")[0] if single else address.path
+    begin = f"{folder}/" if folder else ""
     files = {}
     for sibling in siblings:
         name, lfs = sibling.get("rfilename"), sibling.get("lfs")
-        if isinstance(name, str) and not (name.startswith(begin) and name.endswith(WANTED)):
+        if isinstance(name, str) and not (
+            name.startswith(begin)
+            and name.endswith(WANTED)
+            and not (single and "/" in name.removeprefix(begin))
+        ):
             continue
         digests = lfs if isinstance(lfs, dict) else {}
         values = {"size": sibling.get("size"), "sha256": digests.get("sha256"), "git": sibling.get("blobId")}  # fmt: skip
         name = require_relative(name, f"{address}: a file of the listing")
         files[name] = _file(str(address), name, values)
     _check_folders(str(address), files)
-    safe = {PurePosixPath(name).parent for name in files if name.endswith(".safetensors")}
-    files = {
-        name: file
-        for name, file in sorted(files.items())
-        if not (name.endswith(".pt") and PurePosixPath(name).parent in safe)
-    }
-    if not any(name.endswith((".safetensors", ".pt")) for name in files):
+    if not files:
         raise InputError(
-            f"{address}: holds no weights (.safetensors or .pt); name a model, or another folder of it"
+            f"{address}: holds nothing that is converted ({', '.join(WANTED)}); name a model, or a folder or file of it"
         )
-    return files
+    return dict(sorted(files.items()))
 
 
 def _file(where: str, name: str, values: Mapping[str, object]) -> File:

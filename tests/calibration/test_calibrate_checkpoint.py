@@ -16,11 +16,12 @@ from calibration.calibration_models import (
 from compilations import compilations
 from flax import nnx
 
+from convert.quantized_source import QuantizedSource
 from qsjax.calibration import Gathered, calibrate_module, loop
 from qsjax.calibration.checkpoint import calibrate_checkpoint
 from qsjax.calibration.programs import Programs
 from qsjax.calibration.samples import stored
-from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest
+from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, digest
 from qsjax.dit import load_dit
 from qsjax.errors import CheckpointError, InputError
 
@@ -105,6 +106,15 @@ def test_what_the_manifest_says(checkpoint, whole):
     assert dit["bytes"] == stored
     # Biases and rotations in float32, and ends that stay as they were, weigh much in a model of this width.
     assert stored < 0.6 * old["components"]["dit"]["bytes"]
+
+
+def test_the_export_has_all_leaves(whole):
+    manifest = Manifest.read(whole)
+    source = QuantizedSource(manifest)
+    assert {name.rpartition(".")[2] for name in source.tensors} >= {"smoothing", "rotation", "clip"}
+    for _, leaf, spec in manifest.leaves("dit"):
+        assert digest(source.read(leaf)) == spec["sha256"]
+    assert source.metadata["method"] == "calibrated"
 
 
 def kill_in_training(monkeypatch):

@@ -201,11 +201,11 @@ def test_a_broken_config_beside_the_weights(tmp_path, text):
 
 def test_things_that_are_no_checkpoint(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    (tmp_path / "model.gguf").write_text("GGUF")
+    (tmp_path / "model.onnx").write_text("ONNX")
     for path, message in [
         (tmp_path, "holds no dit weights"),
         (tmp_path / "absent", "no such file or folder"),
-        (tmp_path / "model.gguf", "files of this kind are not read"),
+        (tmp_path / "model.onnx", "files of this kind are not read"),
     ]:
         with pytest.raises(InputError, match=message):
             open_source(path, "dit")

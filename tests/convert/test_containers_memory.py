@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from gguf_files import gguf
 
 ROWS, COLUMNS, COUNT = 4096, 6144, 8  # 48 MiB each in bfloat16, 384 MiB together
 
@@ -37,6 +38,15 @@ def fake_state_dict():
         return {f"w{i}": torch.empty(ROWS, COLUMNS, dtype=torch.bfloat16) for i in range(COUNT)}
 
 
+def write_sparse_gguf(path):
+    """Q8_0, which reads as float32: half the rows make as many bytes."""
+    tensors = {f"w{i}": (8, (ROWS // 2, COLUMNS), b"") for i in range(COUNT)}
+    sizes = dict.fromkeys(tensors, ROWS // 2 * COLUMNS // 32 * 34)
+    header = gguf(tensors, sizes=sizes)
+    path.write_bytes(header)
+    os.truncate(path, len(header) + sum(sizes.values()))
+
+
 def write_sparse(path):
     size = 2 * ROWS * COLUMNS
     header = json.dumps(
@@ -54,12 +64,14 @@ def write_sparse(path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
-@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "gguf"])
 def test_peak_stays_near_one_tensor(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     if kind == "pt":  # torch reserves the room without writing it: a sparse file
         with torch.serialization.skip_data(materialize_fake_tensors=True):
             torch.save({"module": fake_state_dict()}, path)
+    elif kind == "gguf":
+        write_sparse_gguf(path)
     else:
         write_sparse(path)
     run = subprocess.run(

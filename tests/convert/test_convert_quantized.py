@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert import Sources, convert, export, verify
+from convert import Sources, convert, verify
 from convert.__main__ import main
 from qsjax.checkpoint import CheckpointWriter, Manifest, load_item, sealed
 from qsjax.config import from_mapping
@@ -226,12 +226,6 @@ def test_a_conversion_that_does_not_mention_signs_has_none(quarot, source, tmp_p
         verify(silent(quarot, tmp_path / "signed"), source, progress=False)
 
 
-def test_export_is_refused(quarot, tmp_path):
-    with pytest.raises(CheckpointError, match="it is quantized"):
-        export(quarot.directory, tmp_path / "out", progress=False)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("quantize", "message"),
     [
@@ -290,7 +284,7 @@ def test_command_line(source, tmp_path, capsys):
     assert report["from_source"] == report["leaves"]
     assert main([*arguments[:3], "rtn-w8a8", "--verify"]) == 2
     assert "its transformer is not rtn-w8a8" in capsys.readouterr().err
-    assert main([str(tmp_path / "c"), str(tmp_path / "out"), "--export"]) == 2
-    assert "it is quantized" in capsys.readouterr().err
+    assert main([str(tmp_path / "c"), str(tmp_path / "out"), "--export"]) == 0
+    assert "quantized_model" in capsys.readouterr().out
     assert main([*arguments, "--export"]) == 2
     assert "run it without --quantize" in capsys.readouterr().err

@@ -27,7 +27,8 @@ TEXT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "prompt_te
 @pytest.fixture(scope="module")
 def sources():
     found = Sources.find(tiny_model_directory())
-    return replace(found, **{f.name: None for f in fields(Sources) if f.name not in TEXT})
+    others = {each.name for each in fields(Sources)} - {*TEXT, "files"}
+    return replace(found, **dict.fromkeys(others))
 
 
 @pytest.fixture(scope="module")

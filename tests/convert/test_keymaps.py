@@ -139,6 +139,15 @@ def test_llama_prefixes(prefix):
     assert (shapes_of(rows), set(ignored)) == (used, set(unused))
 
 
+def test_a_transformer_inside_a_larger_model():
+    """As ComfyUI saves it, and stable-diffusion.cpp."""
+    shapes = shapes_of(expand("dit", convert_models.DIT, "tencent", "model.diffusion_model."))
+    layout = detect("dit", convert_models.DIT, shapes, source="file")
+    assert layout == ("tencent", "model.diffusion_model.")
+    rows, _ = check("dit", convert_models.DIT, layout, shapes, source="file")
+    assert shapes_of(rows) == shapes
+
+
 def test_bias_of_llama_is_surplus():
     shapes = shapes_of(expand("llama", TINY_LLAMA, "transformers"))
     shapes["layers.0.self_attn.q_proj.bias"] = (8,)
@@ -163,6 +172,7 @@ CASES = [
     ("dit", convert_models.DIT, "comfy"),
     ("vae", convert_models.VAE, "hunyuan"),
     ("llama", TINY_LLAMA, "transformers"),
+    ("llama", TINY_LLAMA, "llama_cpp"),
     ("clip", TINY_CLIP, "transformers"),
 ]
 

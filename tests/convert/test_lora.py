@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import convert_models as models
 import jax.numpy as jnp
@@ -261,6 +262,8 @@ def test_what_is_asked_for(tmp_path):
     assert parse("a.safetensors:-0.5") == ("a.safetensors", -0.5)
     assert parse("hf://o/n/a.safetensors") == ("hf://o/n/a.safetensors", 1.0)
     assert parse("hf://o/n/a.safetensors@v1:2") == ("hf://o/n/a.safetensors@v1", 2.0)
+    assert parse(Path("hf://o/n/a.safetensors")) == ("hf:/o/n/a.safetensors", 1.0)
+    assert parse("hf:0.5") == ("hf", 0.5)
     assert parse(tmp_path / "a:0.5") == (str(tmp_path / "a:0.5"), 1.0)
     assert parse((tmp_path / "a", 2)) == (str(tmp_path / "a"), 2.0)
     with pytest.raises(InputError, match="is no strength; give FILE or FILE:STRENGTH"):

@@ -4,8 +4,6 @@ import gzip
 import json
 import random
 import shutil
-import subprocess
-import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,14 +11,14 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from hub.hub_server import COMMIT, REPO, Hub, reached
+from hub.hub_server import COMMIT, REPO, Hub, child, download, reached
 from huggingface_hub import constants
 
 from convert.bundled import tiny_model_directory
 from convert.conversion import convert
 from qsjax.cache import cache_directory
 from qsjax.errors import CheckpointError, InputError, QsjaxError
-from qsjax.hub import Address, asking, download, listed_sha256
+from qsjax.hub import Address, asking, pieces
 
 pytestmark = pytest.mark.hostile
 
@@ -298,6 +296,68 @@ def test_a_server_that_knows_no_ranges(hub: Hub, model: Path) -> None:
     assert (folder / WEIGHTS).read_bytes() == (model / WEIGHTS).read_bytes()
 
 
+def part_with_range(content: Callable[[int, int], bytes]) -> Answer:
+    """Answers a request for `first-last` with what `content` makes of it, under the right header."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        first, last = request.headers["Range"].removeprefix("bytes=").split("-")
+        begin, end = int(first), int(last or SIZE - 1)
+        answers(content(begin, end + 1), 206, Content_Range=f"bytes {begin}-{end}/{SIZE}")(request)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (lambda begin, end: bytes(end - begin + 1), "sends more than"),
+        (lambda begin, end: bytes(1 << 20), "sends more than"),
+        (lambda begin, end: b"", "ends the file early"),
+        (lambda begin, end: b"x", "ends the file early"),
+        (lambda begin, end: bytes(end - begin), "arrives damaged"),
+    ],
+)  # fmt: skip
+def test_pieces_that_are_none(
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    content: Callable[[int, int], bytes],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 1 << 15)
+    hub.other[WEIGHTS] = part_with_range(content)
+    with pytest.raises(QsjaxError, match=reason) as caught:
+        download(ADDRESS)
+    refused(caught.value)
+    assert sum(path.stat().st_size for path in cache_directory().rglob("*")) < 2 * SIZE
+    assert not list(cache_directory().rglob(WEIGHTS))
+
+
+def header(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
+
+
+HEADERS = {
+    "one of a terabyte": (1 << 40).to_bytes(8, "little"),
+    "one beyond the file": (SIZE - 7).to_bytes(8, "little"),
+    "none": bytes(8),
+    "no JSON": header(b"{" * 100),
+    "one of other tensors": header(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'),
+    "one of a huge shape": header(b'{"a":{"dtype":"F32","shape":[99999999999999999],"data_offsets":[0,4]}}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_that_are_none(hub: Hub, model: Path, tmp_path: Path, name: str) -> None:
+    """Found before the rest of the file comes."""
+    content = HEADERS[name] + (model / WEIGHTS).read_bytes()
+    (model / WEIGHTS).write_bytes(content[:SIZE])
+    with pytest.raises(QsjaxError) as caught:
+        convert(f"hf://{REPO}/{WEIGHTS}", tmp_path / "out", progress=False)
+    refused(caught.value)
+    assert hub.sent < SIZE
+    assert not list(tmp_path.glob("out*"))
+
+
 RECORDS = {
     **{name: LISTINGS[name] for name in ("empty", "a list", "nothing", "deep", "NaN", "no UTF-8", "17 MB")},
     "nothing in it": b"{}",
@@ -316,12 +376,11 @@ RECORDS = {
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_record_that_is_none(hub: Hub, name: str) -> None:
     folder, _ = download(ADDRESS)
-    (record,) = folder.parent.glob("*.json")
+    (record,) = folder.parent.glob("*@main.json")
     record.write_bytes(RECORDS[name])
     with pytest.raises(QsjaxError) as caught:
         download(ADDRESS, offline=True)
     refused(caught.value)
-    assert listed_sha256(folder / WEIGHTS) is None
     download(ADDRESS)  # with a network it is written anew
     assert download(ADDRESS, offline=True)[0] == folder
 
@@ -351,25 +410,9 @@ def test_a_large_file_that_was_changed_is_found_while_it_is_converted(
     assert not (tmp_path / "out").exists()
 
 
-CHILD = """
-import sys
-from huggingface_hub import constants
-constants.ENDPOINT = sys.argv[1]
-constants.HUGGINGFACE_CO_URL_TEMPLATE = sys.argv[1] + "/{repo_id}/resolve/{revision}/{filename}"
-constants.HF_HUB_OFFLINE = False
-from qsjax.hub import Address, download
-print(download(Address("owner/model"))[0])
-"""
-
-
 def _download_together(hub: Hub, model: Path, count: int) -> None:
     """So many processes that start at once: one fetches, the others wait and find it."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, hub.address], stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(count)
-    ]
+    processes = [child(hub, cache_directory() / "theirs") for _ in range(count)]
     folders = {process.communicate()[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0] * count
     (folder,) = folders

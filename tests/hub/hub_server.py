@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants
+
+from qsjax.hub import Address, fetch, look, require_network
 
 COMMIT = "c0ffee" + 34 * "0"
 REPO = "owner/model"
@@ -27,6 +32,8 @@ class Hub(ThreadingHTTPServer):
         folder: its files.
         sent: bytes of content so far.
         asked: names of the files asked for, and from which byte on, in order.
+        revisions: what it calls its revisions.
+        ranges: whether it knows parts of files.
         on_block: called behind every block of content with `sent`.
         damage: names of files whose first byte is sent wrong.
         fault: status and error code of every answer; None for none.
@@ -41,6 +48,9 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.sent = folder, 0
         self.asked: list[tuple[str, int]] = []
+        self.revisions = {"main", COMMIT}
+        self.ranges = True
+        self.counting = threading.Lock()
         self.on_block: Callable[[int], None] = lambda sent: None
         self.damage: set[str] = set()
         self.fault: tuple[int, str] | None = None
@@ -77,34 +87,39 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.fault is not None:
             status, code = self.server.fault
             return self._answer(status, b"{}", {"X-Error-Code": code})
-        if path in (f"/api/models/{REPO}/revision/{name}" for name in ("main", COMMIT)):
+        if path in (f"/api/models/{REPO}/revision/{name}" for name in self.server.revisions):
             listing = {"id": REPO, "sha": self.server.commit, "siblings": self.server.siblings()}
             return self._answer(200, json.dumps(listing).encode())
         if path.startswith(f"/api/models/{REPO}/revision/"):
             return self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        if path.startswith(f"/{REPO}/resolve/{COMMIT}/"):
-            return self._file(path.removeprefix(f"/{REPO}/resolve/{COMMIT}/"))
+        if path.startswith(begin := f"/{REPO}/resolve/{self.server.commit}/"):
+            return self._file(path.removeprefix(begin))
         return self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
     def _file(self, name: str) -> None:
         content = (self.server.folder / name).read_bytes()
         if name in self.server.damage:
             content = bytes([content[0] ^ 1]) + content[1:]
-        first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        self.server.asked.append((name, first))
-        self.send_response(206 if first else 200)
-        self.send_header("Content-Length", str(len(content) - first))
-        if first:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        part = self.server.ranges and "Range" in self.headers
+        ranged = self.headers["Range"] if part else "bytes=0-"
+        first, last = ranged.removeprefix("bytes=").split("-")
+        first, end = int(first), min(int(last) + 1 if last else len(content), len(content))
+        with self.server.counting:
+            self.server.asked.append((name, first))
+        self.send_response(206 if part else 200)
+        self.send_header("Content-Length", str(end - first))
+        if part:
+            self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(content)}")
         self.end_headers()
         # What is on its way when a client dies is lost to it: let that be little.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BLOCK)
         try:
-            for start in range(first, len(content), BLOCK):
-                block = content[start : start + BLOCK]
+            for start in range(first, end, BLOCK):
+                block = content[start : min(start + BLOCK, end)]
                 self.wfile.write(block)
-                self.server.sent += len(block)
-                self.server.on_block(self.server.sent)
+                with self.server.counting:
+                    self.server.sent += len(block)
+                    self.server.on_block(self.server.sent)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
@@ -162,3 +177,41 @@ def serving(folder: Path) -> Iterator[Hub]:
             yield hub
         finally:
             hub.shutdown()
+
+
+def download(address: Address, *, offline: bool = False) -> tuple[Path, str]:
+    """All that the hub has at an address, and its commit."""
+    listing = look(address, offline=offline)
+    require_network(listing, listing.files, offline=offline)
+    for name in listing.files:
+        fetch(listing, name)
+    return listing.path, listing.commit
+
+
+CHILD = """
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 1 << 14
+from qsjax.hub import Address, fetch, look, pieces
+pieces.PIECE = 1 << 20
+listing = look(Address("owner/model"))
+for name in listing.files:
+    fetch(listing, name)
+print(listing.path)
+"""
+
+
+def child(hub: Hub, theirs: Path) -> subprocess.Popen[str]:
+    """A process that downloads all, and prints where it is; `theirs` is the place of the hub's own cache."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.address,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(theirs),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
