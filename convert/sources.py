@@ -202,8 +202,8 @@ class Folder:
         self.path = path
 
     def has(self, name: str) -> bool:
-        """Whether there is a file."""
-        return (self.path / name).is_file()
+        """Whether something of that name is there."""
+        return (self.path / name).exists()  # what is there and no file is refused when it is read
 
     def has_folder(self, name: str) -> bool:
         """Whether there is a folder."""

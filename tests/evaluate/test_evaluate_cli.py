@@ -8,7 +8,7 @@ from evaluate_models import SMALL
 from qsjax.calibration import Samples
 from qsjax.cli import main
 from qsjax.errors import InputError
-from qsjax.experiments.quantization import QuantizationExperiment
+from qsjax.experiments.calibrations import Calibrations
 
 SIZE = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
 
@@ -71,8 +71,8 @@ def test_a_row_that_fails_ends_in_one(capsys, monkeypatch, tmp_path, tiny_checkp
     def broken(*_, **__):
         raise InputError("broken")
 
-    monkeypatch.setattr(QuantizationExperiment, "_calibrate", broken)
-    monkeypatch.setattr(QuantizationExperiment, "_collect", lambda *_: Samples(*6 * [None]))
+    monkeypatch.setattr(Calibrations, "quantized", broken)
+    monkeypatch.setattr(Calibrations, "_collect", lambda *_: Samples(*6 * [None]))
     arguments = ["--rows", "W4A8/rtn", "--captions", "1", "--out", tmp_path, *SIZE]
     assert (
         main(

@@ -108,7 +108,7 @@ def test_conversion(left, looks, floats, small_disk, monkeypatch):
     with pytest.raises(InputError, match=r"needs 0\.\d MB|No space left"):
         convert(source, out, progress=False)
     # The room that was there when it began is somebody else's by the time that it is needed.
-    monkeypatch.setattr("convert.stream.require_room", lambda *_: None)
+    monkeypatch.setattr("convert.stream.require_room_for", lambda *_: None)
     if not looks:
         monkeypatch.setattr("qsjax.checkpoint.storing.free_bytes", lambda *_: None)
     with pytest.raises(InputError, match=r"out: cannot be written \(No space left on device\)"):
