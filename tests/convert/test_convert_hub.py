@@ -8,8 +8,7 @@ from pathlib import Path
 
 import convert_models as models
 import pytest
-from hub.hub_server import COMMIT, REPO, reached
-from huggingface_hub import constants
+from hub.hub_server import COMMIT, REPO, reached, reached_alone
 
 from convert.__main__ import main
 from convert.bundled import tiny_model_directory
@@ -31,9 +30,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def hub(model, tmp_path, monkeypatch):
-    monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "theirs"))
-    with reached(monkeypatch, model) as server:
+    with reached_alone(monkeypatch, model, tmp_path) as server:
         yield server
 
 

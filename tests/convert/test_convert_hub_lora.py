@@ -10,8 +10,7 @@ import lora_files
 import pytest
 import safetensors.torch
 import torch
-from hub.hub_server import REPO, reached
-from huggingface_hub import constants
+from hub.hub_server import REPO, reached_alone
 from test_convert_delete_source import Killed, shards
 
 from convert import hub_files
@@ -79,10 +78,8 @@ def expected(model, tmp_path_factory):
 
 @pytest.fixture
 def hub(model, tmp_path, monkeypatch):
-    monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "theirs"))
     monkeypatch.setattr(hub_files, "_HEADER", 1 << 12)  # else it is all of these files
-    with reached(monkeypatch, model) as server:
+    with reached_alone(monkeypatch, model, tmp_path) as server:
         yield server
 
 

@@ -10,8 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from float8_files import E4M3, E5M2, as_bytes, as_float8
-
-from convert.__main__ import main
+from hostile.refusals import assert_refused
 
 pytestmark = pytest.mark.hostile
 
@@ -93,17 +92,8 @@ HEADERS = {
 
 
 def refuse(path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One sentence, exit status 2, and nothing left."""
-    config = models.config_file(folder)
-    before = sorted(folder.iterdir())
-    assert main([str(path), str(folder / "out"), "--config", str(config)]) == 2
-    err = capsys.readouterr().err
-    lines = [line for line in err.splitlines() if not line.lstrip().startswith("convert:")]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert lines[0].isprintable()
-    assert len(lines[0]) < 1300
-    assert sorted(folder.iterdir()) == before
+    arguments = [str(path), str(folder / "out"), "--config", str(models.config_file(folder))]
+    assert_refused(arguments, folder, capsys)
 
 
 @pytest.mark.parametrize("name", FILES)

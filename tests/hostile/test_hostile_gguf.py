@@ -10,6 +10,7 @@ import convert_models as models
 import numpy as np
 import pytest
 from gguf_files import F32, I32, LIST, TEXT, U32, gguf, stored, text
+from hostile.refusals import assert_refused
 
 from convert.__main__ import main
 from convert.containers import open_source
@@ -138,16 +139,7 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 
 def refuse(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One sentence, exit status 2, and nothing left."""
-    before = sorted(folder.iterdir())
-    assert main([str(folder / "a.gguf"), str(folder / "out"), *arguments]) == 2
-    err = capsys.readouterr().err
-    lines = [line for line in err.splitlines() if not line.lstrip().startswith("convert:")]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert lines[0].isprintable()
-    assert len(lines[0]) < 1300
-    assert [p for p in sorted(folder.iterdir()) if not p.name.startswith("out.tmp")] == before
+    assert_refused([str(folder / "a.gguf"), str(folder / "out"), *arguments], folder, capsys)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -167,6 +167,15 @@ def reached(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Hub]:
 
 
 @contextmanager
+def reached_alone(monkeypatch: pytest.MonkeyPatch, folder: Path, place: Path) -> Iterator[Hub]:
+    """The same, with caches of its own in `place`."""
+    monkeypatch.setenv("QSJAX_CACHE", str(place / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "theirs"))
+    with reached(monkeypatch, folder) as hub:
+        yield hub
+
+
+@contextmanager
 def serving(folder: Path) -> Iterator[Hub]:
     """A hub in a thread."""
     with Hub(folder) as hub:

@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hub.hub_server import COMMIT, REPO, child, download, reached
+from hub.hub_server import COMMIT, REPO, child, download, reached_alone
 from huggingface_hub import constants
 
 from qsjax.cache import cache_directory
@@ -36,9 +36,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def hub(model, tmp_path, monkeypatch):
-    monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "theirs"))
-    with reached(monkeypatch, model) as server:
+    with reached_alone(monkeypatch, model, tmp_path) as server:
         yield server
 
 
