@@ -14,6 +14,7 @@ from qsjax.evaluate.reference import Batch, dense_programs, reference_run
 from qsjax.evaluate.statistics import estimate
 from qsjax.evaluate.tables import markdown, shown
 from qsjax.experiments.clips import EVALUATED, Clips
+from qsjax.experiments.options import add_size, size_of
 from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
 from qsjax.quant import Recipe
@@ -32,10 +33,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", default="w4a8")
     parser.add_argument("--method", default="gptq")
-    for name, default in (("frames", 33), ("height", 64), ("width", 64), ("steps", 30)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    add_size(parser)
     args = parser.parse_args()
-    size = {name: getattr(args, name) for name in ("frames", "height", "width", "steps")}
+    size = size_of(args)
     pipeline = Pipeline.tiny(dtype="float32", progress=False, staged=False)
     clips = Clips.take(args.captions, stream=args.stream, seed=args.seed, first=0)
     noise = clips.calibration_noise(args.seed)

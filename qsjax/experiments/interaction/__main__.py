@@ -12,6 +12,7 @@ from qsjax.experiments.clips import calibration_captions
 from qsjax.experiments.interaction.basis import to_float_channels
 from qsjax.experiments.interaction.measure import attention_errors
 from qsjax.experiments.interaction.table import table
+from qsjax.experiments.options import add_size, size_of
 from qsjax.pipeline import Pipeline
 from qsjax.quant import Recipe
 from qsjax.settings.sparsity import Sparsity
@@ -21,8 +22,7 @@ from qsjax.tiny.streams import HELD_OUT, held_out
 def main() -> None:
     """Calibrate the bundled model, measure, print the table, or the means of every clip as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("frames", 33), ("height", 64), ("width", 64), ("steps", 10)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    add_size(parser, steps=10)
     parser.add_argument("--captions", type=int, default=8)
     parser.add_argument("--first-caption", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     stream = held_out(HELD_OUT, args.first_caption + args.captions)[args.first_caption :]
     captions = [scene.caption for scene in stream]
-    size = {name: getattr(args, name) for name in ("frames", "height", "width", "steps")}
+    size = size_of(args)
     pipeline = Pipeline.tiny(dtype="float32", progress=False, staged=False)
     calibration = calibration_captions(args.samples, avoid=captions)
     samples = collect(pipeline, calibration, samples=args.samples, seed=args.seed, **size)

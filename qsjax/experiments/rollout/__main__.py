@@ -15,6 +15,7 @@ from qsjax.evaluate.reference import Reference, reference_run
 from qsjax.evaluate.statistics import estimate, paired
 from qsjax.evaluate.tables import markdown, shown
 from qsjax.experiments.clips import EVALUATED, Clips
+from qsjax.experiments.options import add_size, size_of
 from qsjax.experiments.rollout.tuner import RolloutTuner, tune_through_rollouts
 from qsjax.experiments.sparse.sampling import sampled
 from qsjax.params import map_parameters
@@ -34,10 +35,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--rollouts", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    for name, default in (("frames", 33), ("height", 64), ("width", 64), ("steps", 30)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    add_size(parser)
     args = parser.parse_args()
-    size = {name: getattr(args, name) for name in ("frames", "height", "width", "steps")}
+    size = size_of(args)
     pipeline = Pipeline.tiny(dtype="float32", progress=False, staged=False)
     clips = Clips.take(args.captions, stream=args.stream, seed=args.seed, first=0)
     noise = clips.calibration_noise(args.seed)
