@@ -14,7 +14,7 @@ class Step(NamedTuple):
 
     Attributes:
         component: its name.
-        item: None behind the last one of a component.
+        item: to write; None after the last item of a component.
         left: whether it is still to be written.
         reads: the files of the source that its tensors are in.
         complete: files that no later item of the component reads, so that they can be hashed.

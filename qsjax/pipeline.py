@@ -24,6 +24,7 @@ from qsjax.prompting import (
     Prompt,
     abstract_of,
     require_fits,
+    require_pair,
     require_unicode,
     require_use,
     texts_of,
@@ -340,14 +341,7 @@ class Pipeline(OpenCheckpoint):
         ...         break
         """
         settings = self.settings if settings is None else settings
-        for encoded in (prompt,) if negative is None else (prompt, negative):
-            require_fits(encoded, self.dit_config)
-        if negative is not None and negative.pooled.shape[0] != prompt.pooled.shape[0]:
-            raise InputError(
-                f"{negative.pooled.shape[0]} negative prompts were given for {prompt.pooled.shape[0]} prompts; give one for each"
-            )
-        if negative is not None:
-            require_use(settings)
+        require_pair(prompt, negative, settings, self.dit_config)
         self._require_room(settings, encodes=False)
         shape, text = self.latent_shape(settings, prompt.pooled.shape[0]), prompt.text.shape[1]
         if latents is None:

@@ -71,6 +71,25 @@ def require_fits(prompt: EncodedPrompt, config: DiTConfig) -> None:
         )
 
 
+def require_pair(
+    prompt: EncodedPrompt, negative: EncodedPrompt | None, plan: SamplingPlan, config: DiTConfig
+) -> None:
+    """Refuse encoded prompts that do not go together, or not with the model.
+
+    Raises:
+        InputError: one is of another model; there are more or fewer negative prompts, or the plan does not use them.
+    """
+    require_fits(prompt, config)
+    if negative is None:
+        return
+    require_fits(negative, config)
+    if negative.pooled.shape[0] != prompt.pooled.shape[0]:
+        raise InputError(
+            f"{negative.pooled.shape[0]} negative prompts were given for {prompt.pooled.shape[0]} prompts; give one for each"
+        )
+    require_use(plan)
+
+
 def abstract_of(
     prompt: Prompt, batch: int, manifest: Manifest, config: DiTConfig, dtype: DTypeLike
 ) -> EncodedPrompt:

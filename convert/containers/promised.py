@@ -1,6 +1,6 @@
 """A safetensors file of which only the head is here; the rest comes when the first tensor is read.
 
-The head is the header, and of a file that was here before also its smallest tensors one behind the other: scales, which readers
+The head is the header, and of a file that was here before also its smallest tensors, packed together: scales, which readers
 of other formats look at when they open a file.
 """
 

@@ -9,7 +9,7 @@ from qsjax.dit.config import DiTConfig
 
 
 class Place(NamedTuple):
-    """A linear layer, or the part of one that a layout has by itself.
+    """A linear layer, or a part of one that some layouts store as a layer of its own.
 
     Attributes:
         leaf: whose kernel it is, or is a part of.

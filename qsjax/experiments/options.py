@@ -3,6 +3,7 @@
 import argparse
 
 from qsjax.calibration import SettingsChanges
+from qsjax.experiments.clips import EVALUATED
 
 SIZE = {"frames": 33, "height": 64, "width": 64}
 """Of the bundled model's videos."""
@@ -19,3 +20,11 @@ def size_of(args: argparse.Namespace) -> SettingsChanges:
     return SettingsChanges(
         frames=args.frames, height=args.height, width=args.width, steps=args.steps
     )
+
+
+def add_clips(parser: argparse.ArgumentParser, *, captions: int) -> None:
+    """Captions of a stream, and the calibration's samples and seed."""
+    parser.add_argument("--stream", choices=EVALUATED, default="choice")
+    parser.add_argument("--captions", type=int, default=captions)
+    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)

@@ -8,7 +8,7 @@ from qsjax.errors import CheckpointError, InputError
 from qsjax.untrusted import require_relative, shown
 
 SCHEME = "hf://"
-FORM = f"{SCHEME}OWNER/NAME, with @REVISION, /FOLDER or /FILE behind it"
+FORM = f"{SCHEME}OWNER/NAME, followed by @REVISION, /FOLDER or /FILE"
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".gguf")
 _FILES = (*WEIGHTS, ".json", ".txt")
 _LONGEST = 200

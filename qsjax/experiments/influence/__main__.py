@@ -13,8 +13,8 @@ from qsjax.dit import DiT
 from qsjax.evaluate.reference import Batch, dense_programs, reference_run
 from qsjax.evaluate.statistics import estimate
 from qsjax.evaluate.tables import markdown, shown
-from qsjax.experiments.clips import EVALUATED, Clips
-from qsjax.experiments.options import add_size, size_of
+from qsjax.experiments.clips import Clips
+from qsjax.experiments.options import add_clips, add_size, size_of
 from qsjax.pipeline import Pipeline
 from qsjax.progress import Progress
 from qsjax.quant import Recipe
@@ -27,10 +27,7 @@ Errors = Float[np.ndarray, "steps clips"]
 def main() -> None:
     """Calibrate, take each step once with the quantized model, print a line a step."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stream", choices=EVALUATED, default="choice")
-    parser.add_argument("--captions", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    add_clips(parser, captions=16)
     parser.add_argument("--recipe", default="w4a8")
     parser.add_argument("--method", default="gptq")
     add_size(parser)

@@ -14,8 +14,8 @@ from qsjax.evaluate.metrics import psnr
 from qsjax.evaluate.reference import Reference, reference_run
 from qsjax.evaluate.statistics import estimate, paired
 from qsjax.evaluate.tables import markdown, shown
-from qsjax.experiments.clips import EVALUATED, Clips
-from qsjax.experiments.options import add_size, size_of
+from qsjax.experiments.clips import Clips
+from qsjax.experiments.options import add_clips, add_size, size_of
 from qsjax.experiments.rollout.tuner import RolloutTuner, tune_through_rollouts
 from qsjax.experiments.sparse.sampling import sampled
 from qsjax.params import map_parameters
@@ -30,11 +30,8 @@ from qsjax.sparse import Sparsity
 def main() -> None:
     """Calibrate once, tune in all ways, sample with dense and with sparse attention, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stream", choices=EVALUATED, default="choice")
-    parser.add_argument("--captions", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=20)
+    add_clips(parser, captions=32)
     parser.add_argument("--rollouts", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
     add_size(parser)
     args = parser.parse_args()
     size = size_of(args)
