@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.errors import InputError
+from qsjax.settings.calibration import SAMPLES
 from qsjax.untrusted import shown
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def add_arguments(options: Options) -> None:
     options.add_argument(
         "--samples",
         type=whole(1, 100_000),
-        default=20,
+        default=SAMPLES,
         help="quantization, sparse: samples of the calibration",
     )
     options.add_argument(
