@@ -11,6 +11,8 @@ from qsjax.errors import InputError
 from qsjax.video import Video, check_video, writing_file
 
 _GAP = 4
+_LARGEST = 30
+"""Pixels of a font's size."""
 _LINE = 1.4
 """Height of a line of text in sizes of its font."""
 
@@ -20,7 +22,7 @@ def side_by_side(
 ) -> UInt8[np.ndarray, "T H W 3"]:
     """One video of several, from left to right, each with its label above.
 
-    The text is as large as the width of one video allows, and at most 26 pixels high.
+    The text is as large as the width of one video allows, and at most 30 pixels high.
 
     Args:
         videos: uint8 [T, H, W, 3] each, all of one size and length.
@@ -36,7 +38,7 @@ def side_by_side(
     _require_alike(videos, labels)
     height, width = (zoom * size for size in videos[0].shape[1:3])
     size = _size_that_fits(labels, width - 2 * _GAP)
-    band = int(size * _LINE) + _GAP
+    band = _band(size)
     band += (band + height) % 2
     enlarged = [video.repeat(zoom, axis=1).repeat(zoom, axis=2) for video in videos]
     heads = [_text(label, (width, band), size) for label in labels]
@@ -80,14 +82,14 @@ def write_strip(
         )
     _require_alike([row[0] for row in rows], labels)
     blocks = [[_frames(clip, frames, zoom) for clip in row] for row in rows]
-    width = blocks[0][0].shape[1]
-    size = min(_size_that_fits(captions, width), 26)
-    band = int(size * _LINE) + 2 * _GAP
-    gap = 4 * _GAP
-    sheet_width = len(captions) * (width + gap) - gap
-    parts = [_beside([_text(caption, (width, band), size) for caption in captions], gap)]
+    width, gap = blocks[0][0].shape[1], 4 * _GAP
+    whole = len(captions) * (width + gap) - gap
+    size = _size_that_fits(captions, width - 2 * _GAP)
+    heads = [_text(caption, (width, _band(size)), size) for caption in captions]
+    parts = [_beside(heads, gap)]
+    size = _size_that_fits(labels, whole - 2 * _GAP)
     for label, row in zip(labels, blocks, strict=True):
-        parts += [_text(label, (sheet_width, band), size), _beside(row, gap)]
+        parts += [_text(label, (whole, _band(size)), size), _beside(row, gap)]
     with writing_file(Path(path), overwrite=overwrite) as temporary:
         Image.fromarray(np.concatenate(parts)).save(temporary, format="PNG", optimize=True)
     return Path(path)
@@ -114,6 +116,11 @@ def _beside(pictures: Sequence[np.ndarray], gap: int) -> np.ndarray:
     return np.concatenate([part for one in pictures for part in (between, one)][1:], axis=1)
 
 
+def _band(size: int) -> int:
+    """Height of the white band for a line of text."""
+    return int(size * _LINE) + _GAP
+
+
 def _text(text: str, size: tuple[int, int], height: int) -> UInt8[np.ndarray, "H W 3"]:
     """A white picture, width x height of `size`, with a line of text near its bottom."""
     from PIL import Image, ImageDraw, ImageFont
@@ -126,10 +133,10 @@ def _text(text: str, size: tuple[int, int], height: int) -> UInt8[np.ndarray, "H
 
 
 def _size_that_fits(texts: Sequence[str], width: int) -> int:
-    """The largest size of the font, from 8 to 26 pixels, in which all texts are at most so wide."""
+    """The largest size of the font, from 8 to 30 pixels, in which all texts are at most so wide."""
     from PIL import ImageFont
 
-    sizes = range(26, 8, -1)
+    sizes = range(_LARGEST, 8, -1)
     fitting = (
         size
         for size in sizes

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 VERBS = {
-    "demo": "convert the bundled tiny model, calibrate it to W4A8 and sample three videos with both, offline, on any CPU",
+    "demo": "the whole way on the bundled tiny model, offline, on any CPU: convert, calibrate to W4A8, sample in four ways",
     "convert": "PyTorch weights of HunyuanVideo into a checkpoint, and back with --export",
     "calibrate": "a quantized checkpoint from a float one, block by block",
     "sample": "a video from a prompt",
-    "plan": "what fits where, before anything is loaded: bytes, operations, hours of calibration",
+    "plan": "what fits where, before anything is loaded: bytes, operations, estimated seconds, hours of calibration",
     "evaluate": "compressed models against full precision: PSNR, SSIM and velocity errors, paired",
     "doctor": "what this machine has, and which implementations would run on it",
-    "bench": "measure the transformer against PyTorch, and the kernels against what the hardware allows",
+    "bench": "how fast: kernels, the transformer, a whole run, a conversion, measured here or estimated for a TPU",
 }
 
 
@@ -51,7 +51,11 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     """The parser: all verbs are listed, but only `verb` gets its arguments."""
     from qsjax import __version__
 
-    parser = argparse.ArgumentParser(prog="qsjax", description="HunyuanVideo in JAX.")
+    parser = argparse.ArgumentParser(
+        prog="qsjax",
+        description="HunyuanVideo-13B in JAX: converted, quantized, and sampled with sparse attention.",
+        epilog="Begin with `qsjax demo`. `qsjax VERB --help` shows what a verb takes.",
+    )
     parser.add_argument("--version", action="version", version=f"qsjax {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, summary in VERBS.items():

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsjax.address import install
 from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.errors import InputError
@@ -105,9 +106,9 @@ def _add_size(options: Options) -> None:
 def _add_output(options: Options, folder: str, *, lpips: bool) -> None:
     group = options.group("output")
     group.add_argument("--out", type=Path, help=folder)
-    group.add_argument("--plots", action="store_true", help="plots too; needs the extra plot")
+    group.add_argument("--plots", action="store_true", help=f"plots too: {install('plot')}")
     if lpips:
-        group.add_argument("--lpips", action="store_true", help="LPIPS too; needs the extra lpips")
+        group.add_argument("--lpips", action="store_true", help=f"LPIPS too: {install('lpips')}")
     group.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     add_no_verify(options)
     add_config(options)
