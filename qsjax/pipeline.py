@@ -248,7 +248,9 @@ class Pipeline(OpenCheckpoint):
         return chosen
 
     def require_runnable(self, settings: Settings, *, encodes: bool = True) -> None:
-        """Refuse a run that these devices cannot do, before anything is loaded; warn of one whose sparse attention is none.
+        """Refuse a run that these devices cannot do, before anything is loaded; say what in its settings is hardly meant.
+
+        That is sparse attention that no step has, and a shift for larger videos.
 
         Args:
             settings: of the run.
@@ -265,6 +267,13 @@ class Pipeline(OpenCheckpoint):
                 "all %d steps have full attention: dense steps and refreshes leave none to be sparse; give more steps, or a recipe"
                 " for few of them, as few-steps-6-d25",
                 settings.steps,
+            )
+        if settings.shift_exceeds_size:
+            logger.info(
+                "hint: a shift of %g is for larger videos; at %dx%d diffusers advises 2 to 5",
+                settings.shift,
+                settings.height,
+                settings.width,
             )
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from qsjax.address import install
 from qsjax.errors import CheckpointError, InputError
 
 PLAIN = {
@@ -54,7 +55,7 @@ def block_type(number: int, what: str) -> BlockType:
         import gguf
     except ImportError as error:
         raise InputError(
-            f"{what} is quantized (type {number}), and reading it needs the package gguf; install it with `pip install 'qsjax[gguf]'`"
+            f"{what} is quantized (type {number}), and reading it needs the package gguf; install it with {install('gguf')}"
         ) from error
     try:
         kind = gguf.GGMLQuantizationType(number)

@@ -294,7 +294,7 @@ def test_without_gguf(tmp_path, monkeypatch):
             np.testing.assert_array_equal(source.read(name, (1, 3)), np.ones((2, 32), dtype))
     quantized, _ = stored("Q8_0", (3, 32), np.ones((3, 32)))
     path = write(tmp_path / "b.gguf", {"a": quantized})
-    with pytest.raises(InputError, match=r"'a' is quantized .*pip install 'qsjax\[gguf\]'"):
+    with pytest.raises(InputError, match=r"'a' is quantized .*pip install '\.\[gguf\]'"):
         open_source(path, "dit")
 
 

@@ -75,7 +75,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
     Args:
         pipeline, folder, captions, samples, progress, settings: of `Experiment`.
         stream: captions and noise of the evaluation: "report", or "choice" to choose a setting.
-        lpips: measure LPIPS too, which needs `qsjax[lpips]`.
+        lpips: measure LPIPS too, which needs the extra `lpips`.
 
     Raises:
         InputError: as `Experiment`; LPIPS cannot be measured.
