@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import convert_models as models
 import float8_files
@@ -148,6 +149,14 @@ def test_a_gguf_file_comes_whole(hub, expected, tmp_path, monkeypatch):
     assert hub.sent == size(hub, GGUF) + size(hub, "loras/*")
     assert len(list((tmp_path / "cache").rglob("*.gguf"))) == 1
     same(run(hub, tmp_path, GGUF, offline=True), expected[GGUF])
+
+
+def test_without_gguf_nothing_is_fetched(hub, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(InputError, match=r"needs the package gguf; .*pip install 'qsjax\[gguf\]'"):
+        run(hub, tmp_path, GGUF, lora=())
+    assert hub.sent == 0
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_lora_that_does_not_fit_is_said_before_weights(hub, tmp_path, model):
