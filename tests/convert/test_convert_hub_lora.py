@@ -11,7 +11,7 @@ import lora_files
 import pytest
 import safetensors.torch
 import torch
-from hub.hub_server import REPO, reached_alone
+from hub.hub_server import COMMIT, REPO, reached_alone
 from test_convert_delete_source import Killed, shards
 
 from convert import hub_files
@@ -95,7 +95,8 @@ def size(hub, path):
 def same(manifest, expected):
     assert models.digests(manifest) == models.digests(expected)
     found, wanted = (each.components["dit"].source for each in (manifest, expected))
-    assert found["lora"] == wanted["lora"]
+    published = [{**record, "origin": f"{HERE}/{LORA}@{COMMIT}"} for record in wanted["lora"]]
+    assert found["lora"] == published
     assert found["sha256"] == wanted["sha256"]
     assert found["container"] == wanted["container"]
 
@@ -196,7 +197,15 @@ def test_a_lora_of_the_hub_for_weights_of_this_disk(hub, model, expected, tmp_pa
     plain = convert(None, tmp_path / "base", transformer=model / FILE, config=model / "dit.toml", progress=False)  # fmt: skip
     ours = convert(plain.checkpoint, tmp_path / "again", lora=f"{HERE}/{LORA}:0.5", progress=False)
     assert ours.manifest.components["dit"].source["container"] == "checkpoint"
-    assert ours.manifest.components["dit"].source["lora"] == expected[FILE].components["dit"].source["lora"]  # fmt: skip
+    published = Manifest.read(tmp_path / "out").components["dit"].source["lora"]
+    assert ours.manifest.components["dit"].source["lora"] == published
+    # Where the bytes come from does not matter to what was made, and the addresses of all stay.
+    local = [*words[:4], "--lora", f"{model / LORA}:0.5", str(tmp_path / "out"), "--verify"]
+    assert main(local) == 0
+    more = convert(ours.checkpoint, tmp_path / "more", lora=model / LORA, verify=True, progress=False)  # fmt: skip
+    found = more.manifest.components["dit"].source["lora"]
+    assert found[:1] == published
+    assert "origin" not in found[1]
 
 
 @pytest.mark.parametrize(
