@@ -144,7 +144,12 @@ def check_writable(target: Path, *, overwrite: bool, pixels: int = 0) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    require_room(target, pixels // _PIXELS_A_BYTE)
+    require_room(target, least_bytes(pixels))
+
+
+def least_bytes(pixels: int) -> int:
+    """The size of the smallest file that a video can become, of whose frames all have so many pixels together."""
+    return pixels // _PIXELS_A_BYTE
 
 
 def check_fps(fps: int) -> None:

@@ -52,7 +52,7 @@ class LoraFile:
 
     Attributes:
         updates: what it adds.
-        record: its name, sha256, strength and number of layers, for the manifest.
+        record: its name, sha256, strength and number of layers, for the manifest, which adds the address where it was published.
 
     Raises:
         InputError: the file cannot be opened, or is none that is read.

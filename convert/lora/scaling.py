@@ -16,6 +16,9 @@ ALPHAS = Between(1e-6, 1e6)
 _HEADER = "lora_adapter_metadata"
 _PREFIX = "transformer."
 _ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_OTHER_BASES = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Beginnings of PEFT's `init_lora_weights` that change the transformer, too, which the adapter is added to; PEFT can save such an adapter
+as a plain one, and says so then."""
 _SPECIAL = frozenset("\\()[]{}|*+?$")
 
 
@@ -58,11 +61,12 @@ class Scaling:
 
         Raises:
             InputError: adapter_config.json cannot be read.
-            CheckpointError: it is no JSON object, a value cannot be, or it describes a DoRA.
+            CheckpointError: it is no JSON object, a value cannot be, or it describes a DoRA or an adapter for changed weights.
         """
         if _HEADER in metadata:
             what = f"{path}: {_HEADER}"
-            values = parse_object(metadata[_HEADER].encode(), what)
+            # Halves of a surrogate pair are no UTF-8, and no JSON then.
+            values = parse_object(metadata[_HEADER].encode("utf-8", "surrogatepass"), what)
             return cls._of(
                 {k.removeprefix(_PREFIX): v for k, v in values.items() if k.startswith(_PREFIX)}
                 or values,
@@ -77,6 +81,17 @@ class Scaling:
     def _of(cls, values: Mapping[str, Any], what: str) -> "Scaling":
         if values.get("use_dora"):
             raise CheckpointError(f"{what} describes a DoRA, which is not merged; use a plain LoRA")
+        start = values.get("init_lora_weights")
+        if isinstance(start, str) and start.startswith(_OTHER_BASES):
+            raise CheckpointError(
+                f"{what} has init_lora_weights {shown(start)}, whose adapters are for weights that it has changed; save it as a plain LoRA with "
+                f"PEFT's path_initial_model_for_weight_conversion"
+            )
+        stabilized = values.get("use_rslora") or False
+        if not isinstance(stabilized, bool):
+            raise CheckpointError(
+                f"{what} has use_rslora {shown(stabilized)}, which is true or false; get the file again from its source"
+            )
         patterns = values.get("alpha_pattern") or {}
         if not isinstance(patterns, Mapping) or any(_SPECIAL & set(key) for key in patterns):
             raise CheckpointError(
@@ -89,7 +104,7 @@ class Scaling:
                 key: require_alpha(value, f"{what}: alpha_pattern")
                 for key, value in patterns.items()
             },
-            bool(values.get("use_rslora")),
+            stabilized,
         )
 
 

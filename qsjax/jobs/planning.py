@@ -113,12 +113,7 @@ def is_there(job: Job, *, overwrite: bool) -> bool:
             return True
     except InputError:
         pass  # there is no file, or one that says nothing
-    settings = job.settings
-    check_writable(
-        job.out,
-        overwrite=overwrite,
-        pixels=settings.frames * settings.height * settings.width,
-    )
+    check_writable(job.out, overwrite=overwrite)
     return False
 
 

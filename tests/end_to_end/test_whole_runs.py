@@ -99,6 +99,7 @@ def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QSJAX_QUICK", "1")
     monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("QSJAX_KEPT", str(tmp_path / "kept"))
     runpy.run_path(str(script))
     shown = re.findall(
         r"^<IPython\.core\.display\.(?:Image|Video) object>$", capsys.readouterr().out, re.M

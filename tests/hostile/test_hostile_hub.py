@@ -136,6 +136,19 @@ def test_a_listing_that_is_none(hub: Hub, name: str) -> None:
     assert not [path for path in cache_directory().rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("token", ["h\u00fcgging", "hf_\u2028x", "hf_\x7f", "\U0001f917"])
+def test_a_token_that_is_none(hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    """It cannot be sent, and is not shown."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(
+        InputError, match="the token for the hub has characters that no token"
+    ) as caught:
+        download(ADDRESS)
+    refused(caught.value)
+    assert token not in str(caught.value)
+    assert not hub.asked
+
+
 @pytest.mark.parametrize(
     "encoding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "x" * 500]
 )

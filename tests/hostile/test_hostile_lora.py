@@ -101,6 +101,10 @@ CONFIGURATIONS = {
     "no alpha": '{"transformer.lora_alpha": 0}',
     "alpha that is none": '{"transformer.lora_alpha": NaN}',
     "a pattern": json.dumps({"transformer.alpha_pattern": {"(a+)+$": 1}}),
+    "half of a character": r'{"transformer.lora_alpha": "\ud800"}',
+    "roots of text": '{"transformer.use_rslora": "false"}',
+    "PiSSA": '{"transformer.init_lora_weights": "pissa_niter_16"}',
+    "LoftQ": '{"transformer.init_lora_weights": "loftq"}',
     "patterns in a list": json.dumps({"transformer.alpha_pattern": ["a"]}),
     "deep": '{"a":' * 9000,
 }
@@ -148,6 +152,20 @@ def test_a_configuration_that_is_refused(
     else:
         safetensors.torch.save_file(tensors, path)
         (tmp_path / "adapter_config.json").write_text(text.replace("transformer.", ""))
+    refuse(base, tmp_path, str(path), capsys)
+
+
+@pytest.mark.parametrize("text", [r'"\ud800"', r'"{\"a\": \"\ud800\"}"', "3", "null", "{}"])
+def test_metadata_that_are_none(
+    text: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of a character is JSON, and no text."""
+    path = tmp_path / "l.safetensors"
+    safetensors.torch.save_file(lora_files.in_tencents_names("transformer")[0], path)
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].rstrip()[:-1] + b',"__metadata__":{"lora_adapter_metadata":%b}}' % text.encode()  # fmt: skip
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
     refuse(base, tmp_path, str(path), capsys)
 
 
