@@ -67,7 +67,7 @@ class Method:
     search_clips: bool = False
     tune_steps: int = 0
     tune_early: float = 0.0
-    tune_learning_rate: float = 2e-3
+    tune_learning_rate: float = 1e-3
     inputs: str = "fp"
     epochs: int = EPOCHS
     learning_rate: float = 5e-3
