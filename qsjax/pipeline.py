@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.stages import Compiled
 from jaxtyping import Array, Float, UInt8
 
 from qsjax.budget.steps import describe
@@ -67,6 +68,11 @@ class Pipeline(OpenCheckpoint):
     @cached_property
     def _denoiser(self) -> Denoiser:
         return Denoiser(self._models, self.mesh, progress=self._progress, add=self._add)
+
+    @cached_property
+    def _encoders(self) -> dict[int, Compiled]:
+        """The text encoders' programs by number of texts."""
+        return {}
 
     @cached_property
     def _decoder(self) -> LatentDecoder:
@@ -400,7 +406,13 @@ class Pipeline(OpenCheckpoint):
 
     def _encode(self, texts: list[str]) -> EncodedPrompt:
         encoder = self.text_encoder
+        tokens = encoder.tokens(texts)
+        if len(texts) not in self._encoders:
+            start = time.perf_counter()
+            self._encoders[len(texts)] = encoder.compiled(tokens)
+            self._add("compile", start)
         start = time.perf_counter()
-        encoded = jax.block_until_ready(encoder(texts))
+        run = self._encoders[len(texts)]
+        encoded = jax.block_until_ready(run(encoder.llama, encoder.clip, *tokens))
         self._add("encode", start)
         return encoded

@@ -9,6 +9,7 @@ from qsjax.address import install
 from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.errors import InputError
+from qsjax.settings.calibration import SAMPLES
 
 if TYPE_CHECKING:
     from qsjax.pipeline import Pipeline
@@ -70,7 +71,7 @@ def _add_grid(options: Options, name: str) -> None:
         help="number of held-out captions of the tiny model",
     )
     options.add_argument(
-        "--samples", type=whole(1, 100_000), default=20, help="samples of a calibration"
+        "--samples", type=whole(1, 100_000), default=SAMPLES, help="samples of a calibration"
     )
     streams = (
         "captions and noise: those that settings are chosen on, or those that have chosen nothing"

@@ -10,6 +10,7 @@ from qsjax.cli.options import Options, add_config, quantizes, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError, on_command_line
 from qsjax.settings import MODULATION_WEIGHTS, Settings
+from qsjax.settings.calibration import EPOCHS, SAMPLES
 from qsjax.settings.video import TEXT_TOKENS
 from qsjax.untrusted import shown
 
@@ -81,9 +82,11 @@ def _add_calibration(options: Options) -> None:
         metavar="FxHxW",
         help="frames x height x width of the samples (default: the model's, at most 61x320x512)",
     )
-    options.add_argument("--samples", type=whole(1, 100_000), default=20, help="number of samples")
     options.add_argument(
-        "--epochs", type=whole(1, 10_000), default=15, help="passes over them, for every block"
+        "--samples", type=whole(1, 100_000), default=SAMPLES, help="number of samples"
+    )
+    options.add_argument(
+        "--epochs", type=whole(1, 10_000), default=EPOCHS, help="passes over them, for every block"
     )
     options.add_argument(
         "--captions",

@@ -19,6 +19,7 @@ from qsjax.experiments.calibrations import BlockReports
 from qsjax.experiments.experiment import SHOWN, Experiment
 from qsjax.experiments.quantization.grid import QuantizationRow
 from qsjax.pipeline import Pipeline
+from qsjax.settings.calibration import SAMPLES
 from qsjax.versions import EVALUATION, versions
 
 
@@ -86,7 +87,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         folder: Path,
         *,
         captions: int = 32,
-        samples: int = 20,
+        samples: int = SAMPLES,
         stream: str = "report",
         lpips: bool = False,
         progress: bool = False,
