@@ -79,6 +79,8 @@ def _no_such_option(args: argparse.Namespace, unknown: Sequence[str]) -> str:
     from qsjax.untrusted import shown
 
     command, word = args.options.parser.prog, unknown[0].partition("=")[0]
+    if word.removeprefix("--") in args.options.actions:
+        return f"{shown(word, 40)}: options stand after the command, as in `{command} {word}`"
     near = close_to(word, [f"--{name}" for name in args.options.actions])
     hint = f"did you mean {near}? " if near else ""
     return f"{shown(word, 40)}: `{command}` takes no such argument; {hint}`{command} --help` lists what it takes"

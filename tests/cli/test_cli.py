@@ -55,6 +55,7 @@ def test_a_verb_lists_its_commands(capsys, verb):
         (["sample", "--promt", "x"], "did you mean --prompt? `qsjax sample --help` lists"),
         (["evaluate", "sparse", "--rws=a"], "`qsjax evaluate sparse` takes no such argument; did you mean --rows?"),
         (["bench", "dit", "--target", "cpu"], "'--target': `qsjax bench dit` takes no such argument; `qsjax bench dit --help`"),
+        (["bench", "--json", "dit"], "'--json': options stand after the command, as in `qsjax bench dit --json`"),
         (["doctor", "all"], "'all': `qsjax doctor` takes no such argument"),
     ],
 )  # fmt: skip
