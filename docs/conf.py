@@ -19,7 +19,7 @@ release = version = re.search(
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # Tables as commands print them stand in pages that include them. They begin with a heading of the third level.
-exclude_patterns = list(outside.INCLUDED)
+exclude_patterns = ["results/**/*tables.md"]
 suppress_warnings = ["myst.header"]
 
 # Pages are read on the repository's pages too: links go to files, and to headings by their anchors there.

@@ -11,16 +11,10 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 FOLDER = DOCS / "outside"
+DOCUMENTS = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
 GATHERED = {
-    ROOT / name: FOLDER / Path(name).name
-    for name in (
-        "CHANGELOG.md",
-        "CONTRIBUTING.md",
-        "SECURITY.md",
-        "notebooks/colab_tpu_sample.ipynb",
-        "notebooks/convert_and_calibrate.ipynb",
-        "notebooks/kernels_tour.ipynb",
-    )
+    source: FOLDER / source.name
+    for source in (*DOCUMENTS, *sorted((ROOT / "notebooks").glob("*.ipynb")))
 }
 """File of the repository -> its copy in the site."""
 INCLUDED = {
