@@ -83,7 +83,7 @@ class BlockLists:
     def from_band(
         cls, length: int, width: int, *, block_q: int, block_kv: int, dense_from: int | None = None
     ) -> "BlockLists":
-        """The blocks that a band |query - key| < width touches, for all heads; SVG's mask (arXiv:2502.01776).
+        """The blocks that a band `|query - key|` < width touches, for all heads; SVG's mask (arXiv:2502.01776).
 
         Args:
             length: tokens.

@@ -26,14 +26,15 @@ from qsjax.sparse import Pattern
 def executed_density(pattern: Pattern) -> float:
     """Share of the pairs of tokens that a sparse step computes (`Pattern.density`).
 
-    Lists that are chosen while sampling count with their full length, which is exact for topk and an upper bound for topp.
+    Lists that are chosen while sampling count with their full length, which is exact for topk and an upper bound for topp. With the
+    padding of tiles that a small video fills badly it would be more than all, and counts as all.
     """
     choice = pattern.empty(1, 1)
     if choice.indices is None:
         listed = int(jnp.sum(pattern.lists(choice).counts))
     else:
         listed = pattern.layouts[0].q_blocks * choice.indices.shape[-1]
-    return pattern.density(listed)
+    return min(1.0, pattern.density(listed))
 
 
 def describe(config: DiTConfig, plan: SamplingPlan, latents: tuple[int, ...], text: int) -> str:

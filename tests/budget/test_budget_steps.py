@@ -46,6 +46,11 @@ def test_density_is_counted_from_the_lists(mask):
         assert executed_density(pattern) == 1
 
 
+def test_padding_of_tiles_makes_no_more_than_all():
+    """Two by two tokens in tiles of four by four are mostly padding."""
+    assert executed_density(Pattern(Sparsity(mask="topk", tile=(1, 4, 4), block=16), (2, 2, 2), 20)) == 1  # fmt: skip
+
+
 @jax.jit
 def executed_by_kernels(rows, q, valid, lists):
     """Tiles that the GPU's kernel multiplies and blocks that the TPU's does."""
