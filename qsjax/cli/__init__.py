@@ -17,6 +17,7 @@ VERBS = {
     "calibrate": "a quantized checkpoint from a float one, block by block",
     "sample": "a video from a prompt",
     "ui": "a page in the browser: prompt, previews, videos beside full precision, history",
+    "serve": "videos by HTTP: OpenAI's Videos API, a queue, one resident model",
     "plan": "what fits where, before anything is loaded: bytes, operations, hours of calibration",
     "evaluate": "compressed models against full precision: PSNR, SSIM and velocity errors, paired",
     "doctor": "what this machine has, and which implementations would run on it",

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from qsjax.pipeline import Pipeline
     from qsjax.serving import VideoMaker
 
+GOODBYE = 10.0
+"""Seconds at the end for what runs to see that it is cancelled; its file is whole or not there in any case."""
+
 
 def add_resident(options: Options, *, port: int) -> None:
     """Add the options that both have.

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from qsjax.cli.options import Options, with_config
-from qsjax.cli.resident import add_resident, make_maker
+from qsjax.cli.resident import GOODBYE, add_resident, make_maker
 
 _TINY = (
     "a red circle moves left over a dark background",
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             finally:
                 close()
         finally:
-            queue.close()
+            queue.close(GOODBYE)
     return 0
 
 

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
-from html import escape as escape
+from html import escape as _escaped
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,6 +28,11 @@ _PREVIEW_SECONDS = 2.0
 """Of one turn of an animated preview."""
 _SMALL = 160
 """Pixels; videos of fewer are enlarged pixel by pixel."""
+
+
+def escape(text: str) -> str:
+    """Text from outside, so that it stays text; what is no Unicode becomes a question mark."""
+    return _escaped(text.encode("utf-8", "replace").decode())
 
 
 def empty(loading: bool) -> str:
@@ -63,7 +68,7 @@ def running(task: Task, preview: str = "") -> str:
         f'<p class="qs-stage"><b>{stage}</b><span>{escape(" · ".join(details))}</span></p>'
         f'<div class="qs-bar" role="progressbar" aria-valuenow="{task.percent}" aria-valuemin="0" aria-valuemax="100">'
         f'<i style="width:{task.percent}%"></i></div>'
-        f"{_preview(preview, of)}{kinds(of.kinds, progress.step)}"
+        f"{_preview(preview, of)}{kinds(of.kinds, progress.step)}{_never_sparse(of)}"
         f'<p class="qs-prompt">{escape(task.job.made.prompt)}</p></section>'
     )
 
@@ -99,7 +104,7 @@ def result(record: VideoRecord, outcome: Outcome | None) -> str:
         f'<section class="qs-result"><div class="qs-videos{" qs-pair" if pair else ""}">{videos}</div>{figures}'
         f'<p class="qs-prompt">{escape(made.prompt)}</p>'
         f'<p class="qs-meta">{_settings(record)}{seconds} · '
-        f'<a href="videos/{record.id}.mp4" download>download</a></p>{kinds(executed, len(executed))}</section>'
+        f'<a href="videos/{record.id}.mp4" download>download</a></p>{kinds(executed, len(executed))}{_never_sparse(made.settings)}</section>'
     )
 
 
@@ -150,6 +155,12 @@ def animated(frames: UInt8[np.ndarray, "T h w 3"]) -> str:
     pause = int(1000 * _PREVIEW_SECONDS / len(frames))
     first.save(file, "WEBP", save_all=True, append_images=others, duration=pause, loop=0, quality=80)  # fmt: skip
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _never_sparse(settings: Settings) -> str:
+    if not settings.never_sparse:
+        return ""
+    return '<p class="qs-note">All steps have full attention: give more steps, or take a recipe for few of them.</p>'
 
 
 def _preview(source: str, settings: Settings) -> str:

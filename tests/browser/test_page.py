@@ -180,7 +180,7 @@ def test_dark_and_narrow(served, chromium, tmp_path):
 def test_what_the_page_serves_to_strangers(served):
     """Videos of ours, and no file else; no uploads; no other machine's name."""
     address, folder = served
-    (folder / "secret.txt").write_text("secret")
+    (folder / "secret.txt").write_text("PRIVATE")
     with httpx.Client(base_url=address, trust_env=False) as client:
         for path in (
             *("videos/secret.txt", "videos/..%2Fsecret.txt", "videos/x.mp4", "videos/%00.mp4"),
@@ -190,7 +190,7 @@ def test_what_the_page_serves_to_strangers(served):
         ):  # fmt: skip
             answer = client.get(path)
             assert answer.status_code in (400, 403, 404), path
-            assert b"secret" not in answer.content.replace(b"secret.txt", b"")
+            assert b"PRIVATE" not in answer.content
         answer = client.post("gradio_api/upload", files={"files": ("a.bin", b"x" * 100)})
         assert answer.status_code in (400, 403, 413)
         assert client.get("", headers={"Host": "evil.example"}).status_code == 400

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from serving.conftest import CAPTION, SIZE
+from videos import CAPTION, SIZE
 
 from convert import Sources, convert
 from convert.bundled import tiny_model_directory

@@ -1,16 +1,17 @@
 """What the page does and shows, without Gradio and without a browser."""
 
 import re
+import sys
 
 import pytest
-from serving.conftest import CAPTION, SIZE
+from videos import CAPTION, SIZE
 
+from qsjax.cli import main
 from qsjax.serving import TaskQueue
 from qsjax.settings import Settings
 from qsjax.ui import html
 from qsjax.ui.desk import FIELDS, Desk
 
-pytest_plugins = ["serving.conftest"]
 EVIL = '<img src=x onerror="alert(1)">'
 
 
@@ -150,3 +151,13 @@ def test_previews_are_pictures():
 def test_the_page_has_every_field_of_the_form():
     own = {"prompt", "seed", "recipe", "compare"}
     assert set(FIELDS) - own <= set(Settings.__dataclass_fields__)
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys, tmp_path):
+    """Before a model is opened or a folder made."""
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    assert main(["ui", "--model", "nowhere", "--out", str(tmp_path / "videos")]) == 2
+    assert "the page needs Gradio; `pip install" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
