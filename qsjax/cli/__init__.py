@@ -19,6 +19,8 @@ VERBS = {
     "convert": "PyTorch weights of HunyuanVideo into a checkpoint, and back with --export",
     "calibrate": "a quantized checkpoint from a float one, block by block",
     "sample": "a video from a prompt",
+    "ui": "a page in the browser: prompt, previews, videos beside full precision, history",
+    "serve": "videos by HTTP: OpenAI's Videos API, a queue, one resident model",
     "plan": "what fits where, before anything is loaded: bytes, operations, estimated seconds, hours of calibration",
     "evaluate": "compressed models against full precision: PSNR, SSIM and velocity errors, paired",
     "doctor": "what this machine has, and which implementations would run on it",
