@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from qsjax.address import install
 from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, with_config
 from qsjax.cli.resident import GOODBYE, add_resident, make_maker
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         from qsjax.server.app import make_app
         from qsjax.server.launch import listen
     except ImportError as error:
-        raise InputError("the server needs `pip install 'qsjax[serve]'`") from error
+        raise InputError(f"the server needs {install('serve')}") from error
     from qsjax.serving import TaskQueue
 
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients' mistakes are theirs

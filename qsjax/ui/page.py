@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from qsjax.address import install
 from qsjax.errors import InputError
 from qsjax.serving import VideoMaker
 from qsjax.ui import html
@@ -40,7 +41,7 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise InputError("the page needs Gradio; `pip install 'qsjax[ui]'`") from error
+        raise InputError(f"the page needs Gradio; {install('ui')}") from error
     return gradio
 
 

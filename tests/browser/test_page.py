@@ -1,6 +1,6 @@
 """`qsjax ui` in a real browser: type a prompt, click, see a video play, cancel, and read why something is refused.
 
-Needs Chromium, of the system or playwright's own, and `pip install 'qsjax[browser]'`. Screenshots are left in the test's
+Needs Chromium, of the system or playwright's own, and `pip install '.[browser]'`. Screenshots are left in the test's
 temporary folder (`pytest -m browser --basetemp=pictures`).
 """
 
