@@ -345,7 +345,7 @@ sparse = make_video(
 # Left full precision, right 4-bit weights and 40 % of attention with its cache (QuantSparse), from the same noise.
 
 # %%
-print(f"PSNR {psnr(sparse[None], full[None])[0]:.1f} dB")
+print(f"PSNR {psnr(sparse[None] / 255, full[None] / 255)[0]:.1f} dB")
 beside = np.concatenate([full, sparse], axis=2)
 path = qsjax.write_video(beside, "side-by-side.mp4", fps=pipeline.settings.fps, comment=PROMPT)
 display(Video(str(path), embed=True, width=512, html_attributes=LOOP))

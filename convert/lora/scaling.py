@@ -3,7 +3,8 @@
 Without any, alpha is the rank.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,20 @@ class Scaling:
         """
         if alpha is None:
             of_its_own = (
-                value
-                for pattern, value in self.patterns.items()
-                if layer == pattern.removeprefix("^")
-                or (not pattern.startswith("^") and layer.endswith(f".{pattern}"))
+                value for pattern, value in self.patterns.items() if _names(pattern, layer)
             )
             alpha = next(of_its_own, self.alpha)
         alpha = float(rank) if alpha is None else alpha
         return alpha / (rank**0.5 if self.stabilized else rank)
+
+    def unused(self, layers: Iterable[str]) -> list[str]:
+        """The patterns that name none of these layers."""
+        ends: set[str] = set()
+        for layer in layers:
+            parts = layer.split(".")
+            ends |= {".".join(parts[begin:]) for begin in range(len(parts))}
+            ends.add(f"^{layer}")
+        return [pattern for pattern in self.patterns if pattern not in ends]
 
     @classmethod
     def find(cls, path: Path, metadata: Mapping[str, str]) -> "Scaling":
@@ -73,7 +80,7 @@ class Scaling:
                 what,
             )
         beside = path.with_name(CONFIG)
-        if path.name == _ADAPTER and beside.exists():
+        if path.name == _ADAPTER and os.path.lexists(beside):
             return cls._of(read_object(beside, SMALL), str(beside))
         return cls()
 
@@ -81,6 +88,11 @@ class Scaling:
     def _of(cls, values: Mapping[str, Any], what: str) -> "Scaling":
         if values.get("use_dora"):
             raise CheckpointError(f"{what} describes a DoRA, which is not merged; use a plain LoRA")
+        kind = values.get("peft_type", "LORA")
+        if kind != "LORA":
+            raise CheckpointError(
+                f"{what} has peft_type {shown(kind)}, and only LORA is merged; use a plain LoRA"
+            )
         start = values.get("init_lora_weights")
         if isinstance(start, str) and start.startswith(_OTHER_BASES):
             raise CheckpointError(
@@ -106,6 +118,13 @@ class Scaling:
             },
             stabilized,
         )
+
+
+def _names(pattern: str, layer: str) -> bool:
+    """Whether a pattern is a layer's name or its end; one that begins with "^" is all of it."""
+    return layer == pattern.removeprefix("^") or (
+        not pattern.startswith("^") and layer.endswith(f".{pattern}")
+    )
 
 
 def require_alpha(value: object, what: str) -> float:

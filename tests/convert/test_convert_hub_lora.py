@@ -176,6 +176,23 @@ def test_a_lora_that_does_not_fit_is_said_before_weights(hub, tmp_path, model):
     assert not any("-of-" in name for name in shards(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora": f"{HERE}/{LORA}:1e9"}, "has the strength"),
+        ({"lora": f"{HERE}/{LORA}:x"}, "is no strength"),
+        ({"quantize": "rtn-w4a8x"}, "no preset"),
+        ({"quantize": "w4a8"}, "is not METHOD-RECIPE"),
+        ({"preset": "fast"}, "no preset"),
+    ],
+)
+def test_options_that_are_none_are_said_before_the_hub_is_asked(hub, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        run(hub, tmp_path, FILE, **options)
+    assert hub.sent == 0
+    assert not hub.asked
+
+
 def test_room_for_a_lora(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("convert.early.free_bytes", lambda _: size(hub, LORA) - 1)
     with pytest.raises(InputError, match="make room, name another place by QSJAX_CACHE"):

@@ -7,7 +7,9 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,10 @@ from pathlib import Path
 import pytest
 from notebooks.cells import FOLDER, NAMES, Cell, notebook, of_notebook
 
+import qsjax
 from qsjax.address import ADDRESS
+from qsjax.checkpoint import Manifest
+from qsjax.copying import copy_checkpoint, copy_programs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:content|home|mnt|opt|root|tmp|usr|work|Users)\b|[A-Z]:\\")
@@ -246,6 +251,40 @@ def test_outside_colab_it_only_looks(tmp_path):
 def test_it_knows_the_projects_address():
     (cell,) = [cell.source for cell in of_notebook(NAMES[0]) if "install" in cell.tags]
     assert f'\nADDRESS = "{f"git+{ADDRESS}" if ADDRESS else ""}"  #' in cell
+
+
+def test_what_is_kept_is_there_the_next_day(tmp_path, monkeypatch, tiny_checkpoint, capsys):
+    """The cell with the switch, run on two machines that share a drive."""
+    (cell,) = [cell.source for cell in of_notebook(NAMES[0]) if "KEEP_ON_DRIVE = " in cell.source]
+    monkeypatch.setenv("QSJAX_KEPT", str(tmp_path / "drive"))
+    program = f"jit_step-{'0f' * 32}-cache"
+
+    def day(number):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        programs = folder / "programs" / "kind"
+        scope = {"Path": Path, "os": os, "sys": sys, "qsjax": qsjax, "keep_programs": lambda: programs}  # fmt: skip
+        scope |= {"copy_checkpoint": copy_checkpoint, "copy_programs": copy_programs}
+        exec(compile(cell, "cell", "exec"), scope)
+        return scope, programs
+
+    scope, programs = day(1)
+    scope["take"]("made")
+    shutil.copytree(tiny_checkpoint, "made")
+    programs.mkdir(parents=True)
+    (programs / program).write_bytes(b"program")
+    scope["keep"]("made")
+    scope, programs = day(2)
+    assert "1 compiled programs were taken" in capsys.readouterr().out
+    assert (programs / program).read_bytes() == b"program"
+    scope["take"]("made")
+    assert Manifest.read("made").digest == Manifest.read(tiny_checkpoint).digest
+    scope["keep"]("made")
+    shutil.rmtree(tmp_path / "drive" / "made")
+    (tmp_path / "drive" / "made").touch()
+    scope["keep"]("made")  # said, and nothing ends
+    assert "is there already and not a copy of made" in capsys.readouterr().out
 
 
 def test_of_the_hub_one_copy_is_on_the_disk():
