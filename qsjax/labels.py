@@ -76,11 +76,12 @@ def write_strip(
     """
     from PIL import Image
 
-    if {len(row) for row in rows} != {len(captions)}:
+    if not captions or {len(row) for row in rows} != {len(captions)}:
         raise InputError(
             f"rows of {[len(row) for row in rows]} clips and {len(captions)} captions: give every row one clip a caption"
         )
-    _require_alike([row[0] for row in rows], labels)
+    for clips in zip(*rows, strict=True):
+        _require_alike(clips, labels)
     blocks = [[_frames(clip, frames, zoom) for clip in row] for row in rows]
     width, gap = blocks[0][0].shape[1], 4 * _GAP
     whole = len(captions) * (width + gap) - gap
@@ -125,6 +126,7 @@ def _text(text: str, size: tuple[int, int], height: int) -> UInt8[np.ndarray, "H
     """A white picture, width x height of `size`, with a line of text near its bottom."""
     from PIL import Image, ImageDraw, ImageFont
 
+    text = " ".join(text.split())  # one line
     picture = Image.new("RGB", size, "white")
     font = ImageFont.load_default(height)
     baseline = size[1] - _GAP - height // 4
@@ -140,6 +142,7 @@ def _size_that_fits(texts: Sequence[str], width: int) -> int:
     fitting = (
         size
         for size in sizes
-        if max(ImageFont.load_default(size).getlength(text) for text in texts) <= width
+        if max(ImageFont.load_default(size).getlength(" ".join(text.split())) for text in texts)
+        <= width
     )
     return next(fitting, 8)

@@ -26,6 +26,11 @@ def test_videos_stand_beside_each_other_under_their_labels():
     assert (one != two).any()
 
 
+def test_any_text_is_one_line():
+    video = side_by_side([BLACK], ["\N{CJK UNIFIED IDEOGRAPH-732B} a\nb\t" + "long " * 50])
+    assert video.shape[2] == 24
+
+
 def test_an_odd_width_loses_a_column():
     assert side_by_side([BLACK[:, :, :9]], ["a"]).shape[2] == 8
 
@@ -53,6 +58,11 @@ def test_a_strip_has_a_row_a_label_and_a_column_a_caption(tmp_path):
         (lambda path: side_by_side([BLACK[0]], ["a"]), "a video is uint8"),
         (lambda path: write_strip([[BLACK], []], ["a", "b"], ["c"], path), "rows of .1, 0. clips"),
         (lambda path: write_strip([[BLACK]], ["a", "b"], ["c"], path), "1 videos and 2 labels"),
+        (
+            lambda path: write_strip([[BLACK], [RED[:, :8]]], ["a", "b"], ["c"], path),
+            "videos of 5x16x24, 5x8x24",
+        ),
+        (lambda path: write_strip([[]], ["a"], [], path), "give every row one clip a caption"),
         (lambda path: write_strip([], [], ["c"], path), "give every row one clip a caption"),
     ],
 )
