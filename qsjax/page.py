@@ -91,17 +91,16 @@ class Page:
         count = max(map(len, lines.values()), default=0)
         if not finite:
             return
-        low, high = min(0.0, *finite), max(finite)
-        high = high if high > low else low + 1
+        levels = _levels(min(0.0, *finite), max(finite))
+        low, high = levels[0], levels[-1]
         parts = [
             f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" font-size="12">'
         ]
-        for part in range(5):
-            level = low + (high - low) * part / 4
-            y = _BOTTOM - (_BOTTOM - _TOP) * part / 4
+        for level in levels:
+            y = _BOTTOM - (_BOTTOM - _TOP) * (level - low) / (high - low)
             parts.append(f'<path d="M{_LEFT} {y:.1f}H{_RIGHT}" stroke="#ddd"/>')
             parts.append(
-                f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{level:.3g}</text>'
+                f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{level:.10g}</text>'
             )
         for number, values in enumerate(lines.values()):
             points = [
@@ -150,6 +149,15 @@ class Page:
 
     def _figure(self, content: str, caption: str) -> None:
         self._parts.append(f"<figure>{content}<figcaption>{caption}</figcaption></figure>\n")
+
+
+def _levels(low: float, high: float) -> list[float]:
+    """Round numbers for an axis, four to eight of them, from below `low` to above `high`."""
+    span = high - low if high > low else 1.0
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(size * power for size in (1, 2, 5, 10) if span <= 6 * size * power)
+    first, last = math.floor(low / step), math.ceil((low + span) / step)
+    return [number * step for number in range(first, last + 1)]
 
 
 def _text(text: str) -> str:

@@ -94,12 +94,10 @@ class ReferenceRun:
                 f"--compare {args.compare}: its latents are {list(shapes[1])} and those of --model {list(shapes[0])}; name the"
                 " checkpoint that --model was made of"
             )
-        recipe = "" if args.recipe is None else Path(args.recipe).stem
-        parts = [pipeline.weights or "full precision", recipe or ("sparse" if changed else "")]
         files = [args.out.with_name(f"{args.out.stem}.compare.{kind}") for kind in ("mp4", "png")]
         for file in files:
             check_writable(file, overwrite=args.overwrite)
-        label = ", ".join(part for part in parts if part)
+        label = f"{pipeline.weights or 'full precision'}{_way(args.recipe, settings)}"
         return cls(args.compare, reference, label, *files, overwrite=args.overwrite)
 
     def compare(
@@ -133,3 +131,13 @@ class ReferenceRun:
         pair.write_video(self.video, fps=settings.fps, comment=comment, overwrite=self.overwrite)
         pair.write_strip(self.strip, overwrite=self.overwrite)
         return {"with": self.name, **pair.plain(), "files": [str(self.video), str(self.strip)]}
+
+
+def _way(recipe: str | None, settings: Settings) -> str:
+    """What a label says of sparse attention and skipped steps: the recipe's name, or what they are."""
+    if recipe is not None:
+        return f", {Path(recipe).stem}"
+    sparse = "" if settings.sparse is None else f", {settings.sparse.sparsity.mask}"
+    if settings.sparse is not None:
+        sparse += f" {100 * settings.sparse.sparsity.density:.0f} %"
+    return sparse + ("" if settings.skip is None else ", steps skipped")

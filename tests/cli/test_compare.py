@@ -53,6 +53,9 @@ def test_a_sparse_video_beside_the_dense_one(tmp_path, capsys, tiny_checkpoint):
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "a.mp4"]
     frames = decoded(report["files"][0])
     assert len(frames) == 5
+    with av.open(report["files"][0]) as container:
+        comment = container.metadata["comment"]
+    assert comment == "left: full precision, right: full precision, topk 50 %; seed 0"
     assert main(arguments) == 2  # before anything is sampled: the files are there
     assert "exists already" in capsys.readouterr().err
 
@@ -118,6 +121,8 @@ def test_a_page_is_by_itself_and_escapes_all(tmp_path):
     assert "<script" not in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;&amp;") == 13
     assert text.count("<svg") == 1
+    levels = re.findall(r'text-anchor="end">([0-9.]+)</text>', text)
+    assert levels == ["0", "0.5", "1", "1.5", "2", "2.5", "3", "3"]  # the last counts the values
     assert "default-src 'none'" in text
     assert re.findall(r'(?:src|href)="(data:[a-z/0-9]+;base64,)?', text) == [
         "data:image/png;base64,",
