@@ -50,6 +50,9 @@ OTHERS = [
     *(["evaluate", "quantization", "--out", "{new}/e", f"--rows={value}"] for value in ("(", "*", "[", LONG, "\x1b[31m")),
     *(["demo", "--out", "{new}/d", f"--steps={value}"] for value in INTEGERS),
     *(["bench", "dit", f"--pairs={value}"] for value in INTEGERS),
+    *([verb, "--out", "{new}/v", f"--{name}={value}"]
+      for verb in ("ui", "serve") for name in ("port", "max-steps", "max-pixels") for value in INTEGERS),
+    *(["serve", "--out", "{new}/v", f"--max-queue={value}"] for value in (*INTEGERS, "0")),
 ]  # fmt: skip
 NAMES = ("", "..", "a\0b", LONG, "nowhere", "\x1b[31mred", "{fifo}", "/dev/zero", "{new}", "\udcff")
 FILES = [
@@ -63,6 +66,9 @@ FILES = [
     *(["convert", name, "{new}/c"] for name in NAMES),
     *(["evaluate", "compare", "--model", name] for name in NAMES),
     *(["plan", "--model", name] for name in NAMES),
+    *(["serve", "--port", "0", "--out", "{new}/v", f"--{option}", name]
+      for option in ("model", "host", "api-key-file") for name in NAMES),
+    *(["serve", "--port", "0", "--out", name] for name in ("a\0b", LONG, "/dev/zero", "/proc/x", "{fifo}")),
     *(["plan", "--device", name] for name in NAMES if name),
     *(["sample", "--prompt", "a", "--out", name] for name in ("a\0b", LONG, "{new}", "/dev/zero", "/proc/x/y.mp4")),
 ]  # fmt: skip

@@ -269,7 +269,8 @@ def test_finished_videos_survive_a_kill(tmp_path):
 
     def start():
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        return process, json.loads(process.stdout.readline())["address"]
+        with process.stdout as said:
+            return process, json.loads(said.readline())["address"]
 
     process, address = start()
     with httpx.Client(base_url=address, trust_env=False, timeout=300) as client:
