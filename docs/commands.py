@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-WIDTH = "100"
+WIDTH = "84"
 
 
 def write(page: Path) -> None:
