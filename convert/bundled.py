@@ -3,8 +3,6 @@
 import hashlib
 from pathlib import Path
 
-from convert.sources import Sources
-from convert.stream import convert
 from qsjax.cache import cache_directory
 from qsjax.checkpoint import is_finished
 
@@ -34,5 +32,8 @@ def converted_tiny_model() -> Path:
         state.update(path.read_bytes())
     destination = cache_directory() / f"tiny-{state.hexdigest()[:16]}"
     if not is_finished(destination):
+        from convert.sources import Sources  # every later start does without
+        from convert.stream import convert
+
         convert(Sources.find(source), destination, progress=False)
     return destination

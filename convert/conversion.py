@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from convert.description import require_preset
+from convert.description import preset_settings, require_preset
 from convert.early import require_room_for
 from convert.hub_files import HubFiles
 from convert.lora.request import Lora, LoraLike, one_or_several, parse
 from convert.origin import Origin
-from convert.quantized import require
+from convert.quantized import Quantization, require
 from convert.report import as_text, describe
 from convert.schedule import Room
 from convert.sources import Sources
@@ -123,6 +123,13 @@ def convert(
     }
     texts = {name: os.fspath(path) for name, path in parts.items() if path is not None}
     wanted = [parse(one) for one in one_or_several(lora)]
+    # A word that is none is said before the hub is asked.
+    for path, strength in wanted:
+        Lora(Path(path), strength)
+    if quantize is not None:
+        Quantization.named(quantize)
+    if preset is not None:
+        preset_settings(preset)
     hub = HubFiles(offline=offline, deletes=delete_source)
     place = None if source is None else os.fspath(source)
     folder, named, paths, origin = Origin(hub).find(place, texts, [path for path, _ in wanted])

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 from convert.component import open_components
-from convert.containers.folder import TORCH_SUFFIXES
-from convert.containers.torch_file import require_torch
 from convert.description import describe, preset_settings
 from convert.schedule import Room
 from convert.sources import PARTS, Sources
@@ -29,7 +27,7 @@ def check_before_opening(
         quantized: the transformer becomes smaller than its file.
 
     Raises:
-        InputError: a tokenizer, the prompt template or PyTorch is absent or unsuitable, or a disk is too small.
+        InputError: a tokenizer or the prompt template is absent or unsuitable, or a disk is too small.
         CheckpointError: a file is damaged.
     """
     paths = {part: getattr(sources, part) for part in PARTS}
@@ -44,9 +42,6 @@ def check_before_opening(
     sources.files.require_here([*whole.values(), *loras])
     if preset is not None:
         preset_settings(preset)
-    for path in whole.values():
-        if path.suffix in TORCH_SUFFIXES:
-            require_torch(path)
     if whole.keys() != {part for part, path in paths.items() if path is not None}:
         others = sources.without(whole)
         with open_components(others, None) as components:

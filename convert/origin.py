@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from convert.containers.folder import INDEX, choose_weights, require_readable, weights_in
 from convert.containers.listing import first_few
+from convert.containers.opening import require_reader
 from convert.containers.sharded import shards_of
 from convert.hub_files import HubFiles
 from convert.lora.request import only_file, require_suffix
@@ -145,6 +146,7 @@ class Origin:
         else:
             chosen = choose_weights(below, PARTS[part], str(listing.address))
         require_readable(f"{listing.address.repo}/{listing.name(chosen)}")
+        require_reader(listing.root / listing.name(chosen))
         folder = PurePosixPath(chosen).parent
         beside = {
             PurePosixPath(name).name for name in below if PurePosixPath(name).parent == folder

@@ -79,7 +79,7 @@ def convert(
         data, files = describe(sources, components, preset)
         plans = {name: plan_items(part, item_bytes) for name, part in components.items()}
         identity = _identity(components, data, item_bytes, sources.files)
-        _enter_origins(components, data, sources.files)
+        _enter_origins(components, data, sources)
         if origin is not None:
             data["origin"] = origin
         with lock(destination, doing="convert", identity=identity) as waited:
@@ -174,12 +174,21 @@ def _write(writer: CheckpointWriter, part: Component, item: Item) -> None:
     writer.write_item(part.name, item.name, leaves, rows=rows)
 
 
-def _enter_origins(components: Mapping[str, Component], data: dict[str, Any], hub: Files) -> None:
-    """Say in the manifest where the weights were published, by commit."""
+def _enter_origins(
+    components: Mapping[str, Component], data: dict[str, Any], sources: Sources
+) -> None:
+    """Say in the manifest where weights and LoRAs were published, by commit; the same bytes from elsewhere are the same work."""
+    hub, loras = sources.files, sources.lora or ()
     for name, part in components.items():
-        origin = hub.origin(part.path)
-        if origin is not None:
-            data["components"][name]["source"]["origin"] = origin
+        source = data["components"][name]["source"]
+        if (origin := hub.origin(part.path)) is not None:
+            source["origin"] = origin
+        if name == "dit" and loras:
+            before, added = source["lora"][: -len(loras)], source["lora"][-len(loras) :]
+            for record, lora in zip(added, loras, strict=True):
+                origin = hub.origin(lora.path)
+                before.append(record if origin is None else {**record, "origin": origin})
+            source["lora"] = before
 
 
 def _identity(

@@ -1,6 +1,6 @@
 """Reading a checkpoint back and comparing every leaf with its checksum, and with the source."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -98,11 +98,21 @@ def verify(checkpoint: Path, sources: Sources | None = None, *, progress: bool =
 
 def _require_same_lora(manifest: Manifest, part: Component) -> None:
     stored = manifest.components["dit"].source.get("lora", [])
-    if stored != list(part.source.lora):
+    if _without_origin(stored) != _without_origin(part.source.lora):
         raise InputError(
             f"{manifest.directory}: its transformer has {_named(stored)} merged, and the sources have {_named(part.source.lora)}; "
             f"give `lora` as it was given, or verify the checkpoint without sources"
         )
+
+
+def _without_origin(records: Iterable[object]) -> list[object]:
+    """LoRA files by what they are, wherever they come from."""
+    return [
+        {key: value for key, value in record.items() if key != "origin"}
+        if isinstance(record, Mapping)
+        else record
+        for record in records
+    ]
 
 
 def _named(records: Sequence[object]) -> str:

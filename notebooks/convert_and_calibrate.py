@@ -20,41 +20,132 @@
 # precision, look at both. Four to five minutes on two cores, nothing to download. The 13B model takes the same commands; they are at the end.
 
 # %% [markdown]
-# Colab needs qsjax first; elsewhere this cell does nothing. Why these versions: [colab_tpu_sample](colab_tpu_sample.ipynb).
+# Colab needs qsjax first; elsewhere this cell looks whether it is there. Where it is taken from, and why these versions:
+# [colab_tpu_sample](colab_tpu_sample.ipynb).
 
-# %% tags=["install"]
+# %% cellView="form" tags=["install"]
+# @title Install qsjax { display-mode: "form" }
+import importlib
 import importlib.metadata
 import importlib.util
+import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = ""  # qsjax's, as pip takes it: git+https://HOST/OWNER/qsjax@COMMIT or file:///FOLDER
+# @markdown Leave the fields as they are, or say where qsjax is: its repository (https://...), a wheel or a folder.
+QSJAX = ""  # @param {type:"string"}
+UPLOAD_A_WHEEL = False  # @param {type:"boolean"}
+ADDRESS = ""  # of the project, that of qsjax/address.py
+JAX = "0.11.2"
 
-if "google.colab" in sys.modules:
-    if not REPOSITORY:
-        raise ValueError("set REPOSITORY to the address of qsjax's repository")
-    if "jax" in sys.modules:
+
+def version(package):
+    """The installed version; None if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def uploaded():
+    """A wheel from the browser; a browser numbers a file that it has sent before."""
+    from google.colab import files
+
+    print(
+        "choose a wheel, qsjax-...-py3-none-any.whl (`pip wheel --no-deps .` in a checkout makes one)"
+    )
+    for name, content in files.upload().items():
+        path = Path(re.sub(r" \(\d+\)", "", Path(name).name))
+        path.write_bytes(content)
+        return path
+    raise RuntimeError(
+        "no wheel was chosen: run the cell again, or say in its field where qsjax is"
+    )
+
+
+def road():
+    """Where qsjax is, in words, and as pip takes it."""
+    if UPLOAD_A_WHEEL:
+        path = uploaded()
+        return f"the wheel {path.name}, uploaded", path.resolve().as_uri()
+    for name, given in (
+        ("this cell's field", QSJAX),
+        ("QSJAX_ADDRESS", os.environ.get("QSJAX_ADDRESS", "")),
+        ("the project", ADDRESS),
+    ):
+        if "://" in given:
+            return f"{given} ({name})", given if given.startswith(
+                ("git+", "file:")
+            ) else f"git+{given}"
+        if given:
+            if not Path(given).exists():
+                raise RuntimeError(
+                    f"{given} ({name}): is neither an address nor a file here; correct it"
+                )
+            return f"{given} ({name})", Path(given).resolve().as_uri()
+    here, drive = Path.cwd(), Path("drive/MyDrive/qsjax")
+    wheels = [path for folder in (here, drive) for path in folder.glob("qsjax-*.whl")]
+    if wheels:
+        path = max(wheels, key=lambda path: path.stat().st_mtime)
+        return f"the wheel {path.name}", path.resolve().as_uri()
+    for folder in (here, here.parent, here / "qsjax"):
+        if (folder / "pyproject.toml").is_file() and (folder / "pallas_kernels").is_dir():
+            return f"the checkout in {folder}", folder.resolve().as_uri()
+    path = uploaded()
+    return f"the wheel {path.name}, uploaded", path.resolve().as_uri()
+
+
+def install():
+    """Install what is not there, and restart the session only where an older library is in use already."""
+    colab = "google.colab" in sys.modules
+    spec = importlib.util.find_spec("qsjax")
+    if version("qsjax") or (not colab and spec is not None and spec.origin):
+        print(f"qsjax {version('qsjax') or spec.origin} is here, with jax {version('jax')}")
+        return
+    if not colab:
         raise RuntimeError(
-            "JAX is imported already: Runtime > Restart session, then this cell first"
+            "qsjax is not installed: `pip install .` in a checkout of it, then run this cell again"
         )
     gpu = shutil.which("nvidia-smi") is not None
     tpu = importlib.util.find_spec("libtpu") is not None and not gpu
     extra = "[tpu]" if tpu else "[cuda]" if gpu else ""
-    kept = [
-        f"{name}=={importlib.metadata.version(name)}"
-        for name in ("numpy", "torch", "transformers", "huggingface_hub")
-        if importlib.util.find_spec(name) is not None
-    ]
+    kept = {name: version(name) for name in ("numpy", "torch", "transformers", "huggingface_hub")}
+    kept = [f"{name}=={number}" for name, number in kept.items() if number]
+    found = (
+        f"Python {sys.version.split()[0]}, {', '.join(kept)}, jax {version('jax') or 'not there'}"
+    )
+    print(f"found {found}; {'a TPU' if tpu else 'a GPU' if gpu else 'no accelerator'}")
+    used = [name for name in ("jax", "jaxlib", "numpy", "ml_dtypes") if name in sys.modules]
+    used = {name: getattr(sys.modules[name], "__version__", "?") for name in used}
+    if "jax" in used:
+        print(
+            f"jax {used['jax']} is in use already: the session will restart if it has to be another"
+        )
+    where, source = road()
+    print(f"installing qsjax{extra} from {where}, and jax {JAX}: some minutes")
     Path("kept.txt").write_text("\n".join(kept), encoding="utf-8")
-    packages = [f"qsjax{extra} @ {REPOSITORY}", "jax==0.11.2", "diffusers"]
+    packages = [f"qsjax{extra} @ {source}", f"jax=={JAX}", "diffusers"]
     command = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", *packages]
-    subprocess.run(command, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout[-2000:], done.stderr[-4000:])
+        raise RuntimeError(f"pip could not install qsjax from {where}; what it says is above")
+    importlib.invalidate_caches()
+    print(f"installed qsjax {version('qsjax')}, jax {version('jax')}")
+    stale = [f"{name} {old}" for name, old in used.items() if old != version(name)]
+    if stale:
+        from IPython import get_ipython
+
+        print(f"the session restarts, for {', '.join(stale)} was in use; then run all cells again")
+        get_ipython().kernel.do_shutdown(True)
+
+
+install()
 
 # %%
-import os
-
 import numpy as np
 from IPython.display import Image, Video, display
 
@@ -186,14 +277,15 @@ display(Video(str(path), embed=True, width=512, html_attributes=LOOP))
 # ## The 13B model
 #
 # ```sh
-# qsjax convert HunyuanVideo/ checkpoints/hunyuan
+# qsjax convert hf://hunyuanvideo-community/HunyuanVideo checkpoints/hunyuan --delete-source   # or HunyuanVideo/, a folder of yours
 # qsjax convert HunyuanVideo/ checkpoints/rtn-w4a8 --quantize rtn-w4a8
 # qsjax calibrate --model checkpoints/hunyuan --out checkpoints/w4a8 --frames 61 --height 480 --width 832 --plot calibration.png
 # qsjax evaluate compare --reference checkpoints/hunyuan --model checkpoints/rtn-w4a8 checkpoints/w4a8 \
 #     --captions captions.txt --batch 1 --frames 61 --height 480 --width 832 --out comparison --plots
 # ```
 #
-# Captions for calibration are those of `configs/captions` unless a file is given. Blocks come off the disk one by one and every
+# `--delete-source` downloads one file at a time and deletes it when its tensors are written, so that the disk holds one copy; a folder of
+# yours is never touched. Captions for calibration are those of `configs/captions` unless a file is given. Blocks come off the disk one by one and every
 # finished block is on disk whole: after Ctrl-C or a lost machine the same command goes on, with the same bits at the end. The
 # comparison needs a device that holds the float transformer, 25.6 GB, and so does sampling the captions. What calibration takes on a chip, by the plan (estimates: it
 # has not been run at this size):

@@ -48,7 +48,7 @@ def missing(target: Target) -> str | None:
     if target.backend == "tpu":
         return None if importlib.util.find_spec("libtpu") else "pip install libtpu"
     plugin = importlib.util.find_spec("jax_plugins") and importlib.util.find_spec(_CUDA_PLUGIN)
-    return None if plugin else "pip install 'qsjax[cuda]'"
+    return None if plugin else "pip install 'jax[cuda12]'"
 
 
 def device(target: Target) -> jax.Device:

@@ -1,11 +1,17 @@
-"""qsjax: HunyuanVideo-13B in JAX, converted, quantized and sampled on TPU, GPU and CPU.
+"""HunyuanVideo-13B in JAX: converted, quantized, and sampled with sparse attention on TPU, GPU and CPU.
 
 >>> import qsjax
 >>> pipeline = qsjax.Pipeline.tiny()
 >>> video = pipeline("a red circle moves left", seed=0)
 >>> qsjax.write_video(video, "out.mp4", fps=8)
 
-Names are imported when they are first used, so that `import qsjax` is immediate.
+* Videos: `Pipeline`, its `Result`, `write_video`, `write_contact_sheet`; `read_provenance` tells how a file was made, as a `Provenance`.
+* Checkpoints: `convert`, `calibrate`; `plan_memory` says what fits before anything is loaded.
+* Parts, for a loop of your own: `load_dit`, `load_vae`, `TextEncoder`, `make_sampler` and its `SamplingPlan`; `save_prompts` and
+  `load_prompts`; `Tiling` of the autoencoder; `DiT`, `DiTConfig` and `VAE`, the modules themselves.
+* `QsjaxError` is the base of every error that a caller can mend.
+
+Names are imported when they are first used, so that `import qsjax` is immediate. On the command line: `qsjax --help`.
 """
 
 import importlib

@@ -9,7 +9,7 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from qsjax.budget import PlannedModel
-from qsjax.budget.calibration import SAMPLES, STEPS, CalibrationPlan
+from qsjax.budget.calibration import STEPS, CalibrationPlan
 from qsjax.budget.calibration_memory import inputs_fit
 from qsjax.budget.calibration_report import CALIBRATION_SIZE
 from qsjax.budget.passes import PlannedMethod
@@ -25,6 +25,7 @@ from qsjax.errors import InputError
 from qsjax.models import device_room
 from qsjax.pipeline import Pipeline
 from qsjax.quant import Recipe
+from qsjax.settings.calibration import SAMPLES
 from qsjax.settings.video import TEXT_TOKENS
 from qsjax.tiny.streams import CALIBRATION, held_out
 from qsjax.untrusted import read_text

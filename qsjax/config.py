@@ -27,11 +27,16 @@ class Config(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
+def close_to(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that the word may be a misspelling of."""
+    return next(iter(difflib.get_close_matches(word, list(candidates), n=1)), None)
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str:
     """A hint that names the closest candidate and the full list, for the end of an error message."""
     names = sorted(candidates)
-    close = difflib.get_close_matches(word, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    close = close_to(word, names)
+    hint = f"did you mean {close!r}? " if close else ""
     return f"{hint}known: {', '.join(names)}"
 
 

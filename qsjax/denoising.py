@@ -221,7 +221,11 @@ class Denoiser:
 
 def _finite_of(latents: Any) -> tuple[Any, ...]:
     """What compiles the flag of a step's latents; it is the same for all plans."""
-    return "finite", SamplingPlan(), lambda _, x: all_finite(x), None, latents
+    return "finite", SamplingPlan(), _finite_flag, None, latents
+
+
+def _finite_flag(_: None, latents: Array) -> Array:
+    return all_finite(latents)
 
 
 def _shape(leaf: Any) -> Any:

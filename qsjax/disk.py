@@ -30,6 +30,11 @@ class DiskError(InputError):
         super().__init__(f"{shown_path(place)}: cannot be written ({reason}); {then}")
         self.reason = reason
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it lacks room, for this file as for the next one."""
+        return self.reason in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+
 
 @contextmanager
 def writing(place: Path, then: str = AGAIN, *, nbytes: int = 0) -> Generator[None, None, None]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.stages import Compiled
 from jaxtyping import Array, Float, UInt8
 
 from qsjax.budget.steps import describe
@@ -67,6 +68,11 @@ class Pipeline(OpenCheckpoint):
     @cached_property
     def _denoiser(self) -> Denoiser:
         return Denoiser(self._models, self.mesh, progress=self._progress, add=self._add)
+
+    @cached_property
+    def _encoders(self) -> dict[int, Compiled]:
+        """The text encoders' programs by number of texts."""
+        return {}
 
     @cached_property
     def _decoder(self) -> LatentDecoder:
@@ -248,7 +254,9 @@ class Pipeline(OpenCheckpoint):
         return chosen
 
     def require_runnable(self, settings: Settings, *, encodes: bool = True) -> None:
-        """Refuse a run that these devices cannot do, before anything is loaded; warn of one whose sparse attention is none.
+        """Refuse a run that these devices cannot do, before anything is loaded; say what in its settings is hardly meant.
+
+        That is sparse attention that no step has, and a shift for larger videos.
 
         Args:
             settings: of the run.
@@ -265,6 +273,13 @@ class Pipeline(OpenCheckpoint):
                 "all %d steps have full attention: dense steps and refreshes leave none to be sparse; give more steps, or a recipe"
                 " for few of them, as few-steps-6-d25",
                 settings.steps,
+            )
+        if settings.shift_exceeds_size:
+            logger.info(
+                "hint: a shift of %g is for larger videos; at %dx%d diffusers advises 2 to 5",
+                settings.shift,
+                settings.height,
+                settings.width,
             )
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
@@ -391,7 +406,13 @@ class Pipeline(OpenCheckpoint):
 
     def _encode(self, texts: list[str]) -> EncodedPrompt:
         encoder = self.text_encoder
+        tokens = encoder.tokens(texts)
+        if len(texts) not in self._encoders:
+            start = time.perf_counter()
+            self._encoders[len(texts)] = encoder.compiled(tokens)
+            self._add("compile", start)
         start = time.perf_counter()
-        encoded = jax.block_until_ready(encoder(texts))
+        run = self._encoders[len(texts)]
+        encoded = jax.block_until_ready(run(encoder.llama, encoder.clip, *tokens))
         self._add("encode", start)
         return encoded

@@ -44,7 +44,7 @@ def write_video(
     """
     import av
 
-    _check(video)
+    check_video(video)
     check_fps(fps)
     if video.shape[1] % 2 or video.shape[2] % 2:
         raise InputError(
@@ -52,7 +52,7 @@ def write_video(
         )
     target = Path(path)
     with (
-        _replacing(target, overwrite) as temporary,
+        writing_file(target, overwrite) as temporary,
         av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         if comment:
@@ -96,7 +96,7 @@ def write_contact_sheet(
             f"{len(videos)} videos and {len(captions)} captions: give one caption a video"
         )
     for video in videos:
-        _check(video)
+        check_video(video)
     height, width = (zoom * size for size in videos[0].shape[1:3])
     gap, band = 4, 16
     size = (columns * (width + gap) + gap, len(videos) * (height + band + gap) + gap)
@@ -109,13 +109,13 @@ def write_contact_sheet(
             frame = Image.fromarray(video[index]).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(frame, (gap + column * (width + gap), top + band))
     target = Path(path)
-    with _replacing(target, overwrite) as temporary:
+    with writing_file(target, overwrite) as temporary:
         sheet.save(temporary, format="PNG")
     return target
 
 
 @contextmanager
-def _replacing(target: Path, overwrite: bool) -> Generator[Path, None, None]:
+def writing_file(target: Path, overwrite: bool) -> Generator[Path, None, None]:
     """A temporary name beside `target`, moved into place when the block ends without an error."""
     check_writable(target, overwrite=overwrite)
     with replacing(target) as temporary:
@@ -144,7 +144,12 @@ def check_writable(target: Path, *, overwrite: bool, pixels: int = 0) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-    require_room(target, pixels // _PIXELS_A_BYTE)
+    require_room(target, least_bytes(pixels))
+
+
+def least_bytes(pixels: int) -> int:
+    """The size of the smallest file that a video can become, of whose frames all have so many pixels together."""
+    return pixels // _PIXELS_A_BYTE
 
 
 def check_fps(fps: int) -> None:
@@ -159,7 +164,12 @@ def check_fps(fps: int) -> None:
         )
 
 
-def _check(video: Video) -> None:
+def check_video(video: Video) -> None:
+    """Refuse what is no video.
+
+    Raises:
+        InputError: not uint8 [T, H, W, 3] with a frame or more.
+    """
     if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not len(video):
         raise InputError(
             f"a video is uint8 [frames, height, width, 3], not {video.dtype} {list(video.shape)}"

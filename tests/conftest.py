@@ -23,7 +23,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["preflight", "small_disk"]
+pytest_plugins = ["preflight", "small_disk", "videos"]
 
 # Read when the first array is made. Threads that share a program's code among them cost more than a small program has.
 _FLAGS = "--xla_cpu_parallel_codegen_split_count=1"

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+from command_lines import COMMANDS
 
 import convert
 import qsjax
-from qsjax.cli import VERBS, main
+from qsjax.cli import main
 from qsjax.errors import InputError, on_command_line
 from qsjax.tiny import evaluate, train
 from qsjax.video import check_writable
@@ -61,7 +62,11 @@ def errors_made():
 
 
 def test_the_library_names_arguments_and_every_one_is_an_option(capsys):
-    for command, *words in [*((main, verb) for verb in VERBS), (train.main,), (evaluate.main,)]:
+    for command, *words in [
+        *((main, *words) for words in COMMANDS),
+        (train.main,),
+        (evaluate.main,),
+    ]:
         with pytest.raises(SystemExit):
             command([*words, "--help"])
     options = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))

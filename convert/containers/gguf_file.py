@@ -27,7 +27,7 @@ class GgufFile(Source):
         fields: the file's metadata; see `convert.containers.gguf_header.Header`.
 
     Raises:
-        InputError: the file cannot be opened, or is quantized and the package `gguf` is absent.
+        InputError: the file cannot be opened.
         CheckpointError: it is damaged, one part of several, or of a type that cannot be read.
     """
 

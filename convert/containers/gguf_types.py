@@ -1,11 +1,13 @@
 """The types of GGUF's tensors: plain numbers, and blocks of integers with their scales, which the package `gguf` knows."""
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from qsjax.address import install
 from qsjax.errors import CheckpointError, InputError
 
 PLAIN = {
@@ -37,25 +39,37 @@ class BlockType(NamedTuple):
     plain: np.dtype | None
 
 
+def require_gguf(path: Path) -> None:
+    """Refuse a `.gguf` where the package that knows its types is absent, of whatever types the file is.
+
+    Args:
+        path: of the file, for the message.
+
+    Raises:
+        InputError: gguf is absent.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"{path}: reading .gguf files needs the package gguf; install it with {install('gguf')} or give safetensors"
+        ) from error
+
+
 def block_type(number: int, what: str) -> BlockType:
-    """The type of a tensor by its number in the file.
+    """The type of a tensor by its number in the file; the package `gguf` is there.
 
     Args:
         number: from the file.
         what: the file and the tensor, for the message.
 
     Raises:
-        InputError: the package `gguf` is needed and absent.
         CheckpointError: the type is unknown, or is one that nobody stores weights in.
     """
+    import gguf
+
     if number in PLAIN:
         return BlockType(PLAIN[number].name, 1, PLAIN[number].itemsize, PLAIN[number])
-    try:
-        import gguf
-    except ImportError as error:
-        raise InputError(
-            f"{what} is quantized (type {number}), and reading it needs the package gguf; install it with `pip install 'qsjax[gguf]'`"
-        ) from error
     try:
         kind = gguf.GGMLQuantizationType(number)
     except ValueError as error:

@@ -16,6 +16,7 @@ from convert.containers.folder import (
     require_readable,
 )
 from convert.containers.gguf_file import GgufFile
+from convert.containers.gguf_types import require_gguf
 from convert.containers.scaled_fp8 import ScaledFp8, scales_beside
 from convert.containers.sharded import ShardedSafetensors
 from convert.containers.source import Source
@@ -39,7 +40,7 @@ def open_source(path: str | os.PathLike[str], component: str, files: Files = ON_
         so do GGUF's, in float32.
 
     Raises:
-        InputError: nothing usable is there, or more than one thing; or a `.pt` and no PyTorch, a quantized `.gguf` and no gguf.
+        InputError: nothing usable is there, or more than one thing; or a `.pt` and no PyTorch, a `.gguf` and no gguf.
         CheckpointError: the files are damaged or contradict each other.
     """
     place = Path(path)
@@ -62,19 +63,31 @@ def open_source(path: str | os.PathLike[str], component: str, files: Files = ON_
     return source
 
 
+def require_reader(path: Path) -> None:
+    """Refuse a kind of file that needs a package which is absent, by its name alone: it need not be here yet.
+
+    Raises:
+        InputError: says which package, and how it is installed.
+    """
+    if path.suffix in TORCH_SUFFIXES:
+        require_torch(path)
+    elif path.suffix == GGUF_SUFFIX:
+        require_gguf(path)
+
+
 def _open(path: Path, files: Files) -> Source:
     if not files.is_there(path):
         raise InputError(
             f"{path}: no such file or folder; name a safetensors file, a .pt, a .gguf or a folder with one"
         )
     require_readable(str(path))
+    require_reader(path)
     if INDEX.search(path.name):
         return with_float8(ShardedSafetensors(path, files))
     if path.suffix == GGUF_SUFFIX:
         files.fetch(path)
         return GgufFile(path)
     if path.suffix in TORCH_SUFFIXES:
-        require_torch(path)
         for part in (path, scales_beside(path)):
             files.fetch(part)
         file = TorchFile(path)

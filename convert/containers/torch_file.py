@@ -19,6 +19,7 @@ from convert.containers.listing import first_few
 from convert.containers.source import Source, TensorInfo, begin_of
 from convert.containers.torch_archive import Record, check_crc, read_archive
 from convert.containers.torch_pickle import check_pickle
+from qsjax.address import install
 from qsjax.errors import CheckpointError, InputError
 from qsjax.untrusted import shown
 
@@ -114,7 +115,7 @@ def require_torch(path: Path) -> None:
         import torch
     except ImportError as error:
         raise InputError(
-            f"{path}: reading .pt files needs PyTorch; install it with `pip install 'qsjax[convert]'` or give safetensors"
+            f"{path}: reading .pt files needs PyTorch; install it with {install('convert')}, or give safetensors"
         ) from error
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _OLDEST_TORCH:
         raise InputError(

@@ -52,7 +52,7 @@ class LoraFile:
 
     Attributes:
         updates: what it adds.
-        record: its name, sha256, strength and number of layers, for the manifest.
+        record: its name, sha256, strength and number of layers, for the manifest, which adds the address where it was published.
 
     Raises:
         InputError: the file cannot be opened, or is none that is read.
@@ -113,6 +113,11 @@ class LoraFile:
                 problems.append(f"{shown(name, 120)} is there twice")
             else:
                 found[place][key.part, key.number] = (name, key)
+        layers = {key.layer for parts in found.values() for _, key in parts.values()}
+        if unused := scaling.unused(layers):
+            raise CheckpointError(
+                f"{path}: alpha_pattern names {first_few(map(shown, unused), 3)}, and no layer of the file is called so; get it again from its source"
+            )
         updates: list[Update] = []
         for place, parts in found.items():
             title = shown(next(iter(parts.values()))[0], 120)
@@ -150,7 +155,7 @@ class LoraFile:
                 require_finite(
                     array, f"{path}: {shown(name)}", "get the file again from its source"
                 )
-                largest[name] = float(np.abs(array.astype(np.float32)).max(initial=0))
+                largest[name] = float(np.abs(array.astype(np.float64)).max(initial=0))
             rank = self._file.tensors[update.down].shape[0]
             if largest[update.up] * largest[update.down] * rank * abs(update.factor) > _LARGEST:
                 raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The figures of the method, as SVG files beside this one: `python docs/figures/draw.py` (needs `qsjax[plot]`).
+"""The figures of the method, as SVG files beside this one: `python docs/figures/draw.py` (needs the extra `plot`).
 
 Masks, kinds of steps, bytes and seconds are what the package computes, so that a figure shows what the code does.
 """

@@ -24,7 +24,7 @@ def objection(
     if backend != "gpu":
         return f"needs a GPU, this is {backend}"
     if importlib.util.find_spec("jax_triton") is None:
-        return "needs jax-triton: pip install 'qsjax[cuda]'"
+        return "needs jax-triton: pip install jax-triton"
     if bits != 4 or layout != "bytes_transposed":
         return f"needs 4 bits in layout 'bytes_transposed', not {bits} in {layout!r}"
     if weight_only:

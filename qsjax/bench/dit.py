@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.keymaps import load_module
+from qsjax.address import install
 from qsjax.dit import DiTConfig
 from qsjax.dit.abstract import abstract_dit
 from qsjax.errors import InputError
@@ -64,7 +65,7 @@ def against_torch(pairs: int) -> dict[str, Any]:
         from diffusers import HunyuanVideoTransformer3DModel
     except ImportError as error:
         raise InputError(
-            f"the comparison needs {error.name}; install it with pip install 'qsjax[convert]'"
+            f"the comparison needs {error.name}; install it with {install('convert')}"
         ) from error
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 """The cost of calibration: operations of every pass, hours and disk; all estimated."""
 
 from dataclasses import dataclass
-from math import prod
+from math import comb, prod
 
 from qsjax.budget.devices import Device
 from qsjax.budget.flops import StepFlops
@@ -24,11 +24,12 @@ from qsjax.budget.size import Size
 from qsjax.budget.weights import Weights
 from qsjax.dit import DiTConfig
 from qsjax.errors import InputError
+from qsjax.settings.calibration import EPOCHS, SAMPLES, early_samples, first_steps
 
 SHARE_OF_PEAK = 0.4
 """Share of a device's bfloat16 peak that the hours assume; not measured."""
-SAMPLES, EPOCHS, STEPS = 20, 15, 50
-"""Defaults: samples, passes over them, steps of each sampled video."""
+STEPS = 50
+"""Of each sampled video."""
 _BFLOAT16, _FLOAT32 = 2, 4
 
 
@@ -75,13 +76,27 @@ class CalibrationPlan:
     def evaluations(self) -> int:
         """Evaluations of the float model that the captions take.
 
-        A video is sampled up to the last step that gives a sample; these lie anywhere, m to a video, so that on average its share
-        m / (m + 1) of the steps is run. Tuning sees all steps.
+        A video is sampled up to the last step that gives a sample: m to a video, each among the first steps by the share that
+        these have, else anywhere in the rest; the last of k that lie anywhere is on average at k / (k + 1). Tuning sees all steps.
         """
         if self.method.tune_steps:
             return self.videos * self.steps
-        each = self.samples / self.videos
-        return round(self.videos * self.steps * each / (each + 1))
+        first, early = (
+            first_steps(self.steps),
+            early_samples(self.samples, self.steps) / self.samples,
+        )
+        each, few = divmod(self.samples, self.videos)
+        counts = ((each, self.videos - few), (each + 1, few))
+        return round(sum(videos * self._last(each, early, first) for each, videos in counts))
+
+    def _last(self, each: int, early: float, first: int) -> float:
+        """Mean number of steps up to the last of so many samples of one video."""
+        late = 1 - early
+        steps = early**each * first * each / (each + 1)
+        for k in range(1, each + 1):
+            chance = comb(each, k) * late**k * early ** (each - k)
+            steps += chance * (first + (self.steps - first) * k / (k + 1))
+        return steps
 
     def passes(self) -> dict[str, int]:
         """Operations by purpose, in the order in which they happen; blocks have dense attention."""

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qsjax.budget.calibration import (
-    EPOCHS,
-    SAMPLES,
     SHARE_OF_PEAK,
     STEPS,
     CalibrationPlan,
@@ -18,6 +16,7 @@ from qsjax.budget.passes import PLANNED, TUNE_BATCH, PlannedMethod
 from qsjax.budget.weights import Weights
 from qsjax.config import nearest
 from qsjax.errors import InputError
+from qsjax.settings.calibration import EPOCHS, SAMPLES
 
 CALIBRATION_SIZE = (61, 320, 512)
 """Largest default size of calibration samples: frames, height and width. On one v5e everything fits with it, the inputs of all

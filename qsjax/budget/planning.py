@@ -3,7 +3,6 @@
 import os
 from typing import Any, Literal
 
-from qsjax.budget.calibration import EPOCHS, SAMPLES
 from qsjax.budget.calibration_report import CalibrationOptions
 from qsjax.budget.devices import Device
 from qsjax.budget.models import PlannedModel
@@ -18,6 +17,7 @@ from qsjax.settings import (
     SparsePlan,
     choose_settings,
 )
+from qsjax.settings.calibration import EPOCHS, SAMPLES
 from qsjax.settings.video import TEXT_TOKENS
 
 

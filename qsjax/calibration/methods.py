@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from qsjax.config import nearest
 from qsjax.errors import InputError
 from qsjax.quant.rotation import KINDS
+from qsjax.settings.calibration import EPOCHS
 
 ROWS = ("salient", "random", "all")
 ROUNDING = ("nearest", "gptq")
@@ -66,9 +67,9 @@ class Method:
     search_clips: bool = False
     tune_steps: int = 0
     tune_early: float = 0.0
-    tune_learning_rate: float = 2e-3
+    tune_learning_rate: float = 1e-3
     inputs: str = "fp"
-    epochs: int = 15
+    epochs: int = EPOCHS
     learning_rate: float = 5e-3
     clip_learning_rate: float = 5e-2
     window: int = 0

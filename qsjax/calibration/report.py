@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qsjax.address import install
 from qsjax.disk import replacing
 from qsjax.errors import InputError
 from qsjax.video import check_writable
@@ -140,7 +141,7 @@ def figure_class(path: Path) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError(
-            f"{path}: plots need matplotlib; pip install 'qsjax[plot]' or leave `plot_to` out"
+            f"{path}: plots need matplotlib: {install('plot')}, or leave `plot_to` out"
         ) from error
     return Figure
 

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from qsjax.calibration.moments import sampled_steps
 from qsjax.disk import write_atomically
 from qsjax.dit import DiTConfig
 from qsjax.errors import CheckpointError, InputError
 from qsjax.sample import Settings, StepResult, initial_noise, schedule
+from qsjax.settings.calibration import SAMPLES
 from qsjax.text import EncodedPrompt
 from qsjax.untrusted.arrays import read_arrays
 
@@ -80,18 +82,11 @@ class SamplingPipeline(Protocol):
         ...
 
 
-def strata(samples: int, steps: int, seed: int) -> np.ndarray:
-    """A denoising step for every sample: one from each of `samples` equal stretches of the schedule, in random order."""
-    random = np.random.default_rng(seed)
-    at = (np.arange(samples) + random.random(samples)) / samples
-    return random.permutation(np.minimum((at * steps).astype(int), steps - 1))
-
-
 def collect(
     pipeline: SamplingPipeline,
     captions: Sequence[str],
     *,
-    samples: int = 20,
+    samples: int = SAMPLES,
     seed: int = 0,
     **settings: Unpack[SettingsChanges],
 ) -> Samples:
@@ -115,7 +110,7 @@ def collect(
     plan = chosen.plan()
     used = list(captions)[:samples]
     prompt = jax.tree.map(np.asarray, pipeline.encode(used))
-    wanted, of = strata(samples, plan.steps, seed), np.arange(samples) % len(used)
+    wanted, of = sampled_steps(samples, plan.steps, seed), np.arange(samples) % len(used)
     latents: dict[int, np.ndarray] = {}
     for number in range(len(used)):
         due: dict[int, list[int]] = {}

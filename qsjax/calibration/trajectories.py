@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float, Int
 
+from qsjax.calibration.moments import sampled_steps
 from qsjax.calibration.samples import (
     Samples,
     SamplingPipeline,
@@ -23,7 +24,6 @@ from qsjax.calibration.samples import (
     collect,
     plain,
     stored,
-    strata,
 )
 from qsjax.disk import write_atomically, writing
 from qsjax.errors import CheckpointError, InputError
@@ -111,7 +111,8 @@ class Trajectories:
 
     def samples(self, count: int, seed: int) -> Samples:
         """Inputs spread over captions and noise levels, the same that `collect` keeps."""
-        wanted, of = strata(count, len(self.timestep), seed), np.arange(count) % len(self.latents)
+        wanted = sampled_steps(count, len(self.timestep), seed)
+        of = np.arange(count) % len(self.latents)
         at = list(zip(of.tolist(), wanted.tolist(), strict=True))
         return Samples(
             np.stack([self.latents[run][step] for run, step in at]),

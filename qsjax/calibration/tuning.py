@@ -15,24 +15,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from qsjax.calibration.attention import attention
 from qsjax.calibration.methods import Method
+from qsjax.calibration.moments import moment_order
 from qsjax.calibration.trajectories import Moments, Trajectories
 from qsjax.calibration.tuning_store import TuningState, TuningStore
 from qsjax.dit import DiT
 from qsjax.dit.stack import Kept
 from qsjax.errors import InputError
 from qsjax.parallel import AXIS, make_mesh, replicated
-from qsjax.params import map_parameters, parameters
+from qsjax.params import dotted, map_parameters, parameters
 from qsjax.progress import Progress
-from qsjax.quant.tuned import iterate_quantized, with_tuned_layers
+from qsjax.quant.tuned import TunedLinear, iterate_quantized, with_tuned_layers
 
 BATCH = 2
 """Moments a step."""
+_LEAST = 1e-12
+"""Squared relative error below which there is nothing to gain."""
 
 
 class Tuned(NamedTuple):
@@ -82,12 +86,12 @@ class Tuner:
 
     Attributes:
         steps: of training, for the learning rate.
-        learning_rate: Adam's, at the start of a cosine.
+        learning_rate: Adam's, at the start of a cosine, for layers of 4 bits; with each bit more it is a quarter (`paces`).
         kept: what the backward pass finds of each block.
     """
 
     steps: int
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     kept: Kept = "inputs"
 
     @property
@@ -99,14 +103,24 @@ class Tuner:
     def step(
         self, tuned: Tuned, state: PyTree[Array], dit: DiT, moments: Moments
     ) -> tuple[Tuned, PyTree[Array], Float[Array, ""]]:
-        """One update, and the loss before it."""
-        loss, gradients = jax.value_and_grad(self._loss)(tuned, dit, moments)
+        """One update, and before it the mean of ||v_q - v||^2 / ||v||^2 over the moments."""
+
+        def objective(tuned: Tuned) -> tuple[Array, Array]:
+            errors = self._errors(tuned, dit, moments)
+            # Of the logarithms: late steps, whose errors are five times the first ones', would decide alone.
+            return jnp.log(errors + _LEAST).mean(), errors.mean()
+
+        gradients, loss = jax.grad(objective, has_aux=True)(tuned)
         with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes dtypes
             updates, state = self.optimizer.update(gradients, state, tuned)
+        pace = paces(dit)
+        updates = jax.tree.map_with_path(
+            lambda path, update: update * pace[path[-1].key.rpartition(".")[0]], updates
+        )
         return cast(Tuned, optax.apply_updates(tuned, updates)), state, loss
 
-    def _loss(self, tuned: Tuned, dit: DiT, moments: Moments) -> Float[Array, ""]:
-        """||v_q - v||^2 / ||v||^2, the mean over moments."""
+    def _errors(self, tuned: Tuned, dit: DiT, moments: Moments) -> Float[Array, " B"]:
+        """||v_q - v||^2 / ||v||^2 of every moment."""
         before = parameters(dit)
         now = tuned.leaves(before)
         student = map_parameters(lambda name, value: now.get(name, value), dit)
@@ -122,7 +136,20 @@ class Tuner:
         )
         axes = tuple(range(1, out.ndim))
         error = jnp.square(out - moments.velocity).sum(axis=axes)
-        return (error / jnp.square(moments.velocity).sum(axis=axes)).mean()
+        return error / jnp.square(moments.velocity).sum(axis=axes)
+
+
+def paces(dit: DiT) -> dict[str, float]:
+    """How far the layers of a model may move, by their paths: a quarter as far with each bit more than 4.
+
+    Adam's steps are as long whatever the gradients are. What is right for the errors of 4 bits is itself an error at 6, where the
+    squares of rounding's errors are a sixteenth.
+    """
+    return {
+        dotted(*path): 4.0 ** min(4 - layer.precision.weights, 0)
+        for path, layer in nnx.iter_modules(dit)
+        if isinstance(layer, TunedLinear)
+    }
 
 
 def tune(
@@ -189,36 +216,6 @@ def tune(
                 store.offer(now, last=len(now.curve) == method.tune_steps)
     before = {name: np.asarray(value) for name, value in parameters(dit).items()}
     return jax.device_get(now.tuned).leaves(before, np.exp), now.curve
-
-
-def moment_order(
-    runs: int, steps: int, needed: int, *, early: float, seed: int
-) -> Int[np.ndarray, " needed"]:
-    """Which moment comes when, numbered as in `Trajectories.moments`.
-
-    Those of the first tenth of the steps and the others take turns, by the share `early`; of each all come once in random
-    order before any comes twice. What the first steps get wrong, later ones follow: nearly all of a video's distance from the
-    float model's comes from them (docs/quantization.md), and they are few.
-
-    Args:
-        runs: sampling runs.
-        steps: of each.
-        needed: how many are wanted.
-        early: share of the first tenth; 0 draws from all steps alike.
-        seed: of the order.
-    """
-    random = np.random.default_rng(seed)
-    moments = np.arange(runs * steps)
-    early = early if steps > 1 else 0.0
-    first = (moments % steps < -(-steps // 10)) & (early > 0)
-    number = np.arange(needed)
-    turns = np.floor((number + 1) * early) > np.floor(number * early)
-    order = np.empty(needed, int)
-    for group, places in ((moments[first], turns), (moments[~first], ~turns)):
-        count = int(places.sum())
-        passes = [random.permutation(group) for _ in range(-(-count // max(len(group), 1)))]
-        order[places] = np.concatenate(passes)[:count] if count else []
-    return order
 
 
 def _attention(q: Array, k: Array, v: Array, kv_valid: Array, state: tuple[()]) -> Any:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint.experimental.v1 as ocp
 
 from qsjax.disk import beside, free_bytes, remove
 from qsjax.errors import CheckpointError
@@ -37,6 +36,8 @@ def store(directory: Path, leaves: Mapping[str, np.ndarray]) -> None:
     Raises:
         OSError, ValueError: the disk has no room for it, or refuses otherwise.
     """
+    import orbax.checkpoint.experimental.v1 as ocp  # half a second, and who reads needs none of it
+
     for left in (directory, beside(directory, _UNCOMMITTED)):
         remove(left)
     nbytes = sum(array.nbytes for array in leaves.values())

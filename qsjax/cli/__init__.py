@@ -6,35 +6,59 @@ and a file with its traceback.
 """
 
 import argparse
+import gc
 import importlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 VERBS = {
-    "demo": "convert the bundled tiny model, calibrate it to W4A8 and sample three videos with both, offline, on any CPU",
+    "demo": "the whole way on the bundled tiny model, offline, on any CPU: convert, calibrate to W4A8, sample in four ways",
     "convert": "PyTorch weights of HunyuanVideo into a checkpoint, and back with --export",
     "calibrate": "a quantized checkpoint from a float one, block by block",
     "sample": "a video from a prompt",
-    "plan": "what fits where, before anything is loaded: bytes, operations, hours of calibration",
+    "ui": "a page in the browser: prompt, previews, videos beside full precision, history",
+    "serve": "videos by HTTP: OpenAI's Videos API, a queue, one resident model",
+    "plan": "what fits where, before anything is loaded: bytes, operations, estimated seconds, hours of calibration",
     "evaluate": "compressed models against full precision: PSNR, SSIM and velocity errors, paired",
     "doctor": "what this machine has, and which implementations would run on it",
-    "bench": "measure the transformer against PyTorch, and the kernels against what the hardware allows",
+    "bench": "how fast: kernels, the transformer, a whole run, a conversion, measured here or estimated for a TPU",
 }
+
+
+_MOST_IN_USAGE = 6
+"""Options that the first line of a help names one by one."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows default values; for options without one, the help text itself says what happens."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        silent = action.default is None or action.default is False or action.default in ("", [])
+        return action.help if silent else super()._get_help_string(action)
+
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        """Forty options are no line to read: they stand below, each with its meaning."""
+        listed = [action for action in actions if action.option_strings and not action.required]
+        if len(listed) > _MOST_IN_USAGE:
+            others = [action for action in actions if action not in listed]
+            full = super()._format_usage(usage, others, groups, prefix)
+            head = f"usage: {self._prog}"
+            return full.replace(head, f"{head} [options]", 1)
+        return super()._format_usage(usage, actions, groups, prefix)
 
 
 def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     """The parser: all verbs are listed, but only `verb` gets its arguments."""
     from qsjax import __version__
 
-    parser = argparse.ArgumentParser(prog="qsjax", description="HunyuanVideo in JAX.")
+    parser = argparse.ArgumentParser(
+        prog="qsjax",
+        description="HunyuanVideo-13B in JAX: converted, quantized, and sampled with sparse attention.",
+        epilog="Begin with `qsjax demo`. `qsjax VERB --help` shows what a verb takes.",
+    )
     parser.add_argument("--version", action="version", version=f"qsjax {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, summary in VERBS.items():
@@ -47,10 +71,27 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         if name == verb:
             from qsjax.cli.options import Options
 
-            options = Options(child)
-            importlib.import_module(f"qsjax.cli.{name}").add_arguments(options)
-            child.set_defaults(options=options)  # for `--config`
+            importlib.import_module(f"qsjax.cli.{name}").add_arguments(Options(child))
     return parser
+
+
+def _no_such_option(args: argparse.Namespace, unknown: Sequence[str]) -> str:
+    """The sentence for words that a command does not take."""
+    from qsjax.config import close_to
+    from qsjax.untrusted import shown
+
+    command, word = args.options.parser.prog, unknown[0].partition("=")[0]
+    if word.removeprefix("--") in args.options.actions:
+        return f"{shown(word, 40)}: options stand after the command, as in `{command} {word}`"
+    near = close_to(word, [f"--{name}" for name in args.options.actions])
+    hint = f"did you mean {near}? " if near else ""
+    return f"{shown(word, 40)}: `{command}` takes no such argument; {hint}`{command} --help` lists what it takes"
+
+
+def _collect_seldom() -> None:
+    """Let Python look for garbage seldom: imports and tracing make a million objects that live, and to walk through all of them
+    again and again takes a fifth of a start's processor time. Models are collected where they are dropped."""
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _end_while_compiling(status: int) -> None:
@@ -66,7 +107,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     verb = next((word for word in arguments if word in VERBS), None)
     parser = build_parser(verb)
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        print(f"error: {_no_such_option(args, unknown)}", file=sys.stderr)
+        return 2
     if verb is not None and getattr(args, "config", None) is not None:
         args.options.find_typed(arguments[arguments.index(verb) + 1 :])
     from qsjax.cache import keep_programs  # `--help` is printed by now
@@ -74,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     from qsjax.errors import QsjaxError, on_command_line
 
     keep_programs()
+    if argv is None:
+        _collect_seldom()
     logger = logging.getLogger("qsjax")
     handler = logging.StreamHandler()
     logger.addHandler(handler)

@@ -8,6 +8,7 @@ from qsjax.cli.fields import add_fields
 from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.settings import Settings
+from qsjax.settings.calibration import SAMPLES
 
 _SIZES = ("frames", "height", "width", "steps")
 
@@ -48,7 +49,7 @@ def add_arguments(options: Options) -> None:
     options.add_argument(
         "--samples",
         type=whole(1, 100_000),
-        default=20,
+        default=SAMPLES,
         help="sampling steps whose inputs are trained on",
     )
     options.add_argument(

@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ CAPTIONS = (
 )
 # A quick calibration, which trains nothing: it is better than a few epochs of training whose weights are rounded to nearest.
 _METHOD, _SAMPLES = "gptq", 8
+_ZOOM = 3
+"""Of the videos of 64 x 64 pixels, so that their labels can be read."""
 
 
 def add_arguments(options: Options) -> None:
@@ -44,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from qsjax.calibration.checkpoint import calibrate_checkpoint
     from qsjax.calibration.report import summary
     from qsjax.checkpoint import Manifest
+    from qsjax.cli.demo_report import label, text
     from qsjax.cli.ways import Way
+    from qsjax.labels import side_by_side, write_strip
     from qsjax.pipeline import Pipeline
     from qsjax.quant import Recipe
     from qsjax.residual import Residual
@@ -95,80 +100,37 @@ def run(args: argparse.Namespace) -> int:
         Way("W4A8 + 15 %, no cache", pipelines["W4A8"], no_cache),
         Way("QuantSparse", pipelines["W4A8"], quantsparse),
     ]
-    videos: list[np.ndarray] = []
-    names: list[str] = []
+    clips: list[list[np.ndarray]] = []
     files: list[Path] = []
     for number, caption in enumerate(CAPTIONS):
         row = [way.sample(caption, seed=args.seed + number, steps=args.steps) for way in ways]
-        videos += row
-        names += [f"{way.name}: {caption}" for way in ways]
+        clips.append(row)
         path = args.out / f"{number + 1}-{caption.replace(' ', '-')}.mp4"
         comment = f"{caption}; from left: {', '.join(way.name for way in ways)}"
-        files.append(
-            write_video(np.concatenate(row, axis=2), path, fps=chosen.fps, comment=comment)
-        )
+        labelled = side_by_side(row, [way.name for way in ways], zoom=_ZOOM)
+        files.append(write_video(labelled, path, fps=chosen.fps, comment=comment))
     for way in ways:
         seconds |= {f"{stage} {way.name}": spent for stage, spent in way.seconds.items()}
-    files.append(write_contact_sheet(videos, names, sheet, zoom=2))
-    seconds["all"] = time.perf_counter() - started
+    names = [f"{way.name}: {caption}" for caption in CAPTIONS for way in ways]
+    files.append(write_contact_sheet(list(chain(*clips)), names, sheet, zoom=2))
     components = manifest.components
     stored = [Manifest.read(folder).component("dit").bytes for folder in folders.values()]
+    reports = [way.report(ways[0], chosen, stored[min(n, 1)]) for n, way in enumerate(ways)]
+    rows = list(zip(*clips, strict=True))
+    files.append(write_strip(rows, list(map(label, reports)), CAPTIONS, args.out / "strip.png"))
+    seconds["all"] = time.perf_counter() - started
     report = {
         "checkpoints": {name: str(folder) for name, folder in folders.items()},
         "parameters": {name: part.parameters for name, part in components.items()},
         "dit_bytes": dict(zip(folders, stored, strict=True)),
         "calibration": summary(blocks),
-        "ways": [way.report(ways[0], chosen, stored[min(n, 1)]) for n, way in enumerate(ways)],
+        "ways": reports,
         "video": f"{chosen.frames}x{chosen.height}x{chosen.width}",
+        "clips": len(CAPTIONS),
         "steps": chosen.steps,
         "seconds": {stage: round(spent, 2) for stage, spent in seconds.items()},
         "seconds_of_last_video": {k: round(v, 2) for k, v in ways[0].last.items()},
         "files": [str(path) for path in files],
     }
-    print(json.dumps(report, indent=1) if args.json else _text(report))
+    print(json.dumps(report, indent=1) if args.json else text(report))
     return 0
-
-
-def _list(seconds: dict[str, float]) -> str:
-    return ", ".join(f"{stage} {spent}" for stage, spent in seconds.items())
-
-
-def _table(ways: list[dict]) -> str:
-    from qsjax.evaluate.tables import markdown
-
-    headers = [
-        *("way", "PSNR, dB", "SSIM", "attention, sparse step", "attention, all steps"),
-        *("transformer", "cache", "denoising"),
-    ]
-    rows = []
-    for way in ways:
-        first = way["psnr"] is None
-        rows.append([
-            way["name"],
-            "" if first else f"{way['psnr']:.1f}",
-            "" if first else f"{way['ssim']:.3f}",
-            f"{100 * way['density']:.0f} %",
-            f"{100 * way['mean_density']:.0f} %",
-            f"{way['dit_bytes'] / 1e6:.1f} MB",
-            f"{way['cache_bytes'] / 1e6:.1f} MB",
-            f"{way['seconds_a_video']:.1f} s",
-        ])  # fmt: skip
-    return markdown(headers, rows)
-
-
-def _text(report: dict) -> str:
-    parameters = ", ".join(f"{name} {count:,}" for name, count in report["parameters"].items())
-    sizes, calibrated = report["dit_bytes"], report["calibration"]
-    lines = [
-        f"converted the bundled PyTorch files to {report['checkpoints']['float']} (parameters: {parameters})",
-        f"calibrated it to {report['checkpoints']['W4A8']}: transformer {sizes['float'] / sizes['W4A8']:.2f} times smaller,"
-        f" block errors {calibrated['output_error']:.2f} of round-to-nearest's",
-        f"sampled {len(CAPTIONS)} videos of {report['video']} in {report['steps']} steps each, in {len(report['ways'])} ways:",
-        _table(report["ways"]),
-        "seconds: " + _list(report["seconds"]),
-        f"seconds of the last video, compiled before: {_list(report['seconds_of_last_video'])}",
-        *(f"wrote {path}" for path in report["files"]),
-        "The tiny model has HunyuanVideo's architecture at a three-thousandth of its size; it knows moving shapes only.",
-        "At this size sparse attention saves little time; a video of 8,224 tokens took half as long (`qsjax bench sample`).",
-    ]
-    return "\n".join(lines)

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsjax.address import install
 from qsjax.cli.numbers import whole
 from qsjax.cli.options import Options, add_config, add_no_verify, with_config
 from qsjax.errors import InputError
-from qsjax.untrusted import shown
+from qsjax.settings.calibration import SAMPLES
 
 if TYPE_CHECKING:
     from qsjax.pipeline import Pipeline
@@ -19,76 +20,98 @@ _SIZES = {
     "width": "pixels",
     "steps": "denoising steps",
 }
-_DEFAULT_OUT = Path("outputs/quantization")
 
 
 def add_arguments(options: Options) -> None:
-    """The options of `qsjax evaluate`."""
-    options.add_argument(
-        "what",
-        choices=("compare", "quantization", "sparse"),
-        help="compare: checkpoints against a full-precision one; quantization: calibrate the bundled model in many"
-        " ways and compare them; sparse: sample it with sparse attention in many ways; hours for all rows",
+    """The commands of `qsjax evaluate`, each with its options."""
+    command = options.command(
+        "compare",
+        "checkpoints against a full-precision one, as `--model checkpoints/w4a8 --reference checkpoints/hunyuan`",
+        "The same captions and noise for both; without --out tables are printed and nothing is written.",
     )
-    options.add_argument(
-        "--reference", default="tiny", help="full-precision checkpoint, or 'tiny' for the bundle"
+    command.add_argument(
+        "--model", nargs="+", default=[], help="checkpoints of the reference's architecture"
     )
+    _add_reference(command)
+    command.add_argument(
+        "--captions",
+        default="8",
+        help="text file, one caption a line, or a number of held-out captions of the tiny model",
+    )
+    _add_seed(command, "clip i has the noise of seed + i")
+    command.add_argument("--batch", type=whole(1, 4096), default=8, help="clips at once")
+    _add_size(command)
+    _add_output(command, "folder for tables, contact sheets and plots", lpips=True)
+    for name, (summary, _) in _GRIDS.items():
+        command = options.command(
+            name,
+            summary,
+            "Finished rows are kept, and the same command goes on with the others.",
+        )
+        _add_grid(command, name)
+
+
+def _add_reference(options: Options) -> None:
     options.add_argument(
-        "--model", nargs="+", default=[], help="compare: checkpoints of the same architecture"
+        "--reference",
+        default="tiny",
+        help="full-precision checkpoint, or 'tiny' for the bundled model",
+    )
+
+
+def _add_grid(options: Options, name: str) -> None:
+    _add_reference(options)
+    options.add_argument(
+        "--rows", default="", help="only rows whose name matches this regular expression, as W4A8/"
     )
     options.add_argument(
         "--captions",
-        type=str,
-        help="number of held-out captions of the tiny model (default: 8 for compare, else 32); for compare also a"
-        " text file, one caption per line",
+        type=whole(1, 999_999),
+        default=32,
+        help="number of held-out captions of the tiny model",
     )
     options.add_argument(
-        "--rows",
-        default="",
-        help="quantization, sparse: only rows whose name matches this regular expression, as in W4A8/",
+        "--samples", type=whole(1, 100_000), default=SAMPLES, help="samples of a calibration"
+    )
+    streams = (
+        "captions and noise: those that settings are chosen on, or those that have chosen nothing"
+    )
+    default = (
+        "report" if name == "quantization" else "neither: the held-out captions of older tables"
     )
     options.add_argument(
-        "--samples",
-        type=whole(1, 100_000),
-        default=20,
-        help="quantization, sparse: samples of the calibration",
+        "--stream", choices=("choice", "report"), help=f"{streams} (default: {default})"
     )
-    options.add_argument(
-        "--stream",
-        choices=("choice", "report"),
-        help="captions and noise: those that settings are chosen on, or those that have chosen nothing (quantization: default"
-        " report; sparse: default the held-out captions of its older tables)",
-    )
-    options.add_argument(
-        "--first-caption",
-        type=whole(0, 1_000_000),
-        help="sparse, without --stream: number of the first held-out caption, from 0",
-    )
-    options.add_argument("--batch", type=whole(1, 4096), default=8, help="compare: clips at once")
+    if name == "sparse":
+        options.add_argument(
+            "--first-caption",
+            type=whole(0, 1_000_000),
+            help="without --stream: number of the first held-out caption, from 0 (default: 0)",
+        )
+        _add_seed(options, "clip i has the noise of seed + i; with --stream, of the calibration")
+    _add_size(options)
+    folder = f"folder for tables and plots, where a stopped run goes on (default: {_folder(name)})"
+    _add_output(options, folder, lpips=name == "quantization")
+
+
+def _add_seed(options: Options, text: str) -> None:
+    options.add_argument("--seed", type=whole(0), help=f"{text} (default: 0)")
+
+
+def _add_size(options: Options) -> None:
+    group = options.group("size of the videos")
     for name, text in _SIZES.items():
-        options.add_argument(f"--{name}", type=int, help=f"{text} (default: the checkpoint's)")
-    options.add_argument(
-        "--seed",
-        type=whole(0),
-        help="compare, sparse: clip i has the noise of seed + i (default: 0); with --stream it is the calibration's alone."
-        " Rows of quantization have seeds of their own",
-    )
-    options.add_argument(
-        "--out",
-        type=Path,
-        help=f"folder for tables, contact sheets and plots (default: {_DEFAULT_OUT} or its neighbour sparse, where a stopped"
-        " run goes on; compare writes nothing)",
-    )
-    options.add_argument(
-        "--plots", action="store_true", help="plots too: pip install 'qsjax[plot]'"
-    )
-    options.add_argument(
-        "--lpips",
-        action="store_true",
-        help="compare, quantization: LPIPS too: pip install 'qsjax[lpips]'",
-    )
+        group.add_argument(f"--{name}", type=int, help=f"{text} (default: the checkpoint's)")
+
+
+def _add_output(options: Options, folder: str, *, lpips: bool) -> None:
+    group = options.group("output")
+    group.add_argument("--out", type=Path, help=folder)
+    group.add_argument("--plots", action="store_true", help=f"plots too: {install('plot')}")
+    if lpips:
+        group.add_argument("--lpips", action="store_true", help=f"LPIPS too: {install('lpips')}")
+    group.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     add_no_verify(options)
-    options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     add_config(options)
 
 
@@ -103,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         from qsjax.evaluate.plots import require_matplotlib
 
         require_matplotlib()
-    if args.lpips:
+    if getattr(args, "lpips", False):
         from qsjax.evaluate.perceptual import require_lpips
 
         require_lpips()
@@ -113,18 +136,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _grid(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    captions, chosen = _count(args), _chosen(args)
     from qsjax.experiments.row import select
 
-    rows, experiment_class, report_class = _GRIDS[args.what]()
-    rows, folder = select(rows, args.rows), args.out or _DEFAULT_OUT.with_name(args.what)
+    rows, experiment_class, report_class = _GRIDS[args.what][1]()
+    rows, folder = select(rows, args.rows), args.out or _folder(args.what)
     experiment = experiment_class(
         _pipeline(args.reference, dtype="float32", verify=not args.no_verify),
         folder,
-        captions=captions,
+        captions=args.captions,
         samples=args.samples,
         progress=True,
-        **chosen,
+        **_chosen(args),
         **_settings(args),
     )
     report = report_class(experiment, experiment.run(rows))
@@ -134,28 +156,16 @@ def _grid(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
-    """What one grid takes and the other does not, of what was typed."""
-    given = {
-        "stream": args.stream,
-        "seed": args.seed,
-        "first_caption": args.first_caption,
-        "lpips": args.lpips or None,
+    """What was typed of the arguments that one experiment has and the other has not, or that have no default here."""
+    names = ("stream", "seed", "first_caption", "lpips")
+    given = {name: getattr(args, name, None) for name in names}
+    return {
+        name: value for name, value in given.items() if value is not None and value is not False
     }
-    given = {name: value for name, value in given.items() if value is not None}
-    for name, reason in _REFUSED[args.what].items():
-        if name in given:
-            option = name.replace("_", "-")
-            raise InputError(f"--{option} is not for `qsjax evaluate {args.what}`: {reason}")
-    return given
 
 
-_REFUSED = {
-    "quantization": {
-        "seed": "its rows have calibration seeds of their own, and the clips the noise of --stream",
-        "first_caption": "--stream names its captions",
-    },
-    "sparse": {"lpips": "it has no column for it"},
-}
+def _folder(experiment: str) -> Path:
+    return Path("outputs", experiment)
 
 
 def _quantization() -> tuple[Any, Any, Any]:
@@ -174,19 +184,18 @@ def _sparse() -> tuple[Any, Any, Any]:
     return sparse.sparse_grid(), sparse.SparseExperiment, sparse.SparseReport
 
 
-_GRIDS = {"quantization": _quantization, "sparse": _sparse}
-"""Functions that return the rows of a grid and the classes of its experiment and report; they import them when called."""
-
-
-def _count(args: argparse.Namespace) -> int:
-    if args.model:
-        raise InputError("--model is for `qsjax evaluate compare`; --reference names the model")
-    captions = "32" if args.captions is None else args.captions
-    if not (captions.isdecimal() and len(captions) < 7):
-        raise InputError(
-            f"--captions {shown(captions, 40)}: {args.what} takes a number of held-out captions"
-        )
-    return int(captions)
+_GRIDS = {
+    "quantization": (
+        "calibrate the bundled model in many ways and compare them; hours for all rows",
+        _quantization,
+    ),
+    "sparse": (
+        "sample the bundled model with sparse attention in many ways; hours for all rows",
+        _sparse,
+    ),
+}
+"""Experiment -> its line in the help, and a function that returns the rows of its grid and the classes of its experiment and report;
+that imports them when it is called."""
 
 
 def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -196,11 +205,7 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise InputError("--plots needs --out FOLDER to write to")
     from qsjax.evaluate.checkpoints import compare_checkpoints, read_captions
 
-    if args.stream or args.first_caption is not None:
-        raise InputError(
-            "--stream and --first-caption are not for compare; --captions takes a file"
-        )
-    captions = read_captions("8" if args.captions is None else args.captions)
+    captions = read_captions(args.captions)
     verify = not args.no_verify
     comparison = compare_checkpoints(
         _pipeline(args.reference, verify=verify),

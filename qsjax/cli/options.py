@@ -22,10 +22,15 @@ class Options:
         parser: the parser.
         actions: option without "--" -> what the parser does with it.
         typed: names in the parsed arguments of the options that were typed, see `find_typed`.
+        commands: name -> options of a command of the verb, as `compare` is one of `qsjax evaluate`.
     """
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
+    def __init__(self, parser: argparse.ArgumentParser, *, depth: int = 0) -> None:
         self.parser = parser
+        self._depth = depth
+        self.commands: dict[str, Options] = {}
+        self._subparsers: Any = None
+        parser.set_defaults(options=self)  # for `--config`, and for messages
         self.typed: frozenset[str] = frozenset()
         self.actions: dict[str, argparse.Action] = {}
         self._add: Callable[..., argparse.Action] = parser.add_argument
@@ -46,6 +51,7 @@ class Options:
         Args:
             words: the command line after the verb; the parser has accepted it.
         """
+        words = words[self._depth :]
         defaults = {action: action.default for action in self.actions.values()}
         try:
             for action in defaults:
@@ -55,10 +61,31 @@ class Options:
             for action, default in defaults.items():
                 action.default = default
 
-    def group(self, title: str, description: str) -> "Options":
+    def command(self, name: str, summary: str, description: str = "") -> "Options":
+        """A command of the verb, with options and a help of its own. Its name is `what` in the parsed arguments.
+
+        Args:
+            name: what is typed after the verb.
+            summary: its line in the verb's help.
+            description: further sentences for its own help.
+        """
+        if self._subparsers is None:
+            self._subparsers = self.parser.add_subparsers(
+                dest="what", metavar="WHAT", required=True
+            )
+        parser = self._subparsers.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. {description}".strip(),
+            formatter_class=self.parser.formatter_class,
+        )
+        self.commands[name] = Options(parser, depth=self._depth + 1)
+        return self.commands[name]
+
+    def group(self, title: str, description: str = "") -> "Options":
         """Options that the help shows under a title of their own; they are added to the same list."""
         group = copy(self)
-        group._add = self.parser.add_argument_group(title, description).add_argument
+        group._add = self.parser.add_argument_group(title, description or None).add_argument
         return group
 
 

@@ -10,6 +10,7 @@ from qsjax.cli.options import Options, add_config, quantizes, with_config
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
 from qsjax.errors import InputError, on_command_line
 from qsjax.settings import MODULATION_WEIGHTS, Settings
+from qsjax.settings.calibration import EPOCHS, SAMPLES
 from qsjax.settings.video import TEXT_TOKENS
 from qsjax.untrusted import shown
 
@@ -28,6 +29,21 @@ def add_arguments(options: Options) -> None:
         help="quantization recipe: preset of configs/recipes or TOML file (default: what the sampling recipe is for, else the"
         " checkpoint's own, else w4a8)",
     )
+    options.add_argument("--device", help="preset of configs/devices (default: all of them)")
+    options.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile a step of each kind for --device, which need not be here, and print the compiler's count of bytes; minutes",
+    )
+    options.add_argument("--json", action="store_true", help="print the plan as JSON on stdout")
+    add_config(options)
+    _add_video(options.group("video and prompt"))
+    _add_memory(options.group("memory"))
+    _add_calibration(options.group("calibration", "what the last tables are of"))
+    add_sparse_options(options)
+
+
+def _add_video(options: Options) -> None:
     add_fields(options, Settings, only=_VIDEO, default="the model's")
     options.add_argument(
         "--text-tokens",
@@ -35,6 +51,15 @@ def add_arguments(options: Options) -> None:
         default=TEXT_TOKENS,
         help="tokens of the prompt, padding included",
     )
+    options.add_argument(
+        "--density",
+        type=real(1e-6, 1.0),
+        default=0.15,
+        help="share of attention that is computed; a sampling recipe has its own",
+    )
+
+
+def _add_memory(options: Options) -> None:
     options.add_argument(
         "--text-storage", choices=("int8",), help="dtype of the text encoders (default: bfloat16)"
     )
@@ -49,22 +74,19 @@ def add_arguments(options: Options) -> None:
         action="store_true",
         help="shard the transformer's weights over the chips of a device; without it each chip has all of them",
     )
-    options.add_argument(
-        "--density",
-        type=real(1e-6, 1.0),
-        default=0.15,
-        help="share of attention that is computed; a sampling recipe has its own",
-    )
+
+
+def _add_calibration(options: Options) -> None:
     options.add_argument(
         "--calibration-size",
         metavar="FxHxW",
-        help="frames x height x width of calibration samples (default: the model's, at most 61x320x512)",
+        help="frames x height x width of the samples (default: the model's, at most 61x320x512)",
     )
     options.add_argument(
-        "--samples", type=whole(1, 100_000), default=20, help="calibration samples"
+        "--samples", type=whole(1, 100_000), default=SAMPLES, help="number of samples"
     )
     options.add_argument(
-        "--epochs", type=whole(1, 10_000), default=15, help="passes over them, for every block"
+        "--epochs", type=whole(1, 10_000), default=EPOCHS, help="passes over them, for every block"
     )
     options.add_argument(
         "--captions",
@@ -73,22 +95,13 @@ def add_arguments(options: Options) -> None:
     )
     options.add_argument(
         "--method",
-        help="of calibration: gptq, ptq, msad or tuned, as in qsjax calibrate (default: gptq, msad and tuned)",
+        help="gptq, ptq, msad or tuned, as in qsjax calibrate (default: gptq, msad and tuned)",
     )
     options.add_argument(
         "--tune-steps",
         type=whole(0, 1_000_000),
         help="steps of tuning end to end (default: the method's)",
     )
-    options.add_argument("--device", help="preset of configs/devices (default: all of them)")
-    options.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile a step of each kind for --device, which need not be here, and print the compiler's count of bytes; minutes",
-    )
-    options.add_argument("--json", action="store_true", help="print the plan as JSON on stdout")
-    add_sparse_options(options)
-    add_config(options)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -207,7 +207,8 @@ def _open(args: argparse.Namespace, *, progress: bool) -> "Pipeline":
         "verify": not args.no_verify,
     }
     if args.model == "tiny":
-        return Pipeline.tiny(**storage)
+        # All of it fits any memory, and to drop a model is a walk through all of Python's objects.
+        return Pipeline.tiny(**storage | {"staged": None})
     return Pipeline.from_checkpoint(args.model, **storage)
 
 

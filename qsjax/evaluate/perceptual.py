@@ -1,4 +1,4 @@
-"""LPIPS (Zhang et al., arXiv:1801.03924): the distance of frames in the features of a network for images. Needs `qsjax[lpips]`.
+"""LPIPS (Zhang et al., arXiv:1801.03924): the distance of frames in the features of a network for images. Needs the extra `lpips`.
 
 The package `lpips` is PyTorch and brings the weights of its last layers; those of its network, AlexNet, are fetched by torchvision when it is first made.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from qsjax.address import install
 from qsjax.errors import InputError
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -55,7 +56,7 @@ def require_lpips() -> Distance:
         import lpips as package
         import torch
     except ImportError:
-        raise InputError("LPIPS needs PyTorch and lpips: pip install 'qsjax[lpips]'") from None
+        raise InputError(f"LPIPS needs PyTorch and lpips: {install('lpips')}") from None
     try:
         network: Any = package.LPIPS(net="alex", verbose=False)
     except (OSError, RuntimeError) as error:

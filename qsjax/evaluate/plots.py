@@ -1,4 +1,4 @@
-"""Pictures of comparisons: velocity error over steps, bars of velocity error and PSNR, contact sheets. Plots need `qsjax[plot]`."""
+"""Pictures of comparisons: velocity error over steps, bars of velocity error and PSNR, contact sheets. Plots need the extra `plot`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from qsjax.address import install
 from qsjax.disk import replacing
 from qsjax.errors import InputError
 from qsjax.evaluate.repeats import Repeats
@@ -23,7 +24,7 @@ def require_matplotlib() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("plots need matplotlib: pip install 'qsjax[plot]'") from None
+        raise InputError(f"plots need matplotlib: {install('plot')}") from None
     return Figure
 
 

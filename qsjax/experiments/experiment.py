@@ -26,6 +26,7 @@ from qsjax.experiments.hours import Hours
 from qsjax.experiments.results import Results
 from qsjax.experiments.row import Row, RowT
 from qsjax.pipeline import Pipeline
+from qsjax.settings.calibration import SAMPLES
 from qsjax.untrusted.arrays import map_array
 from qsjax.video import to_uint8
 
@@ -91,7 +92,7 @@ class Experiment(ABC, Generic[RowT, OutcomeT]):
         folder: Path,
         *,
         captions: int = 32,
-        samples: int = 20,
+        samples: int = SAMPLES,
         seed: int = 0,
         stream: str | None = None,
         first_caption: int = 0,

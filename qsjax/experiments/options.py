@@ -4,6 +4,7 @@ import argparse
 
 from qsjax.calibration import SettingsChanges
 from qsjax.experiments.clips import EVALUATED
+from qsjax.settings.calibration import SAMPLES
 
 SIZE = {"frames": 33, "height": 64, "width": 64}
 """Of the bundled model's videos."""
@@ -26,5 +27,5 @@ def add_clips(parser: argparse.ArgumentParser, *, captions: int) -> None:
     """Captions of a stream, and the calibration's samples and seed."""
     parser.add_argument("--stream", choices=EVALUATED, default="choice")
     parser.add_argument("--captions", type=int, default=captions)
-    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--seed", type=int, default=0)

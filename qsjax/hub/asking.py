@@ -60,10 +60,15 @@ def answer(
 
     Raises:
         Unavailable, NoRanges: see there.
-        InputError: the answer is compressed, slower than `LEAST` bytes in `PERIOD` seconds, or asks for a long wait.
+        InputError: the token can be none, or the answer is compressed, slower than `LEAST` bytes in `PERIOD` seconds, or asks for a long wait.
         HfHubHTTPError: any other answer that is none.
     """
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    token = headers.get("authorization", "")
+    if not (token.isascii() and token.isprintable()):
+        raise InputError(
+            "the token for the hub has characters that no token has; look at HF_TOKEN, or do `hf auth login` once more"
+        )
     if first or last is not None:
         headers["Range"] = f"bytes={first}-{'' if last is None else last}"
     with _watched() as count, _broken():

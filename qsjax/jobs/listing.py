@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from qsjax.config import from_mapping
 from qsjax.errors import CheckpointError, InputError, QsjaxError
-from qsjax.provenance import LONGEST_PROMPT
-from qsjax.sample import check_seed
+from qsjax.jobs.request import VideoRequest
 from qsjax.untrusted import parse_object, read_text, require_relative, shown
 from qsjax.untrusted.files import LARGE, shown_path
 
@@ -20,38 +19,17 @@ _LINE = "it"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(VideoRequest):
     """One video of many. What is None is as for all of them.
 
     Attributes:
-        prompt: what it shows.
         out: its file, a path inside the folder of all; "" is the number of its line, "0007.mp4".
-        seed: of the noise.
-        negative_prompt: what true guidance moves away from.
-        frames, height, width, steps, shift, guidance, true_cfg, fps: as of `qsjax.settings.Settings`.
     """
 
-    prompt: str
     out: str = ""
-    seed: int | None = None
-    negative_prompt: str | None = None
-    frames: int | None = None
-    height: int | None = None
-    width: int | None = None
-    steps: int | None = None
-    shift: float | None = None
-    guidance: float | None = None
-    true_cfg: float | None = None
-    fps: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompt.strip():
-            raise InputError("the prompt is empty; describe the video in a few words")
-        for text in (self.prompt, self.negative_prompt or ""):
-            if len(text) > LONGEST_PROMPT:
-                raise InputError(f"a prompt has {len(text)} characters; give at most {LONGEST_PROMPT}")  # fmt: skip
-        if self.seed is not None:
-            check_seed(self.seed)
+        super().__post_init__()
         if self.out:
             _require_inside(self.out)
 

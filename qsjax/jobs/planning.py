@@ -1,20 +1,19 @@
 """From requests to jobs: settings that are checked, places that can be written, and what is there already."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qsjax.errors import CheckpointError, InputError, QsjaxError
 from qsjax.jobs.listing import Refused, Request, place_of
+from qsjax.jobs.request import VideoRequest
 from qsjax.pipeline import Pipeline
 from qsjax.prompting import require_unicode, require_use
 from qsjax.provenance import Provenance, read_provenance
 from qsjax.settings import Settings
 from qsjax.untrusted import inside
 from qsjax.video import check_writable
-
-_OWN = ("prompt", "out", "seed", "negative_prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,38 +63,69 @@ def plan_jobs(
     runnable: set[Settings] = set()
     for line, request in requests.items():
         try:
-            own = {
-                field.name: getattr(request, field.name)
-                for field in fields(request)
-                if field.name not in _OWN and getattr(request, field.name) is not None
-            }
-            settings = pipeline.resolve(**{**arguments, **own})
-            negative = request.negative_prompt
-            negative = negative_prompt if negative is None else negative
-            if negative:
-                require_use(settings)
-            if settings.uses_negative:
-                settings = replace(settings, negative_prompt=settings.negative_prompt if negative is None else negative)  # fmt: skip
-            require_unicode(request.prompt + settings.negative_prompt)
-            if settings not in runnable:
-                pipeline.require_runnable(settings)
-                runnable.add(settings)
-            jobs.append(
-                Job(
-                    line=line,
-                    out=_inside(folder, place_of(line, request)),
-                    made=pipeline.provenance(
-                        request.prompt,
-                        settings,
-                        seed=seed if request.seed is None else request.seed,
-                        recipe=recipe_name,
-                    ),
-                    negative=settings.negative_prompt if settings.uses_negative else None,
-                )
+            job = plan_job(
+                pipeline,
+                request,
+                _inside(folder, place_of(line, request)),
+                line=line,
+                seed=seed,
+                negative_prompt=negative_prompt,
+                recipe_name=recipe_name,
+                **arguments,
             )
+            if job.settings not in runnable:
+                pipeline.require_runnable(job.settings)
+                runnable.add(job.settings)
+            jobs.append(job)
         except QsjaxError as error:
             refused.append(Refused(line, str(error)))
     return jobs, refused
+
+
+def plan_job(
+    pipeline: Pipeline,
+    request: VideoRequest,
+    out: Path,
+    *,
+    line: int = 1,
+    seed: int = 0,
+    negative_prompt: str | None = None,
+    recipe_name: str = "",
+    **arguments: Any,
+) -> Job:
+    """The job of one request. Whether the machine can run it is not asked (`Pipeline.require_runnable`).
+
+    Args:
+        pipeline: the checkpoint.
+        request: what is asked for.
+        out: its file.
+        line: of a file of requests.
+        seed, negative_prompt: where the request has none.
+        recipe_name: of the sampling recipe, for the video's file.
+        **arguments: of `Pipeline.resolve`, where the request has none.
+
+    Raises:
+        InputError: settings that the model cannot serve, a prompt that is no Unicode, or a negative one that is not used.
+    """
+    settings = pipeline.resolve(**{**arguments, **request.settings})
+    negative = request.negative_prompt
+    negative = negative_prompt if negative is None else negative
+    if negative:
+        require_use(settings)
+    if settings.uses_negative:
+        settings = replace(settings, negative_prompt=settings.negative_prompt if negative is None else negative)  # fmt: skip
+    require_unicode(request.prompt + settings.negative_prompt)
+    return Job(
+        line=line,
+        out=out,
+        made=pipeline.provenance(
+            request.prompt,
+            settings,
+            seed=seed if request.seed is None else request.seed,
+            recipe=recipe_name,
+        ),
+        negative=settings.negative_prompt if settings.uses_negative else None,
+    )
 
 
 def is_there(job: Job, *, overwrite: bool) -> bool:
@@ -113,12 +143,7 @@ def is_there(job: Job, *, overwrite: bool) -> bool:
             return True
     except InputError:
         pass  # there is no file, or one that says nothing
-    settings = job.settings
-    check_writable(
-        job.out,
-        overwrite=overwrite,
-        pixels=settings.frames * settings.height * settings.width,
-    )
+    check_writable(job.out, overwrite=overwrite)
     return False
 
 

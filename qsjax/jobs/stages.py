@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from pallas_kernels import UnsupportedError
+from qsjax.disk import DiskError, require_room
 from qsjax.errors import QsjaxError
 from qsjax.jobs.listing import Refused
 from qsjax.jobs.planning import Job, is_there
@@ -20,7 +22,7 @@ from qsjax.locks import lock
 from qsjax.pipeline import Pipeline
 from qsjax.preview import PreviewSheet
 from qsjax.progress import Progress
-from qsjax.video import to_uint8, write_video
+from qsjax.video import least_bytes, to_uint8, write_video
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ def sample_jobs(
         failed: called with every job that fails, at once.
 
     Raises:
-        InputError: the folder cannot be written, or another process makes other videos there.
+        InputError: the folder cannot be written or has no room, or another process makes other videos there.
     """
     if not jobs:
         return Done()
@@ -103,6 +105,7 @@ class _Stages:
                 else:
                     left.append(job)
         undenoised = [job for job in left if not self._work.latents(job).exists()]
+        self._require_room(left, undenoised)
         if undenoised and self._preview:
             self._pipeline.prepare_preview()
         for first in undenoised[:1]:
@@ -116,6 +119,13 @@ class _Stages:
         failed = [job for job in jobs if job.line in self._failed]
         self._work.keep({path for job in failed for path in self._work.files(job)})
         return self._done
+
+    def _require_room(self, left: Sequence[Job], undenoised: Sequence[Job]) -> None:
+        """Latents of all clips lie on the disk until they are decoded."""
+        sizes = [job.settings.frames * job.settings.height * job.settings.width for job in left]
+        shapes = [self._pipeline.latent_shape(job.settings) for job in undenoised]
+        latents = sum(map(prod, shapes)) * np.dtype(np.float32).itemsize
+        require_room(self._work.folder.parent, sum(map(least_bytes, sizes)) + latents)
 
     def _stage(
         self, label: str, unit: str, stage: Callable[[Job], None], jobs: Sequence[Job], total: int
@@ -163,10 +173,12 @@ class _Stages:
 
     @contextmanager
     def _of(self, job: Job) -> Generator[None, None, None]:
-        """What fails here is this job alone."""
+        """What fails here is this job alone, but for a full disk, which has no room for the others either."""
         try:
             yield
         except _FAILURES as error:
+            if isinstance(error, DiskError) and error.is_full:
+                raise
             refused = Refused(job.line, str(error).splitlines()[0] if str(error) else type(error).__name__)  # fmt: skip
             self._failed.add(job.line)
             self._done.failed.append(refused)

@@ -1,6 +1,6 @@
 """Adaptive steps: whether a step is a refresh is decided on the device, by the drift of the step before."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,11 +35,12 @@ def limits(plan: SparsePlan, sigma: Float[np.ndarray, " steps_and_one"]) -> Limi
     """
     steps = len(sigma) - 1
     clock = np.arange(steps) if plan.residual.clock == "steps" else sigma[:-1]
-    return Limits(
-        clock=jnp.asarray(clock, jnp.float32),
-        drift=jnp.full(steps, plan.drift, jnp.float32),
-        least=jnp.full(steps, plan.least_interval, jnp.int32),
-        most=jnp.full(steps, plan.interval or steps, jnp.int32),
+    make: Any = Limits  # NumPy's arrays stand for JAX's, as in `schedule`
+    return make(
+        clock=np.asarray(clock, np.float32),
+        drift=np.full(steps, plan.drift, np.float32),
+        least=np.full(steps, plan.least_interval, np.int32),
+        most=np.full(steps, plan.interval or steps, np.int32),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from qsjax.dit import DiT
@@ -59,5 +60,7 @@ def denoise(
 
 
 def step_at(numbers: Step, index: int | Int[Array, ""]) -> Step:
-    """Select the numbers of one step from those of all steps."""
+    """Select the numbers of one step from those of all steps; an index that only the device knows selects there."""
+    if not isinstance(index, int):
+        numbers = jax.tree.map(jnp.asarray, numbers)
     return jax.tree.map(lambda leaf: leaf[index], numbers)

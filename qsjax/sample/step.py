@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,8 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> Float[Array, "B C T H W"
     """
     check_seed(seed, shape[0])
     normal = _normal(shape[1:])
-    return jnp.stack([normal(_key(seed + sample)) for sample in range(shape[0])])
+    samples = [normal(_key_words(seed + sample)) for sample in range(shape[0])]
+    return samples[0] if len(samples) == 1 else jnp.concatenate(samples)
 
 
 def check_seed(seed: int, samples: int = 1) -> None:
@@ -90,16 +91,23 @@ def check_seed(seed: int, samples: int = 1) -> None:
 
 
 @lru_cache(maxsize=16)
-def _normal(shape: tuple[int, ...]) -> Callable[[Array], Array]:
-    """`jax.random.normal` of a shape. A CPU's compiler takes two seconds to optimize it, and a fifth of one not to."""
+def _normal(shape: tuple[int, ...]) -> Callable[[np.ndarray], Array]:
+    """`jax.random.normal` of one sample, from the words of its key: a program for a shape.
+
+    A CPU's compiler takes two seconds to optimize it, and a fifth of one not to.
+    """
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(lambda key: jax.random.normal(key, shape, jnp.float32), compiler_options=options)
+
+    def initial_noise(words: Array) -> Array:
+        key = jax.random.wrap_key_data(words, impl="threefry2x32")
+        return jax.random.normal(key, shape, jnp.float32)[None]
+
+    return jax.jit(initial_noise, compiler_options=options)
 
 
-def _key(seed: int) -> Array:
-    """A key from all 64 bits of a seed; `jax.random.key` keeps only 32 of them unless JAX has 64-bit integers enabled."""
-    words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+def _key_words(seed: int) -> np.ndarray:
+    """All 64 bits of a seed; `jax.random.key` keeps only 32 of them unless JAX has 64-bit integers enabled."""
+    return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
 
 
 def prepare(
@@ -125,15 +133,16 @@ def prepare(
 
 
 def schedule(plan: SamplingPlan) -> Step:
-    """The numbers of all steps, with steps as the leading axis."""
+    """The numbers of all steps, with steps as the leading axis; NumPy arrays, of which a step is taken without a program."""
     sigma = sigmas(plan.steps, plan.shift)
-    return Step(
-        index=jnp.arange(plan.steps, dtype=jnp.int32),
-        timestep=jnp.asarray(timesteps(sigma)),
-        delta=jnp.asarray(np.diff(sigma)),
+    make: Any = Step  # NumPy's arrays stand for JAX's
+    return make(
+        index=np.arange(plan.steps, dtype=np.int32),
+        timestep=timesteps(sigma),
+        delta=np.diff(sigma),
         gains=None if plan.sparse is None else gains(plan.sparse, sigma),
         limits=limits(plan.sparse, sigma) if plan.sparse and plan.sparse.drift else None,
-        allowed=None if plan.skip is None else jnp.asarray(may_skip(plan.kinds, (REFRESH,))),
+        allowed=None if plan.skip is None else may_skip(plan.kinds, (REFRESH,)),
     )
 
 

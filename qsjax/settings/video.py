@@ -6,12 +6,16 @@ from typing import Annotated, Any
 
 from qsjax.config import from_mapping
 from qsjax.errors import InputError
-from qsjax.settings.plan import SamplingPlan
+from qsjax.settings.plan import SHIFT, SamplingPlan
 from qsjax.untrusted import Between
 from qsjax.untrusted.bounds import Length
 
 TEXT_TOKENS = 256
 """Length of HunyuanVideo's prompts, padding included."""
+_SHIFTED_PIXELS = 544 * 960
+"""Of a frame: the smallest size for which Tencent lists the model, and its shift."""
+_FEW_STEPS = 8
+"""Models of so many steps are distilled, with a shift of their own that does not follow the size."""
 FILE = "qsjax.json"
 """Name of the JSON file with these settings beside a PyTorch pipeline's model_index.json."""
 
@@ -33,6 +37,12 @@ class Settings(SamplingPlan):
     width: Length = 1280
     fps: Annotated[int, Between(1, 1000)] = 24
     negative_prompt: str = ""
+
+    @property
+    def shift_exceeds_size(self) -> bool:
+        """Whether the shift is one for larger videos: of these, diffusers advises 2 to 5."""
+        small = self.height * self.width < _SHIFTED_PIXELS
+        return small and self.shift >= SHIFT and self.steps > _FEW_STEPS
 
     @classmethod
     def stored(cls, generation: Mapping[str, Any]) -> "Settings":

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.stages import Compiled
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -153,6 +154,16 @@ class TextEncoder:
         Warns:
             PromptTruncatedWarning: a prompt does not fit the window of one of the encoders.
         """
+        return encode(
+            self.llama, self.clip, *self.tokens(prompts), crop_start=self.template.crop_start
+        )
+
+    def tokens(self, prompts: Sequence[str]) -> tuple[Array, Array, Array]:
+        """What both models are called with: embedded tokens and their mask for the LLaMA, and CLIP's tokens.
+
+        Raises, Warns:
+            As the call.
+        """
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise InputError(f"prompts should be a list of texts, found {prompts!r}; wrap it in []")
         if not prompts:
@@ -165,8 +176,12 @@ class TextEncoder:
         warn_if_truncated(prompts, tokens, encoder="the LLaMA text encoder", crop_start=crop)
         warn_if_truncated(prompts, words, encoder="the CLIP text encoder")
         embedded = self.embed(tokens.ids).astype(self.llama.dtype)
-        arrays = jax.device_put((embedded, tokens.mask, words.ids))
-        return encode(self.llama, self.clip, *arrays, crop_start=crop)
+        return jax.device_put((embedded, tokens.mask, words.ids))
+
+    def compiled(self, tokens: tuple[Array, Array, Array]) -> Compiled:
+        """The program of a call for tokens of these shapes: (llama, clip, *tokens) -> encoded prompts."""
+        crop = self.template.crop_start
+        return encode.lower(self.llama, self.clip, *tokens, crop_start=crop).compile()
 
 
 @partial(jax.jit, static_argnames="crop_start")

@@ -1,4 +1,4 @@
-"""`python -m qsjax.tiny.curves`: a picture of a training run, from the logs of its stages. Needs `qsjax[plot]`."""
+"""`python -m qsjax.tiny.curves`: a picture of a training run, from the logs of its stages. Needs the extra `plot`."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qsjax.address import install
 from qsjax.disk import replacing
 from qsjax.errors import InputError, QsjaxError, on_command_line
 from qsjax.tiny.training import loop
@@ -34,7 +35,7 @@ def draw(work: Path, picture: Path) -> Path:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("curves need matplotlib: pip install 'qsjax[plot]'") from None
+        raise InputError(f"curves need matplotlib: {install('plot')}") from None
 
     logs = {stage: loop.read_log(work / stage) for stage in _STAGES}
     trained = {stage: log for stage, log in logs.items() if log}

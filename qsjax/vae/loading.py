@@ -1,12 +1,14 @@
 """Loading the VAE of a checkpoint directory."""
 
 import os
+from functools import lru_cache
 
 import jax.numpy as jnp
 from flax import nnx
 
 from qsjax.checkpoint import Manifest, restore
 from qsjax.config import from_mapping
+from qsjax.params import map_parameters
 from qsjax.vae.config import VAEConfig
 from qsjax.vae.model import VAE
 
@@ -38,4 +40,10 @@ def load_vae(
 
 def abstract_vae(config: VAEConfig, dtype: jnp.dtype) -> VAE:
     """An autoencoder whose parameters are `jax.ShapeDtypeStruct`s: loading fills it, and programs are compiled for it."""
+    return map_parameters(lambda _, leaf: leaf, _make(config, jnp.dtype(dtype)))
+
+
+# Tracing takes a sixth of a second, and planning, compiling and loading all need the result.
+@lru_cache(maxsize=8)
+def _make(config: VAEConfig, dtype: jnp.dtype) -> VAE:
     return nnx.eval_shape(lambda: VAE(config, dtype=dtype, rngs=nnx.Rngs(0)))

@@ -16,16 +16,16 @@ from tolerances import float32_sum
 
 from qsjax.calibration import METHODS, Gathered, Moments, calibrate_module, module
 from qsjax.calibration.checkpoint import calibrate_checkpoint
-from qsjax.calibration.tuning import BATCH, Tuner, moment_order, tune
+from qsjax.calibration.moments import moment_order
+from qsjax.calibration.tuning import BATCH, Tuned, Tuner, paces, tune
 from qsjax.calibration.tuning_store import TuningStore
 from qsjax.checkpoint import CheckpointWriter, Manifest
 from qsjax.dit import load_dit
-from qsjax.errors import InputError
 from qsjax.params import map_parameters, parameters
 from qsjax.quant import Precision
 from qsjax.quant.linear import QuantizedLinear
 from qsjax.quant.storage import linear_leaves
-from qsjax.quant.tuned import TunedLinear
+from qsjax.quant.tuned import TunedLinear, iterate_quantized, with_tuned_layers
 
 STEPS = 12
 ROUNDED = METHODS["vidit"]
@@ -160,26 +160,22 @@ def test_moments_are_the_inputs_and_velocities_of_the_steps(floats, runs):
     )
 
 
-def test_every_moment_comes_once_before_any_comes_twice():
-    order = moment_order(2, 3, 15, early=0.0, seed=3)
-    assert sorted(order[:6]) == sorted(order[6:12]) == list(range(6))
-    assert len(order) == 15
-    np.testing.assert_array_equal(order, moment_order(2, 3, 15, early=0.0, seed=3))
-    assert not np.array_equal(order, moment_order(2, 3, 15, early=0.0, seed=4))
-
-
-def test_half_of_the_moments_are_of_the_first_tenth_of_the_steps():
-    order = moment_order(4, 30, 80, early=0.5, seed=3)
-    first = order % 30 < 3
-    # In turns, so that every step of two moments has one of each; twelve of the first, all before any twice.
-    assert first.reshape(-1, 2).sum(axis=1).tolist() == [1] * 40
-    assert len(set(order[first][:12].tolist())) == 12
-    assert len(set(order[~first].tolist())) == 40
-    few = moment_order(2, 3, 6, early=0.5, seed=0)
-    assert (few % 3 == 0).sum() == 3
-    assert sorted(moment_order(3, 1, 3, early=0.5, seed=0)) == [0, 1, 2]
-    with pytest.raises(InputError, match="tune_early"):
-        replace(METHOD, tune_early=1.0)
+def test_layers_of_more_bits_take_shorter_steps(rounded, runs):
+    """Adam's first step is as long as the rate: a layer's gains and biases move by that, and a quarter as far with each bit more."""
+    student = with_tuned_layers(rounded)
+    found = {path: layer.precision.weights for path, *_, layer in iterate_quantized(rounded)}
+    assert {4, 8} <= set(found.values())
+    assert paces(student) == {path: {4: 1.0, 8: 1 / 256}[bits] for path, bits in found.items()}
+    tuner, start = Tuner(1000, 1e-3), Tuned.start(rounded)
+    state = tuner.optimizer.init(start)
+    before = jax.device_get(start)
+    after, *_ = tuner.step(start, state, student, runs.moments(np.array([1, 4])))
+    for path, bits in found.items():
+        for part, leaf in (("gain", "scale"), ("bias", "bias")):
+            name = f"{path}.{leaf}"
+            if name in getattr(before, part):  # a joined layer's bias is its first half's
+                moved = np.abs(np.asarray(getattr(after, part)[name] - getattr(before, part)[name]))
+                assert moved.max() == pytest.approx(1e-3 * 4.0 ** (4 - bits), rel=1e-3), name
 
 
 class Killed(BaseException):

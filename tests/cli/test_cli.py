@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+from command_lines import COMMANDS, OF_VERB
 
-from qsjax.cli import VERBS, doctor, main
+from qsjax.cli import doctor, main
 from qsjax.cli.options import with_config
 from qsjax.errors import InputError
 from qsjax.text import EncodedPrompt, save_prompts
@@ -27,12 +28,39 @@ def refused(capsys, *arguments):
     return lines[0]
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_defaults(capsys, verb):
+def helped(capsys, *words):
     with pytest.raises(SystemExit) as caught:
-        main([verb, "--help"])
+        main([*words, "--help"])
     assert caught.value.code == 0
-    assert "--json" in capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_defaults(capsys, words):
+    text = helped(capsys, *words)
+    assert "--json" in text
+    assert len(text.splitlines()[0]) < 100  # options are listed below, not in the first line
+    assert "(default: False)" not in text
+
+
+@pytest.mark.parametrize("verb", OF_VERB)
+def test_a_verb_lists_its_commands(capsys, verb):
+    text = helped(capsys, verb)
+    assert re.findall(r"^    ([a-z]+)", text, re.MULTILINE) == OF_VERB[verb]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "--promt", "x"], "did you mean --prompt? `qsjax sample --help` lists"),
+        (["evaluate", "sparse", "--rws=a"], "`qsjax evaluate sparse` takes no such argument; did you mean --rows?"),
+        (["bench", "dit", "--target", "cpu"], "'--target': `qsjax bench dit` takes no such argument; `qsjax bench dit --help`"),
+        (["bench", "--json", "dit"], "'--json': options stand after the command, as in `qsjax bench dit --json`"),
+        (["doctor", "all"], "'all': `qsjax doctor` takes no such argument"),
+    ],
+)  # fmt: skip
+def test_an_option_of_another_command_is_refused_with_the_nearest(capsys, words, message):
+    assert message in refused(capsys, *words)
 
 
 def test_help_does_not_wait_for_jax():

@@ -11,12 +11,12 @@ SPELLINGS = ("plain", "plain e5m2", "scale_weight", "comfy_quant", "metadata", "
 def as_float8(tensors, spelling):
     """The tensors of a file, its metadata, and the weights that they stand for in float32.
 
-    Linear weights inside blocks and layers become float8; of plain files everything does.
+    Linear weights inside blocks and layers become float8; of plain files everything does, and nothing with "no float8".
     """
     stored, expected, layers, metadata = {}, {}, {}, {}
     for name, tensor in tensors.items():
         layer, plain = name.removesuffix(".weight"), spelling.startswith("plain")
-        if not plain and not (layer != name and tensor.ndim == 2 and ("blocks." in name or "layers." in name)):  # fmt: skip
+        if spelling == "no float8" or (not plain and not (layer != name and tensor.ndim == 2 and ("blocks." in name or "layers." in name))):  # fmt: skip
             stored[name], expected[name] = tensor, tensor.float()
             continue
         if plain:

@@ -54,6 +54,12 @@ def gguf(tensors, fields=(), *, alignment=32, version=3, sizes=None):
     return head + bytes(-len(head) % alignment) + b"".join(data)
 
 
+def write(path, tensors, fields=(("general.architecture", TEXT, "hyvid"),), **options):
+    """A file."""
+    path.write_bytes(gguf(tensors, fields, **options))
+    return path
+
+
 def stored(kind, shape, numbers, seed=0):
     """A tensor for `gguf` and its float32 numbers: the given ones if plain or Q8_0, else random integers, of about 0.02."""
     number, elements, nbytes = TYPES[kind]

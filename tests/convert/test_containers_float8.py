@@ -53,7 +53,7 @@ def test_weights_are_torchs(spelling, tmp_path):
                 np.testing.assert_array_equal(source.read(name, (2, 6)), found[2:6])
 
 
-@pytest.mark.parametrize("spelling", ["plain", "comfy_quant", "channels"])
+@pytest.mark.parametrize("spelling", ["plain", "plain e5m2", "comfy_quant", "channels"])
 def test_a_checkpoint_holds_them_in_bfloat16(spelling, tmp_path):
     path, config = tmp_path / "a.safetensors", models.config_file(tmp_path)
     expected = save(path, models.tencent(), spelling)
@@ -66,7 +66,7 @@ def test_a_checkpoint_holds_them_in_bfloat16(spelling, tmp_path):
     source = manifest.data["components"]["dit"]["source"]
     inputs = [name for name in source["ignored"] if name.endswith(("scale_input", "input_scale"))]
     assert inputs == source["ignored"]
-    assert bool(inputs) == (spelling != "plain")
+    assert bool(inputs) == ("plain" not in spelling)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_the_float32_model_computes_what_diffusers_does(tmp_path):
     np.testing.assert_allclose(found, run_diffusers(model, given), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("spelling", ["plain", "scale_weight", "comfy_quant"])
+@pytest.mark.parametrize("spelling", ["no float8", "plain", "scale_weight", "comfy_quant"])
 def test_text_encoders_in_single_files(spelling, tmp_path, monkeypatch):
     monkeypatch.setattr(
         known_text_encoders, "published", lambda name: {"llama": LLAMA, "clip": CLIP}[name]

@@ -237,7 +237,7 @@ def test_torch_missing_or_too_old(tmp_path, monkeypatch):
             open_source(path, "dit")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
-        InputError, match=r"needs PyTorch; install it with `pip install 'qsjax\[convert\]'`"
+        InputError, match=r"needs PyTorch; install it with `pip install '\.\[convert\]'` in a"
     ):
         open_source(path, "dit")
 

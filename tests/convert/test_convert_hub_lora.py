@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import convert_models as models
 import float8_files
@@ -10,7 +11,7 @@ import lora_files
 import pytest
 import safetensors.torch
 import torch
-from hub.hub_server import REPO, reached_alone
+from hub.hub_server import COMMIT, REPO, reached_alone
 from test_convert_delete_source import Killed, shards
 
 from convert import hub_files
@@ -94,7 +95,8 @@ def size(hub, path):
 def same(manifest, expected):
     assert models.digests(manifest) == models.digests(expected)
     found, wanted = (each.components["dit"].source for each in (manifest, expected))
-    assert found["lora"] == wanted["lora"]
+    published = [{**record, "origin": f"{HERE}/{LORA}@{COMMIT}"} for record in wanted["lora"]]
+    assert found["lora"] == published
     assert found["sha256"] == wanted["sha256"]
     assert found["container"] == wanted["container"]
 
@@ -150,6 +152,14 @@ def test_a_gguf_file_comes_whole(hub, expected, tmp_path, monkeypatch):
     same(run(hub, tmp_path, GGUF, offline=True), expected[GGUF])
 
 
+def test_without_gguf_nothing_is_fetched(hub, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(InputError, match=r"needs the package gguf; .*pip install 'qsjax\[gguf\]'"):
+        run(hub, tmp_path, GGUF, lora=())
+    assert hub.sent == 0
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_a_lora_that_does_not_fit_is_said_before_weights(hub, tmp_path, model):
     other = tmp_path / "other.safetensors"
     models.save(other, {"transformer.nothing.lora_A.weight": torch.zeros(2, 2)})
@@ -164,6 +174,23 @@ def test_a_lora_that_does_not_fit_is_said_before_weights(hub, tmp_path, model):
             run(hub, tmp_path, FOLDER, lora=lora)
     assert not list(tmp_path.glob("out*"))
     assert not any("-of-" in name for name in shards(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora": f"{HERE}/{LORA}:1e9"}, "has the strength"),
+        ({"lora": f"{HERE}/{LORA}:x"}, "is no strength"),
+        ({"quantize": "rtn-w4a8x"}, "no preset"),
+        ({"quantize": "w4a8"}, "is not METHOD-RECIPE"),
+        ({"preset": "fast"}, "no preset"),
+    ],
+)
+def test_options_that_are_none_are_said_before_the_hub_is_asked(hub, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        run(hub, tmp_path, FILE, **options)
+    assert hub.sent == 0
+    assert not hub.asked
 
 
 def test_room_for_a_lora(hub, tmp_path, monkeypatch):
@@ -187,7 +214,15 @@ def test_a_lora_of_the_hub_for_weights_of_this_disk(hub, model, expected, tmp_pa
     plain = convert(None, tmp_path / "base", transformer=model / FILE, config=model / "dit.toml", progress=False)  # fmt: skip
     ours = convert(plain.checkpoint, tmp_path / "again", lora=f"{HERE}/{LORA}:0.5", progress=False)
     assert ours.manifest.components["dit"].source["container"] == "checkpoint"
-    assert ours.manifest.components["dit"].source["lora"] == expected[FILE].components["dit"].source["lora"]  # fmt: skip
+    published = Manifest.read(tmp_path / "out").components["dit"].source["lora"]
+    assert ours.manifest.components["dit"].source["lora"] == published
+    # Where the bytes come from does not matter to what was made, and the addresses of all stay.
+    local = [*words[:4], "--lora", f"{model / LORA}:0.5", str(tmp_path / "out"), "--verify"]
+    assert main(local) == 0
+    more = convert(ours.checkpoint, tmp_path / "more", lora=model / LORA, verify=True, progress=False)  # fmt: skip
+    found = more.manifest.components["dit"].source["lora"]
+    assert found[:1] == published
+    assert "origin" not in found[1]
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,7 @@ print(edge, peak_memory())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fp8", "gguf"])
-def test_five_gigabytes_of_fewer_bits_take_the_memory_of_bfloat16_and_two_tensors(
-    kind, double, tmp_path
-):
+def test_five_gigabytes_of_fewer_bits_take_the_memory_of_bfloat16_and_two_tensors(kind, tmp_path):
     """More blocks take no more, and the largest tensor (linear1 of a single block) has 132 MB in bfloat16."""
     found = {}
     for each, blocks in (("bf16", 1), (kind, 8)):

@@ -73,9 +73,15 @@ def test_demo_converts_calibrates_samples_and_shows(capsys, tmp_path, monkeypatc
     for path in videos:
         with av.open(str(path)) as container:
             assert sum(1 for _ in container.decode(video=0)) == frames
+            stream = container.streams.video[0]
+            assert stream.width == len(ways) * 3 * width  # enlarged, for the labels above
+            assert stream.height > 3 * height
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > 8 * 2 * width
         assert sheet.height > 8 * 2 * height
+    with Image.open(out / "strip.png") as strip:
+        assert strip.width > 2 * 4 * 2 * width
+        assert strip.height > len(ways) * 2 * height
     stages = {f"{stage} {name}" for stage in ("denoise", "decode") for name in ways}
     assert {"convert", "calibrate", "all", *stages} <= set(report["seconds"])
     assert {"denoise", "decode"} <= set(report["seconds_of_last_video"])
@@ -93,6 +99,7 @@ def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QSJAX_QUICK", "1")
     monkeypatch.setenv("QSJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("QSJAX_KEPT", str(tmp_path / "kept"))
     runpy.run_path(str(script))
     shown = re.findall(
         r"^<IPython\.core\.display\.(?:Image|Video) object>$", capsys.readouterr().out, re.M

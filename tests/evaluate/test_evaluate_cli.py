@@ -49,16 +49,15 @@ def test_compare_checkpoints(capsys, tmp_path, tiny_checkpoint):
         (["compare", "--model", "a", "--plots"], "--plots needs --out"),
         (["compare", "--model", "a", "--captions", "absent.txt"], "--captions absent.txt"),
         (["compare", "--model", "absent", "--captions", "1"], "absent: not a checkpoint folder"),
-        (["quantization", "--model", "a"], "--model is for"),
-        (["quantization", "--captions", "file.txt"], "takes a number"),
+        (["quantization", "--model", "a"], "'--model': `qsjax evaluate quantization` takes no"),
         (["quantization", "--rows", "W9"], "is found in no row"),
         (["sparse", "--rows", "W9"], "is found in no row"),
-        (["sparse", "--captions", "file.txt"], "sparse takes a number"),
-        (["quantization", "--seed", "1"], "--seed is not for `qsjax evaluate quantization`"),
-        (["quantization", "--first-caption", "4"], "--stream names its captions"),
-        (["sparse", "--lpips"], "pip install 'qsjax[lpips]'"),
+        (["quantization", "--seed", "1"], "'--seed': `qsjax evaluate quantization` takes no"),
+        (["quantization", "--first-caption", "4"], "takes no such argument"),
+        (["sparse", "--lpips"], "takes no such argument"),
+        (["quantization", "--lpips"], "LPIPS needs PyTorch and lpips"),
         (["sparse", "--stream", "report", "--first-caption", "1"], "begins at its first caption"),
-        (["compare", "--model", "a", "--stream", "choice"], "--stream and --first-caption are"),
+        (["compare", "--model", "a", "--stream", "choice"], "takes no such argument"),
     ],
 )
 def test_bad_input(capsys, tmp_path, monkeypatch, tiny_checkpoint, arguments, message):
@@ -88,3 +87,6 @@ def test_options_from_a_file(capsys, tmp_path, tiny_checkpoint):
     file.write_text('captions = "none.txt"\nmodel = ["a"]\n')
     message = refused(capsys, "compare", "--reference", tiny_checkpoint, "--config", file)
     assert "none.txt" in message
+    typed = ["--captions", "8", "--config", file]  # at its default, over the file
+    message = refused(capsys, "compare", "--reference", tiny_checkpoint, *typed)
+    assert "a: not a checkpoint folder" in message

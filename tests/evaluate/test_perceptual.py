@@ -58,7 +58,7 @@ def test_a_mean_over_frames_of_images_in_the_range_of_the_network(monkeypatch):
 
 def test_the_package_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(InputError, match=r"pip install 'qsjax\[lpips\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[lpips\]'"):
         lpips(videos(0, 1), videos(1, 1))
 
 

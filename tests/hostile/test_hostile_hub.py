@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from hub.hub_server import COMMIT, REPO, Hub, child, download, reached
+from hub.hub_server import COMMIT, REPO, Hub, child, download, reached, serving
 from huggingface_hub import constants
 
 from convert.bundled import tiny_model_directory
@@ -134,6 +134,41 @@ def test_a_listing_that_is_none(hub: Hub, name: str) -> None:
     refused(caught.value)
     assert "cannot be reached" not in str(caught.value)
     assert not [path for path in cache_directory().rglob("*") if path.is_file()]
+
+
+def test_a_token_stays_with_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files may be elsewhere; who keeps them is not told it."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    heard: list[tuple[str, str | None]] = []
+
+    def elsewhere(request: BaseHTTPRequestHandler) -> None:
+        heard.append(("there", request.headers.get("Authorization")))
+        answers(b"", 404)(request)
+
+    with serving(hub.folder) as other:
+        other.other[WEIGHTS] = elsewhere
+
+        def sends_on(request: BaseHTTPRequestHandler) -> None:
+            heard.append(("here", request.headers.get("Authorization")))
+            answers(b"", 302, Location=f"{other.address}/{WEIGHTS}")(request)
+
+        hub.other[WEIGHTS] = sends_on
+        with pytest.raises(InputError, match="the hub answers 404"):
+            download(ADDRESS)
+    assert set(heard) == {("here", "Bearer hf_secret"), ("there", None)}
+
+
+@pytest.mark.parametrize("token", ["h\u00fcgging", "hf_\u2028x", "hf_\x7f", "\U0001f917"])
+def test_a_token_that_is_none(hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    """It cannot be sent, and is not shown."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(
+        InputError, match="the token for the hub has characters that no token"
+    ) as caught:
+        download(ADDRESS)
+    refused(caught.value)
+    assert token not in str(caught.value)
+    assert not hub.asked
 
 
 @pytest.mark.parametrize(

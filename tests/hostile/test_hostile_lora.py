@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,7 @@ FILES = {
     "parts of a modulation": lambda: {f"lora_unet_final_layer_adaLN_modulation_1.lora_{k}.{i}.weight": torch.ones(4 if k == "down" else 32, 32 if k == "down" else 4) for k in ("down", "up") for i in range(2)},
     "NaN": with_((DOWN, full(math.nan, 4, 32))),
     "infinity": with_((UP, full(-math.inf, 96, 4))),
+    "more than float64 multiplies": with_((UP, full(1, 96, 4).double() * 1e300), (DOWN, full(1, 4, 32).double() * 1e300)),
     "more than float32 holds": with_((UP, full(3e38, 96, 4)), (DOWN, full(3e38, 4, 32))),
     "alpha of 0": alpha(0.0),
     "a negative alpha": alpha(-1.0),
@@ -101,6 +103,14 @@ CONFIGURATIONS = {
     "no alpha": '{"transformer.lora_alpha": 0}',
     "alpha that is none": '{"transformer.lora_alpha": NaN}',
     "a pattern": json.dumps({"transformer.alpha_pattern": {"(a+)+$": 1}}),
+    "half of a character": r'{"transformer.lora_alpha": "\ud800"}',
+    "roots of text": '{"transformer.use_rslora": "false"}',
+    "a pattern of no layer": json.dumps({"transformer.alpha_pattern": {"nowhere": 1}}),
+    "a pattern of half a character": r'{"transformer.alpha_pattern": {"\ud800": 1}}',
+    "LoHa": '{"transformer.peft_type": "LOHA"}',
+    "a list of kinds": '{"transformer.peft_type": []}',
+    "PiSSA": '{"transformer.init_lora_weights": "pissa_niter_16"}',
+    "LoftQ": '{"transformer.init_lora_weights": "loftq"}',
     "patterns in a list": json.dumps({"transformer.alpha_pattern": ["a"]}),
     "deep": '{"a":' * 9000,
 }
@@ -148,6 +158,36 @@ def test_a_configuration_that_is_refused(
     else:
         safetensors.torch.save_file(tensors, path)
         (tmp_path / "adapter_config.json").write_text(text.replace("transformer.", ""))
+    refuse(base, tmp_path, str(path), capsys)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing", "device"])
+def test_a_configuration_that_is_no_file(
+    kind: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without what it says, alpha would be another one."""
+    path, beside = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    safetensors.torch.save_file(lora_files.in_tencents_names("transformer")[0], path)
+    {
+        "pipe": lambda: os.mkfifo(beside),
+        "folder": beside.mkdir,
+        "link to nothing": lambda: beside.symlink_to(tmp_path / "absent"),
+        "device": lambda: beside.symlink_to("/dev/zero"),
+    }[kind]()
+    refuse(base, tmp_path, str(path), capsys)
+
+
+@pytest.mark.parametrize("text", [r'"\ud800"', r'"{\"a\": \"\ud800\"}"', "3", "null", "{}"])
+def test_metadata_that_are_none(
+    text: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of a character is JSON, and no text."""
+    path = tmp_path / "l.safetensors"
+    safetensors.torch.save_file(lora_files.in_tencents_names("transformer")[0], path)
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].rstrip()[:-1] + b',"__metadata__":{"lora_adapter_metadata":%b}}' % text.encode()  # fmt: skip
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
     refuse(base, tmp_path, str(path), capsys)
 
 

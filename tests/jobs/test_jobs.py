@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_disk import fill
 
 from qsjax.cli import main
 from qsjax.errors import InputError, NotFiniteError
@@ -186,6 +188,52 @@ def test_one_that_fails_leaves_the_others_and_its_work(pipeline, whole, tmp_path
     assert (list(done.written), done.there) == ([2], [1, 3])
     # Somebody's file is nobody's to delete.
     assert [path.name for path in (out / FOLDER).iterdir()] == ["mine"]
+
+
+PAGE = 4096
+FULL = {"before": PAGE, "encode": 4 * PAGE, "denoise": 8 * PAGE, "decode": 10 * PAGE}
+"""Room that is left: the lock takes a page, an encoding two, latents and a video one each."""
+
+
+@pytest.mark.parametrize("stage", FULL)
+def test_a_full_disk_is_one_sentence_and_the_work_stays(
+    stage, pipeline, whole, counted, small_disk, tmp_path, monkeypatch
+):
+    """The others would find no room either: nothing is computed for them."""
+    jobs, _ = jobs_of(pipeline, tmp_path)
+    out = small_disk / "out"
+    jobs = [replace(job, out=out / job.out.name) for job in jobs]
+    fill(small_disk, FULL[stage])
+    if stage == "before":
+        with pytest.raises(InputError, match=r"out: needs 0\.0 MB, 0\.0 MB are free; make room"):
+            sample_jobs(pipeline, jobs, out, progress=False)
+        monkeypatch.setattr("qsjax.jobs.stages.require_room", lambda *_: None)
+    failures = []
+    with pytest.raises(
+        InputError, match=r"cannot be written \(No space left on device\); make room"
+    ):
+        sample_jobs(pipeline, jobs, out, progress=False, failed=failures.append)
+    assert not failures
+    done = {"before": (1, 0, 0), "encode": (2, 0, 0), "denoise": (3, 2, 0), "decode": (3, 3, 1)}
+    assert tuple(counted[f"_{name}"] for name in ("encode", "denoise", "decode")) == done[stage]
+    assert not list(out.glob("*.tmp"))
+    (small_disk / "somebody's").unlink()
+    before = counted.copy()
+    assert not sample_jobs(pipeline, jobs, out, progress=False).failed
+    again = counted - before
+    left = {"before": (3, 3, 3), "encode": (3, 3, 3), "denoise": (2, 2, 3), "decode": (0, 0, 3)}
+    assert tuple(again[f"_{name}"] for name in ("encode", "denoise", "decode")) == left[stage]
+    assert contents(out) == whole
+
+
+def test_the_command_says_a_full_disk_once(small_disk, tmp_path, tiny_checkpoint, capsys):
+    (tmp_path / "p.txt").write_text("\n".join(CAPTIONS))
+    words = ["sample", "--model", str(tiny_checkpoint), *WORDS, "--out", str(small_disk / "out")]
+    fill(small_disk, 0)
+    assert main([*words, "--prompts", str(tmp_path / "p.txt")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: ") for line in errors] == [True]
+    assert "make room" in errors[0]
 
 
 def test_two_processes_do_not_make_different_videos_in_one_folder(pipeline, tmp_path):

@@ -319,7 +319,7 @@ def test_estimated_without_a_tpu(capsys, monkeypatch, small):
     [
         (["kernels", "--target", "v99"], "no such target; choose one of v5e"),
         (["kernels", "--target", "h100"], "the default device is cpu, and only v5e, v5p, v6e"),
-        (["dit", "--target", "cpu"], "is for `qsjax bench kernels`"),
+        (["dit", "--target", "cpu"], "`qsjax bench dit` takes no such argument"),
     ],
 )
 def test_bad_targets_are_refused(capsys, arguments, message):

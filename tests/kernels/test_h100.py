@@ -1,6 +1,6 @@
 """The CUDA toolchain accepts the GPU kernels at HunyuanVideo's shapes, on tensor cores and without spilling registers.
 
-No GPU is needed, only `pip install 'qsjax[cuda]'`.
+No GPU is needed, only `pip install '.[cuda]'`.
 """
 
 from dataclasses import replace

@@ -94,6 +94,23 @@ def test_sparse_attention_that_no_step_has_is_said(pipeline, caplog):
         assert ("all 3 steps have full attention" in caplog.text) == said
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shift": 7.0, "steps": 50}, True),
+        ({"shift": 5.0, "steps": 50}, False),
+        ({"shift": 17.0, "steps": 6}, False),  # a distilled model's own
+        ({"shift": 7.0, "steps": 50, "height": 544, "width": 960}, False),
+    ],
+)
+def test_a_shift_for_larger_videos_is_hinted_at(pipeline, caplog, change, said):
+    caplog.set_level("INFO", logger="qsjax")
+    settings = pipeline.resolve(**SIZE | change)
+    pipeline.require_runnable(settings)
+    assert ("is for larger videos; at 16x24 diffusers advises 2 to 5" in caplog.text) == said
+    assert settings.shift == change["shift"]
+
+
 def test_a_prompt_that_is_no_text_is_refused(pipeline):
     for prompt, message in (
         ("  ", "is empty"),

@@ -15,6 +15,7 @@ from qsjax.experiments.interaction.table import table
 from qsjax.experiments.options import add_size, size_of
 from qsjax.pipeline import Pipeline
 from qsjax.quant import Recipe
+from qsjax.settings.calibration import SAMPLES
 from qsjax.settings.sparsity import Sparsity
 from qsjax.tiny.streams import HELD_OUT, held_out
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=8)
     parser.add_argument("--first-caption", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--recipe", default="w4a8")
     parser.add_argument("--methods", nargs="+", default=["rtn", "gptq"])
     parser.add_argument("--mask", default="svg")

@@ -19,6 +19,7 @@ from qsjax.experiments.calibrations import BlockReports
 from qsjax.experiments.experiment import SHOWN, Experiment
 from qsjax.experiments.quantization.grid import QuantizationRow
 from qsjax.pipeline import Pipeline
+from qsjax.settings.calibration import SAMPLES
 from qsjax.versions import EVALUATION, versions
 
 
@@ -74,7 +75,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
     Args:
         pipeline, folder, captions, samples, progress, settings: of `Experiment`.
         stream: captions and noise of the evaluation: "report", or "choice" to choose a setting.
-        lpips: measure LPIPS too, which needs `qsjax[lpips]`.
+        lpips: measure LPIPS too, which needs the extra `lpips`.
 
     Raises:
         InputError: as `Experiment`; LPIPS cannot be measured.
@@ -86,7 +87,7 @@ class QuantizationExperiment(Experiment[QuantizationRow, QuantizationOutcome]):
         folder: Path,
         *,
         captions: int = 32,
-        samples: int = 20,
+        samples: int = SAMPLES,
         stream: str = "report",
         lpips: bool = False,
         progress: bool = False,

@@ -8,6 +8,7 @@ from qsjax.calibration import METHODS, Method
 from qsjax.experiments.row import Outliers, Row, nameless
 from qsjax.quant import Precision, Recipe
 from qsjax.quant.quantizer import UNQUANTIZED
+from qsjax.settings.calibration import SAMPLED_EARLY
 
 SEEDS = (0, 1, 2)
 """Of calibrations, where rows have several."""
@@ -70,6 +71,8 @@ class QuantizationRow(Row):
     def content(self) -> dict[str, object]:
         """Everything but rank and the names of recipe and method."""
         content: dict[str, object] = {"outliers": self.outliers, "seed": self.seed}
+        if not self.fixed:
+            content["sampled early"] = SAMPLED_EARLY
         for part, config in (("recipe", self.recipe), ("method", self.method)):
             content[part] = nameless(config)
         return content

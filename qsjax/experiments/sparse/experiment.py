@@ -24,6 +24,7 @@ from qsjax.quant import Recipe
 from qsjax.sample import Heads, executed_kinds, heads_of
 from qsjax.sample.state import Memory
 from qsjax.settings import SPARSE
+from qsjax.settings.calibration import SAMPLES
 from qsjax.versions import EVALUATION, versions
 from qsjax.video import to_uint8
 
@@ -91,7 +92,7 @@ class SparseExperiment(Experiment[SparseRow, SparseOutcome]):
         folder: Path,
         *,
         captions: int = 32,
-        samples: int = 20,
+        samples: int = SAMPLES,
         seed: int = 0,
         stream: str | None = None,
         first_caption: int = 0,

@@ -9,6 +9,7 @@ from qsjax.experiments.row import Outliers, Row, nameless
 from qsjax.residual import Residual
 from qsjax.sample import Skip, SparsePlan
 from qsjax.settings import PolicyName
+from qsjax.settings.calibration import SAMPLED_EARLY
 from qsjax.sparse import Sparsity
 
 DENSITIES = (0.15, 0.25, 0.40)
@@ -102,6 +103,7 @@ class SparseRow(Row):
             "seed": self.seed,
             "shift": self.shift,
             **({} if self.steps is None else {"steps": self.steps}),
+            **({} if self.method is None else {"sampled early": SAMPLED_EARLY}),
             **{name: None if part is None else nameless(part) for name, part in parts.items()},
         }
 
