@@ -7,8 +7,9 @@ from convert.description import describe, preset_settings
 from convert.schedule import Room
 from convert.sources import PARTS, Sources
 from qsjax.cache import cache_directory
-from qsjax.disk import free_bytes, require_room, shares_disk, shown_size
+from qsjax.disk import free_bytes, require_room, shares_disk
 from qsjax.errors import InputError
+from qsjax.units import shown_bytes
 
 _THEN = "make room, name another place by QSJAX_CACHE, or pass `delete_source=True`"
 
@@ -73,6 +74,6 @@ def require_room_for(destination: Path, needed: Room) -> None:
     free = free_bytes(destination)
     if free is not None and free < needed.together:
         raise InputError(
-            f"{destination}: needs {shown_size(needed.written)}, and what is downloaded to the same disk "
-            f"{shown_size(needed.downloaded)} at a time, together {shown_size(needed.together)}; {shown_size(free)} are free; {_THEN}"
+            f"{destination}: needs {shown_bytes(needed.written)}, and what is downloaded to the same disk "
+            f"{shown_bytes(needed.downloaded)} at a time, together {shown_bytes(needed.together)}; {shown_bytes(free)} are free; {_THEN}"
         )

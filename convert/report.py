@@ -4,6 +4,7 @@ from typing import Any
 
 from convert.containers.listing import first_few
 from qsjax.checkpoint import Manifest
+from qsjax.units import shown_bytes
 from qsjax.untrusted import shown
 
 _SOURCE: dict[str, Any] = {
@@ -56,8 +57,8 @@ def as_text(report: dict[str, Any]) -> str:
                 _printable(part["layout"]) + prefix,
                 str(part["used"]),
                 f"{part['parameters']:,}",
-                _size(part["bytes"]),
-                f"{_size(part['bytes_written'])} {'/'.join(part['dtypes'])}",
+                shown_bytes(part["bytes"]),
+                f"{shown_bytes(part['bytes_written'])} {'/'.join(part['dtypes'])}",
                 str(len(part["ignored"])),
                 f"{part['seconds']:.1f}",
             )
@@ -77,7 +78,7 @@ def as_text(report: dict[str, Any]) -> str:
                 f"{name} is quantized: {part['method']}, recipe {_printable(str(part['recipe'].get('name')))}"
             )
     text.append(
-        f"{report['checkpoint']}: complete, peak memory {_size(report['peak_memory_bytes'])}"
+        f"{report['checkpoint']}: complete, peak memory {shown_bytes(report['peak_memory_bytes'])}"
     )
     return "\n".join(text)
 
@@ -105,7 +106,3 @@ def _lora(record: object) -> str:
 def _printable(name: str) -> str:
     """A name of a stranger's for the terminal."""
     return name if name.isprintable() and len(name) <= 200 else shown(name, 200)
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.2f} MB"

@@ -17,7 +17,14 @@ from qsjax.budget.weights import Weights
 from qsjax.calibration import DEFAULT, Gathered, Method, gather
 from qsjax.calibration import method as method_named
 from qsjax.calibration.checkpoint import calibrate_checkpoint
-from qsjax.calibration.report import as_text, figure_class, plot, summary, tuning_summary
+from qsjax.calibration.report import (
+    as_text,
+    figure_class,
+    plot,
+    summary,
+    tuning_summary,
+    write_page,
+)
 from qsjax.checkpoint import Manifest
 from qsjax.config import preset
 from qsjax.dit.stack import Kept
@@ -80,6 +87,7 @@ def calibrate(
     dtype: DTypeLike | None = None,
     devices: int = 1,
     plot_to: str | os.PathLike[str] | None = None,
+    report_to: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: bool = True,
     verify: bool = True,
@@ -105,6 +113,7 @@ def calibrate(
         dtype: dtype of activations; None is bfloat16 on TPU and GPU, float32 on CPU.
         devices: number of devices that share a sampled video's tokens, and the moments of a step of tuning.
         plot_to: PNG file for loss curves and errors; needs matplotlib.
+        report_to: HTML file for a page with the table and charts; needs nothing else.
         overwrite: replace an existing checkpoint, once the new one is complete.
         progress: show progress bars.
         verify: compare the model's weights with their sha256 in the manifest when they are read.
@@ -137,6 +146,8 @@ def calibrate(
     if plot_to is not None:
         figure_class(Path(plot_to))
         check_writable(Path(plot_to), overwrite=True)
+    if report_to is not None:
+        check_writable(Path(report_to), overwrite=True)
     video = (sizes["frames"], sizes["height"], sizes["width"])
     planned = replace(PlannedModel.of_checkpoint(Manifest.read(pipeline.directory)), recipe=recipe)
 
@@ -175,6 +186,9 @@ def calibrate(
     )
     losses = (manifest.component("dit").calibration or {}).get("tuning", {}).get("loss", ())
     files = () if plot_to is None else (plot(blocks, Path(plot_to), losses),)
+    if report_to is not None:
+        title = f"{manifest.directory.name}: calibration"
+        files += (write_page(blocks, Path(report_to), losses, title=title),)
     return Calibrated(checkpoint=manifest.directory, blocks=blocks, files=files, losses=losses)
 
 

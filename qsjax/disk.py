@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qsjax.errors import InputError
+from qsjax.units import shown_bytes
 from qsjax.untrusted.files import shown_path
 
 AGAIN = "make room or name a writable place, and do the same again"
@@ -170,7 +171,7 @@ def require_room(
     free = free_bytes(place)
     if free is not None and free < nbytes:
         raise InputError(
-            f"{shown_path(place)}: {what}needs {shown_size(nbytes)}, {shown_size(free)} are free; {then}"
+            f"{shown_path(place)}: {what}needs {shown_bytes(nbytes)}, {shown_bytes(free)} are free; {then}"
         )
 
 
@@ -191,11 +192,6 @@ def shares_disk(place: Path, other: Path) -> bool:
 def _nearest(place: Path) -> Path:
     """The place, or the first folder above it that is there."""
     return next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-
-
-def shown_size(nbytes: int) -> str:
-    """A number of bytes for a message."""
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"
 
 
 def _reason(place: Path, text: str, nbytes: int) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 from qsjax.address import install
 from qsjax.disk import replacing
 from qsjax.errors import InputError
+from qsjax.page import Page
 from qsjax.video import check_writable
 
 _TERMS = {"output": "block output", "pooled": "pooled attention", "rows": "attention rows"}
@@ -129,6 +130,38 @@ def plot(reports: Sequence[dict[str, Any]], path: Path, losses: Sequence[float] 
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     return path
+
+
+def write_page(
+    reports: Sequence[dict[str, Any]], path: Path, losses: Sequence[float] = (), *, title: str
+) -> Path:
+    """Write the table and the same curves as a page of HTML by itself.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    page = Page(title)
+    page.preformatted(as_text(reports, losses))
+    errors = {
+        label: [_over(report["end"], report["round_to_nearest"], term) for report in reports]
+        for term, label in _TERMS.items()
+    }
+    page.heading("Blocks")
+    page.chart(errors, across="block", up="squared error over round-to-nearest's")
+    sqnr = {
+        label: [float(np.mean(list(report[key].values()))) for report in reports]
+        for key, label in (("sqnr_round_to_nearest", "round to nearest"), ("sqnr", "now"))
+    }
+    page.chart(sqnr, across="block", up="mean SQNR of the layers, dB")
+    curves = [report for report in reports if report["loss"]]
+    if curves:
+        ends = {str(report["block"]): report["loss"] for report in (curves[0], curves[-1])}
+        page.heading("Training")
+        page.chart(ends, across="epoch", up="loss over its start, first and last block")
+    if losses:
+        velocity = (100 * np.sqrt(losses)).tolist()
+        page.chart({"tuning": velocity}, across="step", up="velocity error, %, tuning end to end")
+    return page.write(path)
 
 
 def figure_class(path: Path) -> Any:

@@ -71,6 +71,9 @@ def add_arguments(options: Options) -> None:
     )
     add_no_verify(options)
     options.add_argument("--plot", type=Path, help="PNG of curves and errors to write")
+    options.add_argument(
+        "--report", type=Path, metavar="FILE", help="HTML page with table and charts to write"
+    )
     options.add_argument("--overwrite", action="store_true", help="replace the checkpoint")
     options.add_argument("--json", action="store_true", help="print the report as JSON on stdout")
     add_config(options)
@@ -100,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         devices=args.devices,
         plot_to=args.plot,
+        report_to=args.report,
         overwrite=args.overwrite,
         verify=not args.no_verify,
     )

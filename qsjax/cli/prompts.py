@@ -20,6 +20,7 @@ _OTHERS = {
     "encoded_prompt": "lines are texts, whose encodings are kept until their video is there",
     "save_prompt": "it saves one",
     "like": "it repeats one video",
+    "compare": "it compares one",
     "coordinator": "it runs on one host",
 }
 """Options that do not go with it, and why."""

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsjax.cli.compare import ReferenceRun, add_compare, check_compare
 from qsjax.cli.fields import add_fields
 from qsjax.cli.hosts import add_hosts, join_hosts
 from qsjax.cli.kernels import add_kernels, given_kernels
@@ -104,6 +105,7 @@ def add_arguments(options: Options) -> None:
         help="every so many steps, show in OUT.preview.png what the video will be; the first preview of a model encodes a few"
         " synthetic clips",
     )
+    add_compare(options)
     options.add_argument("--overwrite", action="store_true", help="replace the output file")
     options.add_argument("--json", action="store_true", help="print a report as JSON on stdout")
     add_config(options)
@@ -120,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
         check_options(args)
         settings = {name: getattr(args, name) for name in _SETTINGS}
         return run_prompts(args, partial(_open, args, progress=True), settings)
+    check_compare(args)
     args.out = args.out or Path("out.mp4")
     made = None
     if args.like is not None:
@@ -159,6 +162,7 @@ def run(args: argparse.Namespace) -> int:
     if first:
         check_writable(args.out, overwrite=args.overwrite, pixels=pixels)
     del changes["fps"]
+    against = ReferenceRun.asked(args, pipeline, settings, partial(_open, args, progress=True))
     prompt, text = args.prompt, args.prompt
     if args.encoded_prompt is not None:
         prompt, text = _encoded(args.encoded_prompt)
@@ -183,6 +187,9 @@ def run(args: argparse.Namespace) -> int:
     video = result.frames[0] if result.frames.ndim == 5 else result.frames
     write_video(video, args.out, fps=fps, comment=here.to_json())
     report = describe(args, result, video)
+    if against is not None:
+        pipeline.release()
+        report["compare"] = against.compare(prompt, video, settings, seed=seed)
     report["seconds"]["all"] = time.perf_counter() - start
     if differences is not None:
         report["differences"] = differences
@@ -192,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace, *, progress: bool) -> "Pipeline":
+def _open(args: argparse.Namespace, model: str | None = None, *, progress: bool) -> "Pipeline":
     from qsjax.pipeline import Pipeline
 
     storage: dict[str, Any] = {
@@ -206,10 +213,11 @@ def _open(args: argparse.Namespace, *, progress: bool) -> "Pipeline":
         "progress": progress,
         "verify": not args.no_verify,
     }
-    if args.model == "tiny":
+    model = model or args.model
+    if model == "tiny":
         # All of it fits any memory, and to drop a model is a walk through all of Python's objects.
         return Pipeline.tiny(**storage | {"staged": None})
-    return Pipeline.from_checkpoint(args.model, **storage)
+    return Pipeline.from_checkpoint(model, **storage)
 
 
 def _name(args: argparse.Namespace, made: "Provenance | None") -> str:

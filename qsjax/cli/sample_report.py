@@ -51,5 +51,14 @@ def print_report(args: argparse.Namespace, report: dict[str, Any]) -> None:
         refreshes = ", ".join(map(str, report["refreshes"]))
         print(f"{report['dense_steps']} steps were dense; refreshes were steps {refreshes}")
     print(f"wrote {report['out']} ({size}{steps}{stages})")
+    if (compared := report.get("compare")) is not None:
+        frames = compared["psnr_by_frame"]
+        like = "" if compared["ssim"] is None else f", SSIM {compared['ssim']:.3f}"
+        print(
+            f"against {compared['with']} in full precision: PSNR {compared['psnr']:.1f} dB,"
+            f" of frames {min(frames):.1f} to {max(frames):.1f}{like}"
+        )
+        for path in compared["files"]:
+            print(f"wrote {path}")
     if "preview" in report:
         print(f"wrote {report['preview']}")

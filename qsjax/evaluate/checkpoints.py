@@ -14,7 +14,9 @@ from qsjax.evaluate.perceptual import lpips as measure_lpips
 from qsjax.evaluate.plots import draw, write_sheet
 from qsjax.evaluate.reference import Reference, reference_run
 from qsjax.evaluate.repeats import Repeats
+from qsjax.evaluate.side_by_side import write_row
 from qsjax.evaluate.tables import NOTE, comparison_table, plain, summary
+from qsjax.page import Page
 from qsjax.pipeline import Pipeline
 from qsjax.tiny.streams import HELD_OUT, held_out
 from qsjax.versions import EVALUATION, versions
@@ -58,7 +60,8 @@ class Checkpoints:
         }
 
     def write(self, folder: Path, *, plots: bool = False) -> list[Path]:
-        """Write report, table, a contact sheet of the clips that were kept and, if asked for, plots; return the files.
+        """Write report, table and a page with all of it, contact sheet and videos of the clips that were kept and, if asked for,
+        plots; return the files.
 
         Raises:
             InputError: plots without matplotlib, or a place that cannot be written.
@@ -74,12 +77,32 @@ class Checkpoints:
             for k, comparison in self.results.items()
             if comparison.videos is not None
         }
+        page = Page("Checkpoints against full precision")
+        page.markdown(self.text())
+        velocity = {k: 100 * one.velocity.mean(axis=1) for k, one in self.results.items()}
+        page.chart(
+            {k: values.tolist() for k, values in velocity.items()},
+            across="step",
+            up="velocity error, %",
+        )
         if seen:
             shown = len(next(iter(seen.values())))
             full = {"full precision": to_uint8(self.reference.clips(shown))}
             captions = self.reference.captions[:shown]
+            names = {k: Path(k).name or k for k in seen}  # short, if they still differ
+            names = names if len({*names.values(), *full}) > len(names) else {}
+            for number, caption in enumerate(captions):
+                path = folder / f"comparison-{number + 1}.mp4"
+                row = {names.get(k, k): clips[number] for k, clips in {**full, **seen}.items()}
+                fps = self.reference.settings.fps
+                written.append(write_row(row, path, fps=fps, comment=caption))
+                page.video(path, caption)
             written.append(write_sheet({**full, **seen}, captions, folder / "comparison.png"))
-        return written + (draw(self._repeats(), folder / "comparison") if plots else [])
+            page.picture(written[-1], "frames of the same clips")
+        drawn = draw(self._repeats(), folder / "comparison") if plots else []
+        for path in drawn:
+            page.picture(path)
+        return [*written, *drawn, page.write(folder / "comparison.html")]
 
     def _repeats(self) -> dict[str, Repeats]:
         """One table row a checkpoint: it says nothing of other calibrations of its kind."""

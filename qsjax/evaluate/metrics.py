@@ -53,7 +53,18 @@ def frame_psnr(
     Raises:
         InputError: unlike shapes, frames that are not floats, or values that are not finite.
     """
-    return _decibels(_frame_errors(videos, reference)).mean(axis=1)
+    return psnr_by_frame(videos, reference).mean(axis=1)
+
+
+def psnr_by_frame(
+    videos: Num[np.ndarray, "B F Y X 3"], reference: Num[np.ndarray, "_ _ _ _ 3"]
+) -> Float[np.ndarray, "B F"]:
+    """The PSNR of each frame; arguments and errors as of `psnr`.
+
+    Returns:
+        Decibels, float64, at most 100.
+    """
+    return _decibels(_frame_errors(videos, reference))
 
 
 def ssim(

@@ -11,6 +11,7 @@ from qsjax.disk import write_atomically
 from qsjax.evaluate.plots import write_sheet
 from qsjax.experiments.experiment import Experiment, OutcomeT
 from qsjax.experiments.row import Row, RowT
+from qsjax.page import Page
 from qsjax.versions import EVALUATION, versions
 
 
@@ -54,7 +55,7 @@ class Report(ABC, Generic[RowT, OutcomeT, LineT]):
         return {"run": self._experiment.facts, "versions": versions(EVALUATION), "rows": rows}
 
     def write(self, folder: Path, *, plots: bool = False) -> list[Path]:
-        """Write tables, a contact sheet a table and, if asked for, plots; return the files.
+        """Write tables, a contact sheet a table, plots if asked for, and a page with all of it; return the files.
 
         Raises:
             InputError: plots without matplotlib, or a place that cannot be written.
@@ -67,7 +68,13 @@ class Report(ABC, Generic[RowT, OutcomeT, LineT]):
         for group, members in groups(self._lines):
             written += self._write_sheet(group, members, folder)
             written += self._draw_table(group, members, folder) if plots else []
-        return written + (self._draw(folder) if plots else [])
+        written += self._draw(folder) if plots else []
+        page = Page(tables.stem.replace("_", " "))
+        page.markdown(self.text())
+        for path in written[1:]:
+            page.picture(path, path.stem)
+        page.paragraph(f"{facts}; {used}")
+        return [*written, page.write(tables.with_suffix(".html"))]
 
     @abstractmethod
     def _plain_row(self, line: LineT, base: LineT) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from convert.quantized_source import QuantizedSource
 from qsjax.calibration import Gathered, calibrate_module, loop
 from qsjax.calibration.checkpoint import calibrate_checkpoint
 from qsjax.calibration.programs import Programs
+from qsjax.calibration.report import write_page
 from qsjax.calibration.samples import stored
 from qsjax.checkpoint import MANIFEST, CheckpointWriter, Manifest, digest
 from qsjax.dit import load_dit
@@ -83,6 +84,15 @@ def test_memory_and_disk_give_the_same_bits(made, whole):
     for path, variable in ours.items():
         one, other = (np.asarray(v.get_value()) for v in (variable, theirs[path]))
         np.testing.assert_array_equal(one, other, err_msg=str(path))
+
+
+def test_a_page_of_all_blocks(whole, tmp_path):
+    reports = Manifest.read(whole).data["components"]["dit"]["calibration"]["blocks"]
+    page = write_page(reports, tmp_path / "page.html", [0.04, 0.01], title="w4a8: calibration")
+    text = page.read_text()
+    assert all(f"\n{block} " in text or f"<pre>{block} " in text for block in BLOCKS)
+    assert text.count("<svg") == 4
+    assert "velocity error 20.0 % in the first tenth" in text
 
 
 def test_what_the_manifest_says(checkpoint, whole):
@@ -253,7 +263,7 @@ def test_too_little_room_for_a_calibration(checkpoint, tmp_path):
     def never():
         raise AssertionError("samples were made")
 
-    with pytest.raises(InputError, match=r"calibration needs [\d.]+ GB, [\d.]+ [GM]B are free"):
+    with pytest.raises(InputError, match=r"calibration needs 1\.15 EB, [\d.]+ [GMk]?B are free"):
         calibrate(checkpoint, tmp_path / "w4a8", never, room=1 << 60)
 
 

@@ -38,7 +38,11 @@ def test_compare_checkpoints(capsys, tmp_path, tiny_checkpoint):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("comparison.json", "comparison.md", "comparison.png"),
         *("comparison-figures.png", "comparison-velocity.png"),
+        *("comparison-1.mp4", "comparison-2.mp4", "comparison.html"),
     }
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert [page.count(f"data:{kind};base64,") for kind in ("image/png", "video/mp4")] == [3, 2]
+    assert "a blue square grows over a dark gradient" in page
     assert "2 clips" in (tmp_path / "out" / "comparison.md").read_text()
 
 

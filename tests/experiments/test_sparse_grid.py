@@ -161,7 +161,11 @@ def test_a_report(finished):
     folder, made, outcomes = finished
     report = SparseReport(made, outcomes)
     files = report.write(folder)
-    assert {path.name for path in files} == {"sparse_tables.md", "policies.png"}
+    written = {"sparse_tables.md", "policies.png", "sparse_tables.html"}
+    assert {path.name for path in files} == written
+    page = (folder / "sparse_tables.html").read_text()
+    assert page.count("<td>first</td>") == 1
+    assert page.count("src=") == page.count('src="data:image/png;base64,') == 1
     assert len(re.findall("PSNR over first, dB", (folder / "sparse_tables.md").read_text())) == 1
     report = json.loads(json.dumps(report.plain(), allow_nan=False))
     assert [row["label"] for row in report["rows"]] == [row.label for row in ROWS]
