@@ -29,6 +29,8 @@ LINK = re.compile(r"(?<!!)\[((?:[^\]\[]|\[[^\]]*\])*)\]\(([^)\s#:]+)((?:#[^)\s]*
 def gather() -> None:
     """Copy the pages, and leave those alone that are up to date, so that they are not read again."""
     FOLDER.mkdir(exist_ok=True)
+    for left in set(FOLDER.iterdir()) - set(GATHERED.values()):
+        left.unlink()
     for source, copy in GATHERED.items():
         text = mended(source.read_text(encoding="utf-8"), source, copy)
         if not copy.exists() or copy.read_text(encoding="utf-8") != text:
@@ -48,6 +50,8 @@ def mended(text: str, source: Path, copy: Path) -> str:
     def link(found: re.Match[str]) -> str:
         words, path, anchor = found.groups()
         target = (source.parent / path).resolve()
+        if not target.exists():
+            return found[0]  # code that looks like a link, or one that Sphinx refuses
         target = GATHERED.get(target, target)
         if not target.is_relative_to(DOCS):
             return words

@@ -12,7 +12,7 @@ from qsjax.cli import VERBS, build_parser
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = set(PROJECT["project"]["optional-dependencies"])
 MARKERS = {line.split(":")[0] for line in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
-OTHERS = {"source", "git", "cd", ".ci/run", "lint-imports", "pyrefly", "jupytext"}
+OTHERS = {"source", "git", "cd", "curl", ".ci/run", "lint-imports", "pyrefly", "jupytext"}
 
 
 def commands(block):
@@ -54,10 +54,14 @@ def check_options(arguments):
     """Refuse a verb or an option that is not there; values are not looked at."""
     verb, *rest = arguments
     assert verb in VERBS, f"no verb {verb}"
-    child = build_parser(verb)._subparsers._group_actions[0].choices[verb]
-    known = set(child._option_string_actions)
+    parser = build_parser(verb)
+    for word in arguments:
+        below = parser._subparsers
+        if below is not None and word in below._group_actions[0].choices:
+            parser = below._group_actions[0].choices[word]
+    known = set(parser._option_string_actions)
     missing = {word.partition("=")[0] for word in rest if re.match(r"--[a-z]", word)} - known
-    assert not missing, f"qsjax {verb} has no {', '.join(sorted(missing))}"
+    assert not missing, f"{parser.prog} has no {', '.join(sorted(missing))}"
 
 
 def check_pytest(arguments):

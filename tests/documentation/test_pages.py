@@ -10,7 +10,7 @@ import pytest
 from documentation.commands import check, check_extras, check_options, check_pytest, commands
 from documentation.pages import DOCS, ROOT, blocks, blocks_of, inline_commands, pages
 
-LANGUAGES = {"python", "sh", "toml", "json", "text", ""}
+LANGUAGES = {"python", "sh", "toml", "json", "text", "bibtex", ""}
 _LINK = re.compile(r"(!?)\[((?:[^\]\[]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 
