@@ -1,6 +1,7 @@
 """Every block of code of the documentation is parsed, every link and every message that it quotes is there."""
 
 import ast
+import functools
 import importlib
 import json
 import re
@@ -112,14 +113,17 @@ def quoted_messages():
     return re.findall(r"^### `(.+)`$", text, flags=re.M)
 
 
+@functools.cache
+def code():
+    """All of the program's code; strings that go on in the next line are joined."""
+    files = (path for folder in ("qsjax", "convert", "pallas_kernels") for path in (ROOT / folder).rglob("*.py"))  # fmt: skip
+    return " ".join(re.sub(r'"\s*f?"', "", path.read_text(encoding="utf-8")) for path in files)
+
+
 @pytest.mark.parametrize("message", quoted_messages())
 def test_messages_of_the_faq_are_messages_of_the_program(message):
     """Every run of words without names and numbers stands in the code."""
-    code = " ".join(
-        re.sub(r'"\s*f?"', "", path.read_text(encoding="utf-8"))
-        for folder in ("qsjax", "convert", "pallas_kernels") for path in (ROOT / folder).rglob("*.py")
-    )  # fmt: skip
-    parts = [part.strip() for part in re.split(r"[\w.]*\d[\w.]*|'[^']*'|--[a-z-]+|[()=;:,?]|\bnowhere\b|\bcpu\b", message)]  # fmt: skip
-    words = [part for part in parts if len(part.split()) > 2]
+    names = r"[\w.]*\d[\w.]*|'[^']*'|--[a-z-]+|[()=;:,?]|\bnowhere\b|\bcpu\b"
+    words = [part.strip() for part in re.split(names, message) if len(part.split()) > 2]
     assert words
-    assert all(part in code for part in words), words
+    assert all(part in code() for part in words), words
