@@ -108,7 +108,7 @@ class Pipeline(OpenCheckpoint):
     ) -> Result:
         """Sample a video and return it together with the latents, settings, timings and statistics of the run.
 
-        >>> result = pipeline.generate("a red circle moves left", steps=20, recipe="quantsparse-w4a8-d15")
+        >>> result = pipeline.generate("a red circle moves left", steps=20, recipe="svg-d25")
         >>> result.frames, result.latents, result.timings
 
         Arguments that are None take the recipe's value, else the checkpoint's.
@@ -205,7 +205,7 @@ class Pipeline(OpenCheckpoint):
     def __call__(self, prompt: Prompt, **arguments: Any) -> UInt8[np.ndarray, "... F Y X 3"]:
         """Sample a video and return only its frames: uint8 [T, H, W, 3] for a single text, else [B, T, H, W, 3].
 
-        >>> video = pipeline("a red circle moves left", steps=20, recipe="quantsparse-w4a8-d15")
+        >>> video = pipeline("a red circle moves left", steps=20, recipe="svg-d25")
         """
         return self.generate(prompt, **arguments).frames
 
