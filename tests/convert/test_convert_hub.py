@@ -250,7 +250,7 @@ def test_an_option_is_said_first(whole, tmp_path):
 def test_a_disk_for_download_and_result(whole, tmp_path, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=sizes(whole) + 1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    message = r"needs 9\.\d MB, and what is downloaded to the same disk 9\.\d MB at a time, together 19\.\d MB; 11\.\d MB are free; make room"
+    message = r"needs 9\.\d+ MB, and what is downloaded to the same disk 9\.\d+ MB at a time, together 19\.\d MB; 11\.\d MB are free; make room"
     refused_early(whole, tmp_path, message)
     monkeypatch.setattr("convert.early.shares_disk", lambda *_: False)
     convert(HERE, tmp_path / "out", progress=False)
@@ -264,7 +264,7 @@ def test_a_disk_of_the_cache(whole, tmp_path, monkeypatch):
         "disk_usage",
         lambda place: usage._replace(free=8000) if place == tmp_path / "cache" else usage,
     )
-    refused_early(whole, tmp_path, "the download needs .* MB, 0.0 MB are free; make room, name another place by QSJAX_CACHE")  # fmt: skip
+    refused_early(whole, tmp_path, "the download needs .* MB, 8 kB are free; make room, name another place by QSJAX_CACHE")  # fmt: skip
 
 
 def test_a_licence_is_said_first(whole, tmp_path):

@@ -154,7 +154,7 @@ def test_a_gguf_file_comes_whole(hub, expected, tmp_path, monkeypatch):
 
 def test_without_gguf_nothing_is_fetched(hub, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(InputError, match=r"needs the package gguf; .*pip install 'qsjax\[gguf\]'"):
+    with pytest.raises(InputError, match=r"needs the package gguf; .*pip install '\.\[gguf\]'"):
         run(hub, tmp_path, GGUF, lora=())
     assert hub.sent == 0
     assert not list(tmp_path.glob("out*"))

@@ -17,7 +17,6 @@ from qsjax.cli import main
 SMALL = {"frames": 5, "height": 16, "width": 16, "steps": 2}
 LEFT_OUT = {
     "hf://": "needs the network",
-    "qsjax sample ... --height 480": "a video of the real model's size",
     "height=480": "a video of the real model's size",
     "qsjax bench": "minutes; tests/bench",
     "qsjax evaluate": "minutes to hours; tests/evaluate and tests/experiments",

@@ -205,7 +205,7 @@ def test_a_full_disk_is_one_sentence_and_the_work_stays(
     jobs = [replace(job, out=out / job.out.name) for job in jobs]
     fill(small_disk, FULL[stage])
     if stage == "before":
-        with pytest.raises(InputError, match=r"out: needs 0\.0 MB, 0\.0 MB are free; make room"):
+        with pytest.raises(InputError, match=r"out: needs [\d.]+ kB, 0 B are free; make room"):
             sample_jobs(pipeline, jobs, out, progress=False)
         monkeypatch.setattr("qsjax.jobs.stages.require_room", lambda *_: None)
     failures = []
