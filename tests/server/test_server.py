@@ -265,7 +265,10 @@ def test_what_cannot_be_served(words, said, tmp_path, capsys, tiny_checkpoint):
 @pytest.mark.whole
 def test_finished_videos_survive_a_kill(tmp_path):
     """kill -9 in the second of three; what was finished is there for the next process, and nothing else."""
-    command = [sys.executable, "-m", "qsjax", "serve", "--port", "0", "--json", "--out", str(tmp_path / "v"), "--max-steps", "2000"]  # fmt: skip
+    options = ["--port", "0", "--json", "--out", str(tmp_path / "v"), "--max-steps", "2000"]
+    # A shell's background ignores interrupts, and children inherit that.
+    heeds = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from qsjax.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", heeds, "serve", *options]
 
     def start():
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
