@@ -249,5 +249,5 @@ def test_pictures(comparisons, results, tmp_path):
 
 def test_plots_say_what_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"qsjax\[plot\]"):
+    with pytest.raises(InputError, match=r"pip install .\.\[plot\]"):
         require_matplotlib()
