@@ -1,4 +1,4 @@
-"""A page of HTML by itself: text, tables, charts, pictures and videos in one file, without scripts or anything from elsewhere."""
+"""A page of HTML that needs nothing else: text, tables, charts, pictures and videos in one file, without scripts or anything from elsewhere."""
 
 import base64
 import html

@@ -135,7 +135,7 @@ def plot(reports: Sequence[dict[str, Any]], path: Path, losses: Sequence[float] 
 def write_page(
     reports: Sequence[dict[str, Any]], path: Path, losses: Sequence[float] = (), *, title: str
 ) -> Path:
-    """Write the table and the same curves as a page of HTML by itself.
+    """Write the table and the same curves as one page of HTML.
 
     Raises:
         InputError: the file cannot be written.

@@ -99,6 +99,18 @@ def add_config(options: Options) -> None:
     )
 
 
+def add_precision(options: Options) -> None:
+    """Add `--dtype` and `--text-storage`: how a model is held that samples."""
+    options.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="dtype of weights and matmuls (default: bfloat16 on TPU and GPU, float32 on CPU)",
+    )
+    options.add_argument(
+        "--text-storage", choices=("int8",), help="hold the text encoders in 8 bits"
+    )
+
+
 def add_no_verify(options: Options) -> None:
     """Add `--no-verify`."""
     options.add_argument(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsjax.cli.kernels import add_kernels, given_kernels
 from qsjax.cli.numbers import whole
-from qsjax.cli.options import Options, add_config, add_no_verify
+from qsjax.cli.options import Options, add_config, add_no_verify, add_precision
 
 if TYPE_CHECKING:
     from qsjax.pipeline import Pipeline
@@ -43,14 +43,7 @@ def add_resident(options: Options, *, port: int) -> None:
         type=whole(1),
         help="frames x height x width of a video at most (default: twice the checkpoint's own)",
     )
-    options.add_argument(
-        "--dtype",
-        choices=("bfloat16", "float32"),
-        help="dtype of weights and matmuls (default: bfloat16 on TPU and GPU, float32 on CPU)",
-    )
-    options.add_argument(
-        "--text-storage", choices=("int8",), help="hold the text encoders in 8 bits"
-    )
+    add_precision(options)
     options.add_argument(
         "--devices",
         type=whole(1, 65_536),

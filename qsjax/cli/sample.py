@@ -13,7 +13,7 @@ from qsjax.cli.hosts import add_hosts, join_hosts
 from qsjax.cli.kernels import add_kernels, given_kernels
 from qsjax.cli.like import say_differences, take_over
 from qsjax.cli.numbers import whole
-from qsjax.cli.options import Options, add_config, add_no_verify, with_config
+from qsjax.cli.options import Options, add_config, add_no_verify, add_precision, with_config
 from qsjax.cli.prompts import check_options, run_prompts
 from qsjax.cli.sample_report import describe, print_report
 from qsjax.cli.sparse import add_sparse_options, chosen_recipe
@@ -64,14 +64,7 @@ def add_arguments(options: Options) -> None:
     )
     add_fields(options, Settings, only=_SETTINGS, default="the checkpoint's")
     options.add_argument("--seed", type=int, help="same seed, same video (default: 0)")
-    options.add_argument(
-        "--dtype",
-        choices=("bfloat16", "float32"),
-        help="dtype of weights and matmuls (default: bfloat16 on TPU and GPU, float32 on CPU)",
-    )
-    options.add_argument(
-        "--text-storage", choices=("int8",), help="hold the text encoders in 8 bits"
-    )
+    add_precision(options)
     options.add_argument(
         "--modulation",
         choices=MODULATION_WEIGHTS,

@@ -1,4 +1,4 @@
-"""One video that somebody asks for, in a file, on a page or by HTTP: checked by itself, before a model is asked."""
+"""One video that somebody asks for, in a file, on a page or by HTTP: checked before a model is asked."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -240,7 +240,7 @@ def tuning() -> dict:
         pooled=normal(2, 6),
         guidance=6000.0,
     )
-    method = replace(METHODS["gptq"], tune_steps=3)
+    method = replace(METHODS["gptq"], tune_steps=3, tune_learning_rate=1e-4)
     dit = model("w4a8", CONFIG)
     curves = [tune(dit, runs, method, mesh=make_mesh(devices))[1] for devices in (1, 2)]
     return dict(zip(("one", "two"), curves, strict=True))

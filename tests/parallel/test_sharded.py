@@ -75,9 +75,9 @@ def test_two_devices_tune_as_one_does():
     """Each has one of a step's two moments; the third loss depends on both devices' gradients of the first two steps."""
     curves = reported("tuning")["tuning"]
     assert len(set(curves["one"])) == 3
-    # Adam's first steps are as long whatever a gradient is: where it is all but zero, rounding decides which way.
-    np.testing.assert_allclose(curves["two"], curves["one"], rtol=1e-3)
-    assert abs(curves["one"][2] / curves["one"][1] - 1) > 0.05
+    # Adam's first steps are as long whatever a gradient is, and where it is all but zero rounding decides which way: the rate
+    # is low. The third loss would be 2e-3 larger without its updates.
+    np.testing.assert_allclose(curves["two"], curves["one"], rtol=1e-4)
 
 
 def test_the_cache_lies_with_its_heads(runs):
